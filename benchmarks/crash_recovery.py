@@ -43,7 +43,7 @@ from tasks.datasets.registry import load_examples
 from tasks.problem import Problem
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
-UNDISTURBED_ADAPTER, KILLED_ADAPTER, QUEUED_ADAPTER = "lora-calm", "lora-storm", "lora-behind"
+UNDISTURBED_ADAPTER, KILLED_ADAPTER, QUEUED_ADAPTER = "lora-undisturbed", "lora-killed", "lora-queued"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _POLL_SECONDS = 0.25
 # Limit for one job, to end a test that makes no progress.
@@ -59,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         home = Path(scratch) / "home"
         _share_converted_bases(home)
         try:
-            result = Chaos(home, options).run()
+            result = CrashTest(home, options).run()
         except PromptOrTuneError as error:
-            print(f"kills: {error}", file=sys.stderr)
+            print(f"benchmarks.crash_recovery: {error}", file=sys.stderr)
             return 2
     print(json.dumps(result))
     return 0 if result["same_bytes"] and result["same_scores"] and not result["lost"] else 1
@@ -74,7 +74,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--rows", type=int, default=60, help="rows of the uploaded file")
     parser.add_argument("--epochs", type=float, default=2.0)
-    parser.add_argument("--gap", type=float, help="mean seconds between two kills; by default from the calm run")
+    parser.add_argument("--gap", type=float, help="mean seconds between two kills; by default from the undisturbed run")
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--quantization", default="nf4", choices=["nf4", "int8", "none"])
     parser.add_argument("--device", default="cpu")
@@ -85,7 +85,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-class Chaos:
+class CrashTest:
     """Runs the jobs with and without kills and collects what is lost."""
 
     def __init__(self, home: Path, options: argparse.Namespace) -> None:

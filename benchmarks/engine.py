@@ -119,7 +119,7 @@ def _selected_benchmarks(options: argparse.Namespace) -> list[str]:
     selected = [name.strip() for name in options.only.split(",")]
     for name in selected:
         if name not in BENCHMARKS:
-            raise unknown_name_error("question", name, BENCHMARKS)
+            raise unknown_name_error("benchmark", name, BENCHMARKS)
     return [name for name in BENCHMARKS if name in selected and not (name == "llama" and options.random_llama)]
 
 
@@ -163,7 +163,7 @@ def _device_name(device: str) -> str:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """Return the command for the page, without --llama-python, whose path holds for this machine alone."""
+    """Return the command for the page, without --llama-python, whose path is valid on this machine only."""
     words: list[str] = []
     for argument in arguments:
         if not argument.startswith("--llama-python=") and words[-1:] != ["--llama-python"]:

@@ -30,7 +30,7 @@ GRID: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("prompt-tuning", ("3e-3", "1e-1"), ("examples",)),
     ("prefix-tuning", ("1e-2", "1e-1"), ("examples",)),
 )
-_TABLE_HEADER = ("technique", "learning rate", "virtual tokens start from", "validation loss", "seconds")
+_TABLE_HEADER = ("technique", "learning rate", "initial virtual tokens", "validation loss", "seconds")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,12 +104,12 @@ def _render_page(runs: Sequence[Mapping[str, Any]], data: str, command: str) -> 
     ]
     first = runs[0]
     return (
-        f"# Learning rates and start values on {data}\n\n"
+        f"# Learning rates and initial values on {data}\n\n"
         f"- Base: {first['base']}\n- Prompt style: {first['prompt']}; seed {first['seed']}\n"
         f"- {MAX_STEPS} steps of batch {BATCH_SIZE}, linear schedule; loss on {first['n']} validation rows\n\n"
         f"{text_table(_TABLE_HEADER, cells, markdown=True)}\n\n"
-        "Lower is better. So short a run favours high rates: a longer one may want less.\n\n"
-        f"Made by:\n\n```sh\n{command}\n```\n"
+        "A lower loss is better. Short runs favour high learning rates; longer runs may need a lower rate.\n\n"
+        f"Command:\n\n```sh\n{command}\n```\n"
     )
 
 

@@ -51,11 +51,11 @@ _TABLE_HEADER = ("technique", "epochs", "trained on", "answers on", "parameters"
 
 _TABLE_LEGEND = (
     "`trained on` and `answers on` say how the base's weights were quantized. Seconds are those of training steps, "
-    "without evaluations; peak memory is the process's resident set during training."
+    "without evaluation; peak memory is the process's maximum resident set during training."
 )
 _PAPER_NOTE = (
-    "CodeGen-350M-mono, arXiv 2308.10462 v3, Table 3, 543 test problems; another base, another tokenizer, and CodeBLEU "
-    "as of 2023, so compare orders, not values."
+    "CodeGen-350M-mono, arXiv 2308.10462 v3, Table 3, 543 test problems; with another base, another "
+    "tokenizer and CodeBLEU of 2023, so compare the order of the techniques, not the values."
 )
 
 
@@ -105,16 +105,16 @@ def render_markdown(results: Sequence[TechniqueResult], command: str) -> str:
         text_table(_TABLE_HEADER, [_table_cells(result) for result in results], markdown=True),
         table_footnote([result.row for result in results]),
         _TABLE_LEGEND,
-        "## Against LoRA, on the same problems",
+        "## Comparison with LoRA on the same problems",
         _comparisons_section(results),
-        "## The study's own, for orientation",
+        "## Published results of the study",
         _PAPER_NOTE,
         text_table(
             ("technique", "parameters", "EM@1", "EM@10", "CodeBLEU"),
             [_paper_cells(row) for row in _PAPER_ROWS],
             markdown=True,
         ),
-        f"Made by:\n\n```sh\n{command}\n```",
+        f"Command:\n\n```sh\n{command}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -175,7 +175,7 @@ def _comparisons_section(results: Sequence[TechniqueResult]) -> str:
         if result is not reference
         for pair in compare_results(result.results(), reference.results(), result.label, reference.label, seed)
     ]
-    note = "Paired over the same problems; bootstrap 95 % intervals; * is a corrected p below 0.05."
+    note = "Paired over the same problems; bootstrap 95 % intervals; * marks a corrected p below 0.05."
     return f"{render_comparisons(apply_holm_correction(pairs), markdown=True)}\n\n{note}"
 
 
@@ -241,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _run_all(runs, options)
         _write_report(runs, options, " ".join(["python -m benchmarks.techniques", *given]))
     except (PromptOrTuneError, subprocess.CalledProcessError) as error:
-        print(f"techniques: {error}", file=sys.stderr)
+        print(f"benchmarks.techniques: {error}", file=sys.stderr)
         return 2
     return 0
 

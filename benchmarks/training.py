@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise PromptOrTuneError("TRL is not installed: pip install --no-deps -r requirements-benchmarks.txt.")
         print(json.dumps(_compare_sides(options)))
     except PromptOrTuneError as error:
-        print(f"training: {error}", file=sys.stderr)
+        print(f"benchmarks.training: {error}", file=sys.stderr)
         return 2
     return 0
 

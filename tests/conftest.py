@@ -1,4 +1,4 @@
-"""What all tests share: where the data and the user's cache lie, and an environment without noise."""
+"""Fixtures of all tests: data folder, user cache and sandbox; environment variables that silence libraries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LONGEST_FILES = (
     "tests/jobs/test_worker.py",
 )
 
-# Before any library reads them.
+# Set before any library reads them.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The folder with CoNaLa, CodeAlpacaPy, MBPP and APPS; it lies beside the checkout, not in it."""
+    """Return the folder with CoNaLa, CodeAlpacaPy, MBPP and APPS, by default next to the checkout."""
     folder = Path(os.environ.get("PROMPT_OR_TUNE_TEST_DATA") or ROOT.parent / "shared" / "data")
     if not folder.is_dir():
         pytest.skip(f"There is no test data in {folder}: name its folder with PROMPT_OR_TUNE_TEST_DATA.")
@@ -56,9 +56,9 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def home() -> Path:
-    """The user's own cache, so that the embedded base is converted once and not once a run of the tests.
+    """Return the user's cache, so that the embedded base is not converted again in every run of the tests.
 
-    Without PROMPT_OR_TUNE_HOME this is the default folder; tests that write adapters make a home of their own.
+    Without PROMPT_OR_TUNE_HOME this is the default folder. Tests that write adapters use a temporary home instead.
     """
     folder = Path(os.environ.get("PROMPT_OR_TUNE_HOME") or "~/.cache/prompt-or-tune").expanduser()
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def home() -> Path:
 
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[Sandbox]:
-    """The best layer that works here. Without one the tests are skipped, but fail where CI is set."""
+    """Open a sandbox with the best available layer. Without one, skip the test, or fail it if CI is set."""
     from evaluate.sandbox.sandbox import SandboxUnavailableError, open_sandbox
 
     try:

@@ -51,14 +51,14 @@ class FakeStore(Store):
 class FakeEngine(LLMEngine):
     """An LLMEngine with scripted answers.
 
-    `says` maps method names to answers, `fails` to error messages, `words` to the words per step; a step takes `delay`
-    seconds. `refused` maps adapters to the reason why they are unsupported. `seen` are the requests of each run,
-    `cancelled` counts the cancelled runs.
+    `answers` maps method names to answers, `errors` to error messages, `words` to the words per step; a step takes
+    `delay` seconds. `unsupported` maps adapters to the reason why they are unsupported. `received` are the requests of
+    each run, `cancelled` counts the cancelled runs.
     """
 
-    says: Mapping[str, str] = field(default_factory=dict)
-    fails: Mapping[str, str] = field(default_factory=dict)
-    refused: Mapping[str, str] = field(default_factory=dict)
+    answers: Mapping[str, str] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
+    unsupported: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     words: Mapping[str, int] = field(default_factory=dict)
     names: Sequence[str] = ("lora-starter", "lora-conala")
@@ -66,7 +66,7 @@ class FakeEngine(LLMEngine):
     longest_intent: int = 20_000
     runs: int = 0
     cancelled: int = 0
-    seen: list[list[Request]] = field(default_factory=list)
+    received: list[list[Request]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -75,11 +75,11 @@ class FakeEngine(LLMEngine):
 
     @property
     def store(self) -> Store:
-        return FakeStore(self.names, self.fails)
+        return FakeStore(self.names, self.errors)
 
     @property
     def adapter_cache(self) -> AdapterCache:
-        """An empty cache."""
+        """Return an empty cache."""
         return AdapterCache(cast("Backend", self), self.store)
 
     def adapters(self) -> list[str]:
@@ -92,7 +92,7 @@ class FakeEngine(LLMEngine):
         return f"sha256:{zlib.crc32(name.encode()):08x}"
 
     def unsupported_reason(self, method: Method) -> str | None:
-        return self.refused.get(method.adapter or "")
+        return self.unsupported.get(method.adapter or "")
 
     def stream(
         self,
@@ -104,7 +104,7 @@ class FakeEngine(LLMEngine):
         cancel = cancel or threading.Event()
         with self._lock:
             self.runs += 1
-            self.seen.append(list(requests))
+            self.received.append(list(requests))
             began = time.monotonic()
             remaining: dict[int, list[str]] = {}
             for index, request in enumerate(requests):
@@ -152,10 +152,10 @@ class FakeEngine(LLMEngine):
     def _failure(self, request: Request) -> str | None:
         if len(request.problem.intent) > self.longest_intent:
             return f"The prompt has {len(request.problem.intent) // 4} tokens and 1792 fit: shorten the intent."
-        return self.fails.get(request.method.name)
+        return self.errors.get(request.method.name)
 
     def _answer(self, method: Method) -> str:
-        return self.says.get(method.name, f"print({method.name!r})")
+        return self.answers.get(method.name, f"print({method.name!r})")
 
     def _done(
         self,

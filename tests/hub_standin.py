@@ -1,8 +1,8 @@
 """A local server in place of the Hugging Face Hub: enough of its API for the real client to read and write models.
 
 It has repositories (folders on disk, or created over HTTP with several commits), accounts with tokens of different
-rights, gated and private repositories, and connections that break half way. Large files are transferred by LFS, or by
-Xet where it has a folder for them (tests/hub/xet.py). Data sets are repositories whose names begin with `datasets/`.
+rights, gated and private repositories, and connections that break during a transfer. Large files are transferred by
+LFS, or by Xet if it has a folder for them (tests/hub/xet.py). Data sets are repositories named `datasets/...`.
 Jobs are in tests/hub/jobs.py, Spaces in tests/hub/spaces.py.
 """
 
@@ -55,7 +55,7 @@ def hub_standin() -> Iterator[Hub]:
 
 
 class _CutError(Exception):
-    """The connection must break now."""
+    """Raised to break the connection."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -165,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
         return reply
 
     def _body(self, breaks: str = "") -> bytes:
-        """Read the request body; only half of it where the connection must break under `breaks`."""
+        """Read the request body, or only half of it if the connection is to break at the event `breaks`."""
         if self.headers.get("Transfer-Encoding") == "chunked":
             parts = []
             while size := int(self.rfile.readline(), 16):
@@ -199,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(reply.content)
 
     def _send_stream(self, parts: Iterator[bytes]) -> None:
-        """Send events as they come, until the connection is closed."""
+        """Send events as they are produced, until the connection is closed."""
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
         self.end_headers()

@@ -1,4 +1,4 @@
-"""What a person meets at the start: one sentence for what is wrong, a page for what is right, a quiet end."""
+"""`python app.py`: options and their errors, unreachable hubs, a full disk, and a start that ends with Ctrl-C."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 
 
 def message_of(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line that a failed start leaves on stderr."""
+    """Return the message of a failed start, the only line on stderr."""
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     lines = done.stderr.splitlines()
@@ -71,7 +71,7 @@ def message_of(done: subprocess.CompletedProcess[str]) -> str:
         (["--bass", "x"], "Unrecognized arguments: --bass x; `python app.py --help` lists all options."),
     ],
 )
-def test_a_wrong_option_is_refused_before_anything_is_loaded(
+def test_invalid_option_is_refused_before_anything_is_loaded(
     arguments: list[str], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(app, "serve", lambda _: pytest.fail("the options were not checked"))
@@ -79,7 +79,7 @@ def test_a_wrong_option_is_refused_before_anything_is_loaded(
     assert capsys.readouterr().err == f"prompt-or-tune: {expected}\n"
 
 
-def test_a_port_in_use_is_named_with_the_way_out() -> None:
+def test_error_of_a_port_in_use_suggests_another_port() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -90,12 +90,14 @@ def test_a_port_in_use_is_named_with_the_way_out() -> None:
         assert message_of(start("--port", str(port))) == expected
 
 
-def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.CANNOT_SERVE_ADDRESS_CHECK_HOST):
+def test_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(PromptOrTuneError, match=messages.ADDRESS_NOT_LOCAL):
         check_port_free("192.0.2.1", free_port())
 
 
-def test_a_space_is_served_to_everybody_and_its_base_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_space_listens_on_all_addresses_and_reads_its_base_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("SPACE_ID", "someone/prompt-or-tune")
     monkeypatch.setenv("GRADIO_SERVER_PORT", "7000")
     options = app.parse_options([])
@@ -104,14 +106,14 @@ def test_a_space_is_served_to_everybody_and_its_base_is_a_setting(monkeypatch: p
     assert app.parse_options([]).model.base == "owner/other@main"
 
 
-def test_at_home_only_this_machine_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_address_is_loopback_outside_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SPACE_ID", "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "PROMPT_OR_TUNE_BASE"):
         monkeypatch.delenv(name, raising=False)
     options = app.parse_options([])
     assert (options.host, options.port, options.model.base) == ("127.0.0.1", 7860, "embedded")
 
 
-def test_progress_is_thinned_out_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_prints_fewer_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     progress = ProgressPrinter()
     for percent in range(100):
         progress(f"Converting {percent} %")
@@ -119,12 +121,12 @@ def test_progress_is_thinned_out_where_there_is_no_terminal(capsys: pytest.Captu
     assert capsys.readouterr().out.splitlines() == ["Converting 0 %", "Loading"]
 
 
-def test_a_hub_that_refuses_is_one_message(tmp_path: Path) -> None:
+def test_refused_hub_connection_gives_one_message(tmp_path: Path) -> None:
     done = start("--base", "owner/no-such", HF_ENDPOINT=f"http://127.0.0.1:{free_port()}", HF_HOME=str(tmp_path))
     assert "The Hub could not be reached for 'owner/no-such'" in message_of(done)
 
 
-def test_a_hub_that_never_answers_is_given_up_on(tmp_path: Path) -> None:
+def test_unresponsive_hub_times_out_with_one_message(tmp_path: Path) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -135,18 +137,18 @@ def test_a_hub_that_never_answers_is_given_up_on(tmp_path: Path) -> None:
         assert time.monotonic() - began < 40
 
 
-def test_a_folder_without_a_model_is_one_message(tmp_path: Path) -> None:
+def test_folder_without_a_model_gives_one_message(tmp_path: Path) -> None:
     assert "holds no model: it has no config.json" in message_of(start("--base", str(tmp_path)))
 
 
 @pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of one megabyte, where this user may mount one."""
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of one megabyte; skip the test if this user cannot mount it."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
-        pytest.skip("This user may not mount a small disk.")
+        pytest.skip("This user may not mount a file system.")
     try:
         yield disk
     finally:
@@ -154,22 +156,22 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.model
-def test_a_full_disk_is_one_message_with_the_folder(tiny_disk: Path) -> None:
-    done = start("--base", "embedded", PROMPT_OR_TUNE_HOME=str(tiny_disk))
-    assert re.search(rf"{re.escape(str(tiny_disk))}.* MB free and .* PROMPT_OR_TUNE_HOME", message_of(done))
+def test_full_disk_gives_one_message_with_the_folder(small_disk: Path) -> None:
+    done = start("--base", "embedded", PROMPT_OR_TUNE_HOME=str(small_disk))
+    assert re.search(rf"{re.escape(str(small_disk))}.* MB free and .* PROMPT_OR_TUNE_HOME", message_of(done))
 
 
 @pytest.fixture
-def _hears_ctrl_c() -> Iterator[None]:
-    """A shell starts what runs in its background deaf to Ctrl-C, and children inherit that; this one must hear it."""
+def _default_sigint_handler() -> Iterator[None]:
+    """Restore the default handler of SIGINT, which a shell ignores in background programs and their children."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.model
-@pytest.mark.usefixtures("_hears_ctrl_c")
-def test_the_page_is_up_before_the_model_and_ctrl_c_ends_quietly(home: Path) -> None:
+@pytest.mark.usefixtures("_default_sigint_handler")
+def test_page_is_served_before_the_model_is_ready_and_ctrl_c_exits_cleanly(home: Path) -> None:
     port = free_port()
     process = subprocess.Popen(
         command("--port", str(port)),
@@ -203,7 +205,7 @@ def test_the_page_is_up_before_the_model_and_ctrl_c_ends_quietly(home: Path) -> 
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-def test_make_names_a_python_that_is_too_old(tmp_path: Path) -> None:
+def test_make_reports_a_python_that_is_too_old(tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
     for name in ("requirements.txt", "requirements-embedded.txt"):
         (tmp_path / name).touch()

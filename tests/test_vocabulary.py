@@ -1,4 +1,4 @@
-"""No name or text uses the project's old private vocabulary; the field's terms stand in its place.
+"""No name or text uses the vocabulary of the project's first version; the field's terms are used instead.
 
 Identifiers, comments and strings of Python files are checked, and the text of scripts, styles and pages of docs.
 """
@@ -16,8 +16,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Words that may stand in no identifier: an exception is an error, a position or an index is no place, text for a
-# person is a message, and so on. Plurals count as well.
+# Words that are not allowed in identifiers: an exception is an error, an index is a position, text for the user is a
+# message, and so on. Plurals are not allowed either.
 IDENTIFIER_WORDS = frozenset(
     [
         "desk",
@@ -49,7 +49,7 @@ IDENTIFIER_WORDS = frozenset(
         "worn",
     ]
 )
-# Words that may not stand in prose either.
+# Words that are not allowed in comments, strings and documents.
 PROSE_WORDS = frozenset(
     [
         "desk",
@@ -69,7 +69,7 @@ PROSE_WORDS = frozenset(
         "worn",
     ]
 )
-# Classes of the first version. A name that the field uses itself (Job, Call, Row) is none of them.
+# Class names of the first version, without those that are terms of the field (Job, Call, Row).
 OLD_CLASSES = frozenset(
     [
         "Answering",
@@ -227,12 +227,12 @@ def test_no_page_script_or_setting_uses_the_old_vocabulary() -> None:
         ("placeholder", 0), ("replace", 0), ("workplace", 0), ("racket", 0), ("sentence_transformers", 0),
     ],
 )  # fmt: skip
-def test_a_name_is_judged_by_its_words(name: str, expected: int) -> None:
+def test_identifiers_are_checked_word_by_word(name: str, expected: int) -> None:
     assert len(list(identifier_hits("some/file.py", name))) == expected
 
 
-def test_an_allowance_is_used() -> None:
-    """An entry of the allow-list that nothing needs any more must go."""
+def test_every_entry_of_the_allow_list_is_used() -> None:
+    """Entries of the allow-list that are no longer needed must be removed."""
 
     unused = []
     for where, word, _ in ALLOWED:

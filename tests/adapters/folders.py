@@ -85,7 +85,7 @@ def write_adapter(
     manifest: Manifest | None = MANIFEST,
     weights: Tensors | None = None,
 ) -> Path:
-    """A small adapter folder as PEFT and `python -m train` write it."""
+    """Write a small adapter folder as PEFT and `python -m train` do; return its path."""
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(json.dumps(CONFIG if config is None else config))
     if manifest is not None:
@@ -99,7 +99,7 @@ def store(root: Path) -> Store:
 
 
 def refused(folder: Path, base: BaseIdentity = BASE) -> str:
-    """The message with which the folder is refused."""
+    """Return the message with which the store refuses the folder."""
     with pytest.raises(AdapterError) as caught:
         store(folder.parent).open(folder.name, base)
     message = str(caught.value)

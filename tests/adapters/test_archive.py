@@ -1,4 +1,4 @@
-"""Packing and unpacking of adapter zips, and the refusal of every kind of hostile zip."""
+"""Packing and unpacking of adapter zips, and refusal of hostile zips of every kind."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.adapters.folders import CONFIG, MANIFEST, Tensors, store, tensors, wr
 from tests.adapters.zipped import entry, files_of, make_zip, patched
 
 
-def test_a_packed_adapter_has_only_its_own_files(good: Path, tmp_path: Path) -> None:
+def test_packed_adapter_contains_only_its_own_files(good: Path, tmp_path: Path) -> None:
     (good / "README.md").write_text("# good\n")
     (good / "optimizer.npz").write_bytes(b"not part of an adapter")
     packed = pack(good, tmp_path / "out" / "good.zip")
@@ -53,7 +53,7 @@ def test_a_packed_adapter_has_only_its_own_files(good: Path, tmp_path: Path) -> 
     assert [path.name for path in packed.parent.iterdir()] == ["good.zip"]
 
 
-def test_equal_adapters_give_equal_bytes(good: Path, tmp_path: Path) -> None:
+def test_equal_adapters_are_packed_to_equal_bytes(good: Path, tmp_path: Path) -> None:
     first = pack(good, tmp_path / "first.zip").read_bytes()
     for path in good.iterdir():
         os.utime(path, (1, 1))
@@ -62,22 +62,22 @@ def test_equal_adapters_give_equal_bytes(good: Path, tmp_path: Path) -> None:
     assert pack(good, tmp_path / "first.zip").read_bytes() == first, "an existing file is replaced"
 
 
-def test_a_folder_that_is_not_an_adapter_is_not_packed(good: Path, tmp_path: Path) -> None:
+def test_folder_that_is_not_an_adapter_is_not_packed(good: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("token")
     (good / "README.md").symlink_to(secret)
-    with pytest.raises(AdapterError, match=messages.READMEMD_SYMBOLIC_LINK):
+    with pytest.raises(AdapterError, match=messages.README_IS_LINK):
         pack(good, tmp_path / "out.zip")
     (good / "README.md").unlink()
     (good / WEIGHTS).unlink()
-    with pytest.raises(AdapterError, match=messages.HAS_NO_FILE_ADAPTER_MODEL):
+    with pytest.raises(AdapterError, match=messages.WEIGHTS_FILE_MISSING):
         pack(good, tmp_path / "out.zip")
     assert not (tmp_path / "out.zip").exists()
 
 
-def test_a_target_that_cannot_be_written(good: Path, tmp_path: Path) -> None:
+def test_target_that_cannot_be_written_is_reported(good: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(AdapterError, match=messages.GOOD_COULD_NOT_PACKED_INTO):
+    with pytest.raises(AdapterError, match=messages.PACKING_FAILED):
         pack(good, tmp_path / "file" / "good.zip")
 
 
@@ -88,7 +88,7 @@ def test_a_target_that_cannot_be_written(good: Path, tmp_path: Path) -> None:
     dataset=st.text(st.characters(codec="utf-8"), max_size=20),
 )
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_packed_adapter_is_unpacked_unchanged(
+def test_packed_adapter_is_unpacked_unchanged(
     tmp_path_factory: pytest.TempPathFactory, rank: int, seed: int, card: str, dataset: str
 ) -> None:
     folder = tmp_path_factory.mktemp("round")
@@ -105,7 +105,7 @@ def test_a_packed_adapter_is_unpacked_unchanged(
     assert files == {path.name: path.read_bytes() for path in original.iterdir()}
 
 
-def test_every_step_is_reported_and_the_origin_written(good: Path, tmp_path: Path) -> None:
+def test_unpacking_reports_every_step_and_writes_the_origin(good: Path, tmp_path: Path) -> None:
     steps: list[Step] = []
     folder = unpack(pack(good, tmp_path / "Out Of A Mail.zip"), tmp_path / "store", steps.append)
     assert steps == [Step(name, ok=True) for name in STEPS]
@@ -117,8 +117,8 @@ def test_every_step_is_reported_and_the_origin_written(good: Path, tmp_path: Pat
     assert [path.name for path in folder.parent.iterdir()] == ["good"], "the staging folder is removed"
 
 
-def test_usual_zips(good: Path, tmp_path: Path) -> None:
-    """Files at the top level, entries for folders, macOS's additions, and files that belong to no adapter."""
+def test_zips_of_usual_tools_are_unpacked(good: Path, tmp_path: Path) -> None:
+    """Files at the top level, entries of folders, files that macOS adds, and files that are not part of an adapter."""
     extra = [
         (entry("__MACOSX/._adapter_config.json"), b"junk"),
         (entry("good/.DS_Store"), b"junk"),
@@ -133,7 +133,7 @@ def test_usual_zips(good: Path, tmp_path: Path) -> None:
     assert unpack(at_top, tmp_path / "store").name == "plain"
 
 
-def test_a_replaced_adapter_stays_until_the_new_one_is_valid(good: Path, tmp_path: Path) -> None:
+def test_old_adapter_is_replaced_only_by_a_valid_one(good: Path, tmp_path: Path) -> None:
     root = tmp_path / "store"
     unpack(pack(good, tmp_path / "out.zip"), root)
     replace(MANIFEST, seed=9).write(good)
@@ -147,7 +147,7 @@ def test_a_replaced_adapter_stays_until_the_new_one_is_valid(good: Path, tmp_pat
     assert [path.name for path in root.iterdir()] == ["good"]
 
 
-def test_the_pack_and_unpack_commands(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pack_and_unpack_commands(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here, there = str(good.parent), str(tmp_path / "there")
     assert main(["--root", here, "pack", "good", str(tmp_path / "out.zip")]) == 0
     assert "is packed in" in capsys.readouterr().out
@@ -169,7 +169,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def refusal(path: Path, failed_step: str, error: type[PromptOrTuneError] = AdapterError, **options: Any) -> str:
-    """The message of the error, which is raised at that step; the store is unchanged."""
+    """Check that the error is raised at that step and that the store is unchanged; return its message."""
     root = path.parent / "store"
     root.mkdir(exist_ok=True)
     before = sorted(root.rglob("*"))
@@ -192,18 +192,18 @@ def refusal(path: Path, failed_step: str, error: type[PromptOrTuneError] = Adapt
         "good/sub/../../../evil.txt",
     ],
 )  # fmt: skip
-def test_a_path_that_leads_outside(good: Path, tmp_path: Path, name: str) -> None:
+def test_path_outside_of_the_folder_is_refused(good: Path, tmp_path: Path, name: str) -> None:
     path = make_zip(tmp_path / "my.zip", [*files_of(good), (entry(name), b"owned")])
     assert "which would lie outside its folder" in refusal(path, STEP_PATHS)
 
 
 @pytest.mark.parametrize("name", ["good/./README.md", "good//README.md", "good/a\nb", "good/\x1b[2J"])
-def test_an_invalid_file_name(good: Path, tmp_path: Path, name: str) -> None:
+def test_invalid_file_name_is_refused(good: Path, tmp_path: Path, name: str) -> None:
     path = make_zip(tmp_path / "my.zip", [*files_of(good), (entry(name), b"x")])
     assert "cannot be a file's name" in refusal(path, STEP_PATHS)
 
 
-def test_a_name_with_a_zero_byte(good: Path, tmp_path: Path) -> None:
+def test_file_name_with_a_zero_byte_is_refused(good: Path, tmp_path: Path) -> None:
     path = make_zip(tmp_path / "my.zip", [*files_of(good), (entry("good/README.md?.bin"), b"x")])
     patched(path, b"README.md?.bin", b"README.md\0.bin")
     assert "cannot be a file's name" in refusal(path, STEP_PATHS)
@@ -213,46 +213,46 @@ def test_a_name_with_a_zero_byte(good: Path, tmp_path: Path) -> None:
     ("kind", "expected"),
     [(stat.S_IFLNK, "is a symbolic link"), (stat.S_IFIFO, "neither a file"), (stat.S_IFCHR, "neither")],
 )
-def test_a_link_or_a_device(good: Path, tmp_path: Path, kind: int, expected: str) -> None:
+def test_links_and_devices_are_refused(good: Path, tmp_path: Path, kind: int, expected: str) -> None:
     path = make_zip(tmp_path / "my.zip", [*files_of(good), (entry("good/README.md", kind | 0o777), b"/etc/passwd")])
     assert expected in refusal(path, STEP_PATHS)
 
 
 @pytest.mark.parametrize("name", [f"good/{WEIGHTS}", "good/ADAPTER_CONFIG.JSON"])
-def test_a_file_that_appears_twice(good: Path, tmp_path: Path, name: str) -> None:
+def test_repeated_file_is_refused(good: Path, tmp_path: Path, name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = make_zip(tmp_path / "my.zip", [*files_of(good), (entry(name), b"another")])
     assert "twice" in refusal(path, STEP_PATHS)
 
 
-def test_thousands_of_entries(good: Path, tmp_path: Path) -> None:
+def test_too_many_entries_are_refused(good: Path, tmp_path: Path) -> None:
     many = [(entry(f"good/{n}"), b"") for n in range(2000)]
     assert "has 2003 entries, the limit is 1000" in refusal(
         make_zip(tmp_path / "my.zip", [*files_of(good), *many]), STEP_PATHS
     )
 
 
-def test_a_directory_that_is_too_long(good: Path, tmp_path: Path) -> None:
-    """Very many entries are not read: listing them would take a gigabyte for a few megabytes."""
+def test_too_long_central_directory_is_refused_unread(good: Path, tmp_path: Path) -> None:
+    """The entries are not read: the list of a zip of a few megabytes can take a gigabyte of memory."""
     many = [(entry(f"good/{n}", method=zipfile.ZIP_STORED), b"") for n in range(20_000)]
     message = refusal(make_zip(tmp_path / "my.zip", [*files_of(good), *many]), STEP_IS_ZIP)
     assert "The directory of this archive has" in message
 
 
 @pytest.mark.parametrize("name", ["training_args.bin", "optimizer.PT", "scheduler.pkl", "sub/model.ckpt"])
-def test_a_pickle(good: Path, tmp_path: Path, name: str) -> None:
+def test_pickle_is_refused(good: Path, tmp_path: Path, name: str) -> None:
     path = make_zip(tmp_path / "my.zip", [*files_of(good), (entry(f"good/{name}"), b"\x80\x04.")])
     assert f"holds 'good/{name}', a pickle, which can run code" in refusal(path, STEP_FILE_TYPES)
 
 
 @pytest.mark.parametrize("name", ["inner.zip", "more.tar.gz", "sub/x.7z", "wheel.WHL"])
-def test_an_archive_inside(good: Path, tmp_path: Path, name: str) -> None:
+def test_nested_archive_is_refused(good: Path, tmp_path: Path, name: str) -> None:
     path = make_zip(tmp_path / "my.zip", [*files_of(good), (entry(f"good/{name}"), b"PK")])
     assert "holds another archive" in refusal(path, STEP_FILE_TYPES)
 
 
-def test_an_encrypted_zip(good: Path, tmp_path: Path) -> None:
+def test_encrypted_zip_is_refused(good: Path, tmp_path: Path) -> None:
     path = make_zip(tmp_path / "my.zip", files_of(good))
     raw = bytearray(path.read_bytes())
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
@@ -264,7 +264,7 @@ def test_an_encrypted_zip(good: Path, tmp_path: Path) -> None:
     assert "is encrypted" in refusal(path, STEP_FILE_TYPES)
 
 
-def test_a_zip_bomb_that_states_its_size(good: Path, tmp_path: Path) -> None:
+def test_zip_bomb_with_its_true_size_is_refused(good: Path, tmp_path: Path) -> None:
     blown = [(info, b"\0" * (64 << 20) if info.filename.endswith(WEIGHTS) else raw) for info, raw in files_of(good)]
     path = make_zip(tmp_path / "my.zip", blown)
     assert path.stat().st_size < 100_000
@@ -274,21 +274,21 @@ def test_a_zip_bomb_that_states_its_size(good: Path, tmp_path: Path) -> None:
     )
 
 
-def test_a_zip_bomb_that_hides_its_size(good: Path, tmp_path: Path) -> None:
-    """The directory states 200 bytes, the stream has 64 MiB: no more than 200 bytes of it are written."""
+def test_zip_bomb_with_a_false_size_is_refused(good: Path, tmp_path: Path) -> None:
+    """The directory states 200 bytes and the stream has 64 MiB: at most 200 bytes are written."""
     blown = [(info, b"\0" * (64 << 20) if info.filename.endswith(WEIGHTS) else raw) for info, raw in files_of(good)]
     path = patched(make_zip(tmp_path / "my.zip", blown), struct.pack("<L", 64 << 20), struct.pack("<L", 200))
     assert "is damaged" in refusal(path, STEP_CRC)
 
 
-def test_a_file_shorter_than_stated(good: Path, tmp_path: Path) -> None:
+def test_file_shorter_than_stated_is_refused(good: Path, tmp_path: Path) -> None:
     path = make_zip(tmp_path / "my.zip", files_of(good))
     size = (good / WEIGHTS).stat().st_size
     patched(path, struct.pack("<L", size), struct.pack("<L", size + 7))
     assert "is damaged" in refusal(path, STEP_CRC)
 
 
-def test_a_zip_above_the_limit_of_the_caller(good: Path, tmp_path: Path) -> None:
+def test_zip_above_the_limit_of_the_caller_is_refused(good: Path, tmp_path: Path) -> None:
     noise = random.Random(0).randbytes(40_000)
     path = make_zip(tmp_path / "my.zip", [*files_of(good), (entry("good/README.md"), noise)])
     assert "and 1 kB is the limit here" in refusal(path, STEP_IS_ZIP, max_bytes=1000)
@@ -298,14 +298,14 @@ def test_a_zip_above_the_limit_of_the_caller(good: Path, tmp_path: Path) -> None
     assert unpack(path, tmp_path / "store", max_bytes=total).is_dir()
 
 
-def test_a_compression_method_that_is_not_supported(good: Path, tmp_path: Path) -> None:
+def test_unsupported_compression_method_is_refused(good: Path, tmp_path: Path) -> None:
     entries = [(info, raw) for info, raw in files_of(good) if not info.filename.endswith("manifest.json")]
     lzma = (entry("good/manifest.json", method=zipfile.ZIP_LZMA), (good / "manifest.json").read_bytes())
     assert "compressed with method 14" in refusal(make_zip(tmp_path / "my.zip", [*entries, lzma]), STEP_SIZES)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", WEIGHTS, "manifest.json"])
-def test_a_required_file_is_missing(good: Path, tmp_path: Path, name: str) -> None:
+def test_missing_required_file_is_refused(good: Path, tmp_path: Path, name: str) -> None:
     (good / name).unlink()
     assert f"has no {name}, so it is no adapter" in refusal(
         make_zip(tmp_path / "my.zip", files_of(good)), STEP_REQUIRED_FILES
@@ -313,12 +313,12 @@ def test_a_required_file_is_missing(good: Path, tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "smol.gguf"])
-def test_a_whole_model(tmp_path: Path, name: str) -> None:
+def test_whole_model_is_refused(tmp_path: Path, name: str) -> None:
     path = make_zip(tmp_path / "my.zip", [(entry(f"m/{name}"), b"{}")])
     assert "is a whole model, not an adapter" in refusal(path, STEP_REQUIRED_FILES)
 
 
-def test_several_adapters_or_a_nested_one(good: Path, tmp_path: Path) -> None:
+def test_several_adapters_and_nested_ones_are_refused(good: Path, tmp_path: Path) -> None:
     two = [*files_of(good, "a/"), *files_of(good, "b/")]
     assert "holds 2 adapters" in refusal(make_zip(tmp_path / "my.zip", two), STEP_REQUIRED_FILES)
     assert "in the nested folder 'a/b'" in refusal(
@@ -337,12 +337,14 @@ def test_several_adapters_or_a_nested_one(good: Path, tmp_path: Path) -> None:
     ],
     ids=["weights", "rank", "nested", "manifest", "digest"],
 )
-def test_an_adapter_that_the_store_refuses(good: Path, tmp_path: Path, change: Callable[[Path], object]) -> None:
+def test_adapter_that_the_store_refuses_is_not_unpacked(
+    good: Path, tmp_path: Path, change: Callable[[Path], object]
+) -> None:
     change(good)
     assert "Adapter 'good'" in refusal(make_zip(tmp_path / "my.zip", files_of(good)), STEP_CONSISTENT)
 
 
-def test_a_name_that_is_taken_or_invalid(good: Path, tmp_path: Path) -> None:
+def test_name_that_is_taken_or_invalid_is_refused(good: Path, tmp_path: Path) -> None:
     path = pack(good, tmp_path / "my.zip")
     folder = unpack(path, tmp_path / "store")
     origin = (folder / ".origin.json").read_text()
@@ -357,43 +359,43 @@ def test_a_name_that_is_taken_or_invalid(good: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"\x1f\x8b\x08gzip", b"PK\x05\x06"])
-def test_a_file_that_is_not_a_zip(tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_not_a_zip_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "my.zip").write_bytes(content)
     assert "is no zip file, is cut short or is damaged" in refusal(tmp_path / "my.zip", STEP_IS_ZIP)
     assert "There is no file" in refusal(tmp_path / "none.zip", STEP_IS_ZIP)
     assert "There is no file" in refusal(tmp_path / "store", STEP_IS_ZIP), "a folder is not a zip"
 
 
-def test_a_zip_cut_short_at_any_length(good: Path, tmp_path: Path) -> None:
+def test_truncated_zip_is_refused(good: Path, tmp_path: Path) -> None:
     raw = pack(good, tmp_path / "my.zip").read_bytes()
     for length in range(0, len(raw), max(1, len(raw) // 40)):
         (tmp_path / "my.zip").write_bytes(raw[:length])
         assert "cut short" in refusal(tmp_path / "my.zip", STEP_IS_ZIP)
 
 
-def test_a_damaged_zip_is_refused_or_gives_the_same_adapter(good: Path, tmp_path: Path) -> None:
-    """With changed bytes anywhere, a thousand times: an error, or exactly the adapter that was packed."""
-    raw, chance = pack(good, tmp_path / "my.zip").read_bytes(), random.Random(7)
+def test_damaged_zip_is_refused_or_gives_the_same_adapter(good: Path, tmp_path: Path) -> None:
+    """A thousand zips with changed bytes: each gives an error, or exactly the adapter that was packed."""
+    raw, rng = pack(good, tmp_path / "my.zip").read_bytes(), random.Random(7)
     expected = {path.name: path.read_bytes() for path in good.iterdir()}
     refused = 0
-    for turn in range(1000):
+    for number in range(1000):
         damaged = bytearray(raw)
-        for _ in range(chance.choice((1, 1, 4, 40))):
-            damaged[chance.randrange(len(raw))] = chance.randrange(256)
+        for _ in range(rng.choice((1, 1, 4, 40))):
+            damaged[rng.randrange(len(raw))] = rng.randrange(256)
         (tmp_path / "my.zip").write_bytes(damaged)
-        root = tmp_path / f"store{turn}"
+        root = tmp_path / f"store{number}"
         try:
             folder = unpack(tmp_path / "my.zip", root)
         except PromptOrTuneError:
             refused += 1
             assert not root.exists() or not list(root.iterdir())
         else:
-            made = {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
-            assert made == expected
+            unpacked = {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+            assert unpacked == expected
     assert refused > 500
 
 
-def test_a_disk_without_space(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_reported(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = pack(good, tmp_path / "my.zip")
     with monkeypatch.context() as patch:
         patch.setattr("adapters.archive.shutil.disk_usage", lambda _: SimpleNamespace(free=10))
@@ -409,8 +411,8 @@ def test_a_disk_without_space(good: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert unpack(path, tmp_path / "store").is_dir()
 
 
-def test_a_store_that_cannot_be_written(good: Path, tmp_path: Path) -> None:
+def test_store_that_cannot_be_written_is_reported(good: Path, tmp_path: Path) -> None:
     path = pack(good, tmp_path / "my.zip")
     (tmp_path / "file").write_text("")
-    with pytest.raises(AdapterError, match=messages.CANNOT_WRITE):
+    with pytest.raises(AdapterError, match=messages.CANNOT_WRITE_TO):
         unpack(path, tmp_path / "file" / "store")

@@ -42,19 +42,19 @@ def test_linked_files_are_refused(good: Path, tmp_path: Path, name: str) -> None
     assert refused(good) == f"Adapter 'good': {name} is a symbolic link: put the file itself there."
 
 
-def test_a_linked_folder_is_refused(good: Path) -> None:
+def test_linked_folder_is_refused(good: Path) -> None:
     (good.parent / "link").symlink_to(good, target_is_directory=True)
     assert "'link' is a symbolic link: copy the folder itself" in refused(good.parent / "link")
     (status,) = [status for status in store(good.parent).status(BASE) if status.name == "link"]
     assert status.manifest is None
 
 
-def test_missing_weights(good: Path) -> None:
+def test_missing_weights_are_refused(good: Path) -> None:
     (good / "adapter_model.safetensors").unlink()
     assert "has no file adapter_model.safetensors" in refused(good)
 
 
-def test_sizes_have_limits(good: Path) -> None:
+def test_too_large_files_are_refused(good: Path) -> None:
     with (good / "adapter_model.safetensors").open("r+b") as file:
         file.truncate((2 << 30) + 1)  # a sparse file
     assert "has 2.15 GB, the limit is 2.15 GB" in refused(good)
@@ -66,7 +66,7 @@ def test_sizes_have_limits(good: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ("", "cannot be read"),
         ("{", "cannot be read"),
@@ -76,13 +76,13 @@ def test_sizes_have_limits(good: Path) -> None:
         (json.dumps({str(number): None for number in range(201)}), "must be a JSON object of at most 200 settings"),
     ],
 )
-def test_a_file_that_is_not_a_config(good: Path, text: str, says: str) -> None:
+def test_invalid_config_file_is_refused(good: Path, text: str, expected: str) -> None:
     (good / "adapter_config.json").write_text(text)
-    assert any(message in refused(good) for message in says.split("|"))
+    assert any(message in refused(good) for message in expected.split("|"))
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "expected"),
     [
         ({"peft_type": "VERA"}, "is a VERA adapter; this version serves LoRA, IA3, Prompt tuning and Prefix tuning"),
         ({"peft_type": "P_TUNING"}, "is a P_TUNING adapter; this version serves LoRA"),
@@ -118,13 +118,13 @@ def test_a_file_that_is_not_a_config(good: Path, text: str, says: str) -> None:
         ({"r": 8}, "do not fit the rank r = 8"),
     ],
 )
-def test_a_config_that_cannot_be_served(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+def test_unsupported_config_is_refused(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
     message = refused(write_adapter(tmp_path / "bad", {**CONFIG, **change}))
-    assert says in message
+    assert expected in message
     assert message.isprintable()
 
 
-def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
+def test_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
     assert "has no manifest.json: train it with" in refused(write_adapter(tmp_path / "bare", manifest=None))
 
 
@@ -142,18 +142,18 @@ def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
         {"e" * 100_000: 1},
     ],
 )
-def test_a_manifest_with_values_of_other_types(good: Path, change: dict[str, Any]) -> None:
+def test_manifest_with_values_of_wrong_types_is_refused(good: Path, change: dict[str, Any]) -> None:
     (good / "manifest.json").write_text(json.dumps({**asdict(MANIFEST), **change}))
     assert refused(good).isprintable()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "{}", "3", "[" * 100_000])
-def test_a_file_that_is_not_a_manifest(good: Path, text: str) -> None:
+def test_invalid_manifest_file_is_refused(good: Path, text: str) -> None:
     (good / "manifest.json").write_text(text)
     assert "manifest.json" in refused(good)
 
 
-def test_another_base_or_revision(good: Path) -> None:
+def test_adapter_of_another_base_or_revision_is_refused(good: Path) -> None:
     assert refused(good, replace(BASE, id="other/base")) == (
         f"Adapter 'good' was trained for tiny/base (revision {'a' * 40}), the base here is other/base "
         f"(revision {'a' * 40}): start with --base tiny/base@{'a' * 40} or train it again."
@@ -161,18 +161,18 @@ def test_another_base_or_revision(good: Path) -> None:
     assert "the base here is tiny/base (revision bbb)" in refused(good, replace(BASE, revision="bbb"))
 
 
-def test_a_revision_that_is_a_digest_is_left_out_of_the_advice(tmp_path: Path) -> None:
+def test_advice_does_not_name_a_revision_that_is_a_digest(tmp_path: Path) -> None:
     manifest = replace(MANIFEST, base_id="embedded", base_revision="sha256:0011223344556677")
     message = refused(write_adapter(tmp_path / "embedded", manifest=manifest))
     assert "start with --base embedded or train it again" in message
 
 
-def test_another_prompt(tmp_path: Path) -> None:
+def test_adapter_with_another_prompt_is_refused(tmp_path: Path) -> None:
     unknown = write_adapter(tmp_path / "unknown", manifest=replace(MANIFEST, prompt_style="poem"))
     assert "the prompt style 'poem', which is unknown here (known are chat, plain)" in refused(unknown)
     old = write_adapter(tmp_path / "old", manifest=replace(MANIFEST, prompt_fingerprint="00ff"))
     assert "(fingerprint 00ff), it is 0123456789abcdef here" in refused(old)
-    with pytest.raises(AdapterError, match=messages.UNKNOWN_HERE_KNOWN_NONE):
+    with pytest.raises(AdapterError, match=messages.UNKNOWN_AND_NONE_KNOWN):
         Store((tmp_path,)).open("old", BASE)
 
 
@@ -187,7 +187,7 @@ def nest(depth: int, kind: str) -> str:
 @pytest.mark.parametrize("kind", ["list", "object"])
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_deeply_nested_json_is_refused_in_every_file(good: Path, depth: int, kind: str) -> None:
-    """Deep nesting breaks parsers, and code that prints, copies or compares the values."""
+    """Deep nesting exceeds the recursion limit of parsers and of code that prints, copies or compares the values."""
     nested = nest(depth, kind)
     for key in ("r", "lora_alpha", "peft_type", "target_modules", "init_lora_weights", "layer_replication"):
         (good / CONFIG_NAME).write_text(json.dumps({**CONFIG, key: "HERE"}).replace('"HERE"', nested))
@@ -204,15 +204,15 @@ def test_deeply_nested_json_is_refused_in_every_file(good: Path, depth: int, kin
 
 
 @pytest.mark.parametrize("file", [CONFIG_NAME, MANIFEST_NAME])
-def test_a_repeated_json_name_is_refused(good: Path, file: str) -> None:
-    """Some readers take the first value and some the last."""
+def test_repeated_json_name_is_refused(good: Path, file: str) -> None:
+    """Some parsers use the first value and others the last."""
     text = (good / file).read_text()
     first = next(iter(json.loads(text)))
     (good / file).write_text(text.replace("{", f'{{"{first}": "LORA", ', 1))
     assert "a name is repeated" in refused(good)
 
 
-def test_a_folder_of_many_files(good: Path) -> None:
+def test_folder_of_many_files_is_refused(good: Path) -> None:
     for number in range(checks.MAX_FILES):
         (good / f"x{number}").touch()
     assert refused(good) == f"Adapter 'good' has more than {checks.MAX_FILES} files: leave only its own files there."
@@ -260,7 +260,7 @@ def test_special_files_are_not_read(good: Path, file: str, make: Callable[[Path]
 
 @pytest.mark.parametrize("make", KINDS)
 @pytest.mark.parametrize("file", [CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME])
-def test_special_files_that_replace_a_file_after_the_check_are_not_read(
+def test_special_file_that_replaces_a_checked_file_is_not_read(
     good: Path, monkeypatch: pytest.MonkeyPatch, file: str, make: Callable[[Path], None]
 ) -> None:
     check_files = checks.check_files
@@ -274,7 +274,7 @@ def test_special_files_that_replace_a_file_after_the_check_are_not_read(
     assert file in refused(good)
 
 
-def test_a_growing_file_is_read_up_to_the_limit(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_growing_file_is_read_up_to_the_limit(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fstat = os.fstat
 
     def fstat_before_growth(descriptor: int) -> os.stat_result:
@@ -324,17 +324,17 @@ def another_pipe(path: Path) -> None:
 @pytest.mark.parametrize(
     "swap", [shorter, longer, other_values, other_header, link_to_the_same, gone, empty, another_pipe]
 )
-def test_a_file_that_changes_between_check_and_load_is_not_loaded(good: Path, swap: Callable[[Path], None]) -> None:
+def test_file_that_changes_between_check_and_load_is_not_loaded(good: Path, swap: Callable[[Path], None]) -> None:
     opened = store(good.parent).open("good", BASE)
     path = good / WEIGHTS_NAME
     assert len(read_raw_tensors(path, opened.sha256, "good").tensors) == 4
     swap(path)
-    with pytest.raises(AdapterError, match=messages.ADAPTER_GOOD):
+    with pytest.raises(AdapterError, match=messages.ONE_LINE_ABOUT_ADAPTER_GOOD):
         read_raw_tensors(path, opened.sha256, "good")
 
 
-def test_a_copy_with_the_same_bytes_is_loaded(good: Path) -> None:
-    """The digest counts, not the inode."""
+def test_replaced_file_with_the_same_bytes_is_loaded(good: Path) -> None:
+    """The digest is compared, not the inode."""
     opened = store(good.parent).open("good", BASE)
     path = good / WEIGHTS_NAME
     raw = path.read_bytes()
@@ -344,7 +344,7 @@ def test_a_copy_with_the_same_bytes_is_loaded(good: Path) -> None:
     assert bytes(loaded.data) == raw[8 + int.from_bytes(raw[:8], "little") :]
 
 
-def test_a_huge_rank_and_a_header_with_huge_tensors(tmp_path: Path) -> None:
+def test_huge_ranks_and_headers_of_huge_tensors_are_refused(tmp_path: Path) -> None:
     for rank in (257, 2**31, 10**300):
         assert "1 to 256 is served" in refused(write_adapter(tmp_path / f"r{len(str(rank))}", {**CONFIG, "r": rank}))
     folder = write_adapter(tmp_path / "claims", {**CONFIG, "r": 256})

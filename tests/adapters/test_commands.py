@@ -49,7 +49,7 @@ def _model(folder: Path) -> None:
     (folder / "config.json").write_text("{}")
 
 
-def test_adapters_and_whole_models_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_adapters_and_whole_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _every_technique(tmp_path)
     _model(tmp_path / "tuned")
     assert main(["--root", str(tmp_path), "list"]) == 0
@@ -71,7 +71,7 @@ def test_adapters_and_whole_models_are_listed(tmp_path: Path, capsys: pytest.Cap
         ("prompt", ["virtual tokens            3"]),
     ],
 )
-def test_each_technique_is_described_by_its_settings(
+def test_show_describes_each_technique_by_its_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, lines: list[str]
 ) -> None:
     _every_technique(tmp_path)
@@ -94,7 +94,7 @@ def test_control_characters_of_a_file_are_not_printed(tmp_path: Path, capsys: py
         assert max(map(len, output.splitlines())) < 600
 
 
-def test_delete_asks_for_the_name(
+def test_delete_asks_for_the_name_as_confirmation(
     good: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["--root", str(good.parent), "delete", "good"]
@@ -125,7 +125,7 @@ def test_adapters_of_the_library_are_not_deleted(tmp_path: Path, capsys: pytest.
     assert sorted(path.name for path in LIBRARY.iterdir()) == shipped
 
 
-def test_a_users_adapter_that_hides_one_of_the_library_is_deleted(tmp_path: Path) -> None:
+def test_users_adapter_that_hides_one_of_the_library_is_deleted(tmp_path: Path) -> None:
     name = min(path.name for path in LIBRARY.iterdir())
     mine = write_adapter(tmp_path / "mine" / name)
     assert main(["--root", str(LIBRARY), "--root", str(tmp_path / "mine"), "delete", name, "--yes"]) == 0
@@ -134,7 +134,7 @@ def test_a_users_adapter_that_hides_one_of_the_library_is_deleted(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "expected"),
     [
         ("goood", "did you mean 'good'"),
         ("../good", "cannot name an adapter"),
@@ -143,18 +143,18 @@ def test_a_users_adapter_that_hides_one_of_the_library_is_deleted(tmp_path: Path
         ("plain-folder", "Unknown adapter"),
     ],
 )
-def test_a_folder_that_is_not_an_adapter_is_not_deleted(
-    good: Path, capsys: pytest.CaptureFixture[str], name: str, says: str
+def test_folder_that_is_not_an_adapter_is_not_deleted(
+    good: Path, capsys: pytest.CaptureFixture[str], name: str, expected: str
 ) -> None:
     _model(good.parent / "tuned")
     (good.parent / "plain-folder").mkdir()
     before = sorted(good.parent.iterdir())
     assert main(["--root", str(good.parent), "delete", name, "--yes"]) == 2
-    assert says in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
     assert sorted(good.parent.iterdir()) == before
 
 
-def test_of_a_link_only_the_link_is_deleted(good: Path, tmp_path: Path) -> None:
+def test_deleting_a_linked_adapter_deletes_only_the_link(good: Path, tmp_path: Path) -> None:
     elsewhere = write_adapter(tmp_path / "elsewhere" / "good")
     shutil.rmtree(good)
     good.symlink_to(elsewhere, target_is_directory=True)
@@ -163,7 +163,7 @@ def test_of_a_link_only_the_link_is_deleted(good: Path, tmp_path: Path) -> None:
     assert (elsewhere / "manifest.json").is_file()
 
 
-def test_an_interrupted_deletion_leaves_no_partial_adapter(
+def test_interrupted_deletion_leaves_no_partial_adapter(
     good: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: Path) -> None:
@@ -215,10 +215,10 @@ def test_pull_installs_into_the_users_folder(hub: Hub, tmp_path: Path, capsys: p
     assert main(["pull", "someone/good", "--name", "lora-theirs", "--overwrite"]) == 0
 
 
-@pytest.mark.parametrize(("spec", "says"), [("someone/gone", "someone/gone"), ("good", "user/name@revision")])
-def test_a_failed_pull_prints_one_line(
-    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], spec: str, says: str
+@pytest.mark.parametrize(("spec", "expected"), [("someone/gone", "someone/gone"), ("good", "user/name@revision")])
+def test_failed_pull_prints_one_line(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], spec: str, expected: str
 ) -> None:
     assert main(["pull", spec]) == 2
-    assert says in capsys.readouterr().err.splitlines()[-1]
+    assert expected in capsys.readouterr().err.splitlines()[-1]
     assert not list((tmp_path / "home").glob("adapters/*"))

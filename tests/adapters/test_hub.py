@@ -1,4 +1,4 @@
-"""Adapters pulled with the real client from a local server in place of the Hub."""
+"""Adapters pulled with the Hub's real client from a local server."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _silent(_: str) -> None:
 
 
 def _refused(spec: str, root: Path, error: type[PromptOrTuneError] = AdapterError) -> str:
-    """The message of a failed pull, which must leave nothing behind."""
+    """Check that the pull fails and leaves no files; return its message."""
     before = sorted(root.iterdir()) if root.is_dir() else []
     with pytest.raises(error) as caught:
         pull(spec, root, _silent)
@@ -59,7 +59,7 @@ def _downloads(hub: Hub) -> list[str]:
     return [request for request in hub.requests if "/resolve/" in request]
 
 
-def test_a_pulled_adapter_is_the_published_one(hub: Hub, good: Path, root: Path) -> None:
+def test_pulled_adapter_equals_the_published_one(hub: Hub, good: Path, root: Path) -> None:
     (good / "README.md").write_text("# good\n")
     (good / "training_args.json").write_text("{}")
     commit = hub.add(REPO, good)
@@ -85,7 +85,7 @@ def test_a_pulled_adapter_is_the_published_one(hub: Hub, good: Path, root: Path)
     assert all(f"/resolve/{commit}/" in request for request in _downloads(hub)), "all files come from one commit"
 
 
-def test_an_older_commit_is_named_by_its_hash(hub: Hub, good: Path, tmp_path: Path, root: Path) -> None:
+def test_older_commit_is_pulled_by_its_hash(hub: Hub, good: Path, tmp_path: Path, root: Path) -> None:
     first = hub.add(REPO, good)
     write_adapter(tmp_path / "next" / "good", weights=tensors(4), manifest=replace(MANIFEST, seed=7))
     second = hub.add(REPO, tmp_path / "next" / "good")
@@ -104,12 +104,12 @@ def test_weights_are_downloaded_by_xet(
     HfApi().upload_folder(repo_id=REPO, folder_path=good, token=TOKEN)
     blob = hub.history[REPO][-1].files[WEIGHTS]
     assert blob.xet
-    assert not blob.content, "the stand-in itself never saw the weights"
+    assert not blob.content, "the weights were not sent to the stand-in"
     folder = pull(REPO, root, _silent)
     assert (folder / WEIGHTS).read_bytes() == (good / WEIGHTS).read_bytes()
 
 
-def test_a_pickle_is_refused_before_anything_is_downloaded(hub: Hub, good: Path, root: Path) -> None:
+def test_pickle_is_refused_before_anything_is_downloaded(hub: Hub, good: Path, root: Path) -> None:
     (good / "training_args.bin").write_bytes(b"\x80\x04.")
     hub.add(REPO, good)
     assert "training_args.bin, a pickle, which can run code" in _refused(REPO, root)
@@ -117,7 +117,7 @@ def test_a_pickle_is_refused_before_anything_is_downloaded(hub: Hub, good: Path,
 
 
 @pytest.mark.parametrize(("name", "size"), [(WEIGHTS, 3 << 30), ("manifest.json", 9 << 20), ("loss.png", 64 << 20)])
-def test_a_file_that_is_too_large_is_not_downloaded(hub: Hub, good: Path, root: Path, name: str, size: int) -> None:
+def test_file_that_is_too_large_is_not_downloaded(hub: Hub, good: Path, root: Path, name: str, size: int) -> None:
     hub.add(REPO, good)
     hub.append(REPO, {**hub.history[REPO][-1].files, name: Blob(b"", size, "0" * 64)})
     assert f"{name} has {format_bytes(size)}, the limit is" in _refused(REPO, root)
@@ -125,20 +125,20 @@ def test_a_file_that_is_too_large_is_not_downloaded(hub: Hub, good: Path, root: 
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", WEIGHTS, "manifest.json"])
-def test_a_repository_without_a_required_file(hub: Hub, good: Path, root: Path, name: str) -> None:
+def test_repository_without_a_required_file_is_refused(hub: Hub, good: Path, root: Path, name: str) -> None:
     (good / name).unlink()
     hub.add(REPO, good)
     assert f"has no {name}, so it is no adapter of Prompt or Tune" in _refused(REPO, root)
     assert not _downloads(hub)
 
 
-def test_a_whole_model_is_refused(hub: Hub, good: Path, root: Path) -> None:
+def test_whole_model_is_refused(hub: Hub, good: Path, root: Path) -> None:
     (good / "adapter_config.json").rename(good / "config.json")
     hub.add(REPO, good)
     assert "is a whole model, not an adapter: use it as a base, with --base someone/good" in _refused(REPO, root)
 
 
-def test_weights_must_be_those_of_the_manifest(hub: Hub, good: Path, root: Path) -> None:
+def test_weights_with_another_digest_than_the_manifest_are_refused(hub: Hub, good: Path, root: Path) -> None:
     replace(MANIFEST, weights_digest="sha256:0123456789abcdef").write(good)
     hub.add(REPO, good)
     assert "the weights are not those that were trained" in _refused(REPO, root)
@@ -147,7 +147,7 @@ def test_weights_must_be_those_of_the_manifest(hub: Hub, good: Path, root: Path)
     assert pull(REPO, root, _silent).is_dir()
 
 
-def test_an_adapter_that_the_store_refuses_is_not_installed(hub: Hub, good: Path, root: Path) -> None:
+def test_adapter_that_the_store_refuses_is_not_installed(hub: Hub, good: Path, root: Path) -> None:
     config = json.loads((good / "adapter_config.json").read_text())
     (good / "adapter_config.json").write_text(json.dumps(config | {"r": 8}))
     hub.add(REPO, good)
@@ -155,7 +155,7 @@ def test_an_adapter_that_the_store_refuses_is_not_installed(hub: Hub, good: Path
     assert _downloads(hub)
 
 
-def test_a_file_that_arrives_damaged_is_refused(hub: Hub, good: Path, root: Path) -> None:
+def test_file_damaged_in_transfer_is_refused(hub: Hub, good: Path, root: Path) -> None:
     hub.add(REPO, good)
     files = dict(hub.history[REPO][-1].files)
     weights = files[WEIGHTS]
@@ -164,14 +164,14 @@ def test_a_file_that_arrives_damaged_is_refused(hub: Hub, good: Path, root: Path
     assert "arrived damaged" in _refused(REPO, root)
 
 
-def test_a_broken_download_is_resumed(hub: Hub, good: Path, root: Path) -> None:
+def test_broken_download_is_resumed(hub: Hub, good: Path, root: Path) -> None:
     hub.add(REPO, good)
     hub.cuts["download"] = 2
     folder = pull(REPO, root, _silent)
     assert (folder / WEIGHTS).read_bytes() == (good / WEIGHTS).read_bytes()
 
 
-def test_a_broken_connection_leaves_nothing_and_a_retry_finishes(hub: Hub, good: Path, root: Path) -> None:
+def test_broken_connection_leaves_no_files_and_a_retry_succeeds(hub: Hub, good: Path, root: Path) -> None:
     hub.add(REPO, good)
     hub.cuts["answer"] = 1000
     assert "connection to the Hub broke while downloading 'someone/good'" in _refused(REPO, root)
@@ -179,7 +179,7 @@ def test_a_broken_connection_leaves_nothing_and_a_retry_finishes(hub: Hub, good:
     assert pull(REPO, root, _silent).is_dir()
 
 
-def test_an_existing_adapter_is_replaced_only_with_overwrite(hub: Hub, good: Path, root: Path) -> None:
+def test_existing_adapter_is_replaced_only_with_overwrite(hub: Hub, good: Path, root: Path) -> None:
     hub.add(REPO, good)
     pull(REPO, root, _silent)
     before = len(hub.requests)
@@ -197,9 +197,9 @@ def test_an_existing_adapter_is_replaced_only_with_overwrite(hub: Hub, good: Pat
     assert store(root).inspect("good").digest.startswith("sha256:")
 
 
-def test_a_reserved_name_is_refused_without_a_request(hub: Hub, good: Path, root: Path) -> None:
+def test_reserved_name_is_refused_without_a_request(hub: Hub, good: Path, root: Path) -> None:
     hub.add(REPO, good)
-    with pytest.raises(AdapterError, match=messages.THERE_ADAPTER_GOOD_ALREADY_GIVE_ONE):
+    with pytest.raises(AdapterError, match=messages.ADAPTER_NAME_TAKEN):
         pull(REPO, root, _silent, reserved=["good"])
     assert not hub.requests
     assert pull(REPO, root, _silent, name="mine", reserved=["good"]).is_dir()
@@ -218,18 +218,18 @@ def test_staging_folders_of_killed_processes_are_removed(hub: Hub, good: Path, r
 @pytest.mark.parametrize(
     "spec", ["lora", "a/b/c", "a/b@", "a--b/c", "a/b.git", "../up", "a/b@x y", "https://hf.co/a/b", "a/b@x\n"]
 )
-def test_an_invalid_repository_name(hub: Hub, root: Path, spec: str) -> None:
-    with pytest.raises(AdapterError, match=messages.NO_REPOSITORY_HUB_WRITE_USER_NAME):
+def test_invalid_repository_name_is_refused(hub: Hub, root: Path, spec: str) -> None:
+    with pytest.raises(AdapterError, match=messages.HUB_REPOSITORY_NAME_INVALID):
         pull(spec, root, _silent)
     assert not hub.requests
     assert not root.exists()
 
 
-def test_a_revision_may_be_a_branch_with_slashes() -> None:
+def test_revision_can_be_a_branch_with_slashes() -> None:
     assert parse_repo_spec("someone/lora.v2@refs/pr/1") == ("someone/lora.v2", "refs/pr/1")
 
 
-def test_errors_of_the_hub_become_messages(hub: Hub, good: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_hub_give_messages(hub: Hub, good: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(REPO, good)
     assert "no repository 'someone/else'" in _refused("someone/else", root)
     assert "has no revision 'v9'" in _refused(f"{REPO}@v9", root)
@@ -241,9 +241,7 @@ def test_errors_of_the_hub_become_messages(hub: Hub, good: Path, root: Path, mon
     assert "HF_HUB_OFFLINE is set" in _refused(REPO, root)
 
 
-def test_a_private_repository_needs_the_token(
-    hub: Hub, good: Path, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_private_repository_needs_the_token(hub: Hub, good: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(REPO, good)
     hub.private.add(REPO)
     assert "that you may read" in _refused(REPO, root)
@@ -251,7 +249,7 @@ def test_a_private_repository_needs_the_token(
     assert pull(REPO, root, _silent).is_dir()
 
 
-def test_a_full_disk_is_reported_before_the_download(
+def test_full_disk_is_reported_before_the_download(
     hub: Hub, good: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(REPO, good)
@@ -263,8 +261,8 @@ def test_a_full_disk_is_reported_before_the_download(
     assert shutil.disk_usage(root).free > 10
 
 
-def test_a_store_that_cannot_be_written(hub: Hub, good: Path, tmp_path: Path) -> None:
+def test_store_that_cannot_be_written_is_reported(hub: Hub, good: Path, tmp_path: Path) -> None:
     hub.add(REPO, good)
     (tmp_path / "file").write_text("")
-    with pytest.raises(AdapterError, match=messages.CANNOT_WRITE):
+    with pytest.raises(AdapterError, match=messages.CANNOT_WRITE_TO):
         pull(REPO, tmp_path / "file" / "store", _silent)

@@ -1,4 +1,4 @@
-"""The manifest: written and read again, and quoted within limits when it is broken."""
+"""The manifest: writing, reading, and error messages that quote a limited part of an invalid one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from errors import AdapterError
 from tests.adapters.folders import MANIFEST
 
 
-def test_a_written_manifest_is_read_again(tmp_path: Path) -> None:
+def test_written_manifest_is_read_back(tmp_path: Path) -> None:
     manifest = replace(MANIFEST, weights_digest="sha256:0011223344556677", config={"seed": 1})
     manifest.write(tmp_path)
     assert Manifest.read(tmp_path) == manifest
 
 
-def test_a_manifest_without_the_digest_of_its_weights_is_read(tmp_path: Path) -> None:
+def test_manifest_without_the_digest_of_its_weights_is_read(tmp_path: Path) -> None:
     values = asdict(MANIFEST)
     del values["weights_digest"]
     (tmp_path / "manifest.json").write_text(json.dumps(values))
@@ -28,7 +28,7 @@ def test_a_manifest_without_the_digest_of_its_weights_is_read(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "expected"),
     [
         ({"version": 2}, "has version 2, this program reads version 1; update Prompt or Tune"),
         ({"version": "\x1b[31m" + "x" * 10_000}, "…, this program reads version 1"),
@@ -38,13 +38,13 @@ def test_a_manifest_without_the_digest_of_its_weights_is_read(tmp_path: Path) ->
         ({"scores": {"metric": 1}}, "'scores' in manifest.json is not a list"),
     ],
 )
-def test_unexpected_values_are_quoted_within_limits(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+def test_unexpected_values_are_quoted_within_limits(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({**asdict(MANIFEST), **change}))
-    assert says in _refused(tmp_path)
+    assert expected in _refused(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ("", "cannot be read (Expecting value"),
         ("{", "cannot be read"),
@@ -56,12 +56,12 @@ def test_unexpected_values_are_quoted_within_limits(tmp_path: Path, change: dict
         ('{"version": ' + "1" * 5000 + "}", "cannot be read"),
     ],
 )
-def test_a_file_that_is_not_a_manifest(tmp_path: Path, text: str, says: str) -> None:
+def test_invalid_manifest_file_is_refused(tmp_path: Path, text: str, expected: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
-    assert says in _refused(tmp_path)
+    assert expected in _refused(tmp_path)
 
 
-def test_bytes_that_are_not_text(tmp_path: Path) -> None:
+def test_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(b'{"name": "\xff\x1b[31m"}')
     assert "cannot be read ('utf-8' codec can't decode" in _refused(tmp_path)
 

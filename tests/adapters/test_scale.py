@@ -1,4 +1,4 @@
-"""Caches of the store: nothing is read twice, no change is missed, and thousands of adapters stay quick."""
+"""Caches of the store: unchanged folders are read once, every change is detected, and many adapters are fast."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ MANY = 5000
 
 @pytest.fixture
 def stable_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set the clock a minute ahead, so that no file counts as just written and results are cached."""
+    """Set the clock a minute ahead, so that files are old enough for their results to be cached."""
     now = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: now() + 60_000_000_000)
 
 
 class ReadCounter:
-    """Number of folders read since the last call."""
+    """Counts the folders that the store reads; a call returns the number since the last call."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
@@ -53,16 +53,16 @@ def checked(monkeypatch: pytest.MonkeyPatch, stable_files: None) -> ReadCounter:
     return ReadCounter(monkeypatch)
 
 
-def test_a_folder_is_checked_once_for_each_base(good: Path, checked: ReadCounter) -> None:
-    found = store(good.parent)
-    first = found.open("good", BASE)
-    assert found.open("good", BASE) is first
+def test_folder_is_checked_once_for_each_base(good: Path, checked: ReadCounter) -> None:
+    adapter_store = store(good.parent)
+    first = adapter_store.open("good", BASE)
+    assert adapter_store.open("good", BASE) is first
     assert checked() == 1
-    assert found.inspect("good") is found.inspect("good")
+    assert adapter_store.inspect("good") is adapter_store.inspect("good")
     assert checked() == 1
-    with pytest.raises(AdapterError, match=messages.BASE_HERE_OTHER):
-        found.open("good", replace(BASE, id="other"))
-    assert found.open("good", BASE) == first
+    with pytest.raises(AdapterError, match=messages.BASE_IS_OTHER):
+        adapter_store.open("good", replace(BASE, id="other"))
+    assert adapter_store.open("good", BASE) == first
 
 
 def changes(good: Path) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -77,121 +77,119 @@ def changes(good: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "another folder", lambda: (good.rename(good.with_name(".old")), write_adapter(good))
 
 
-def test_every_change_is_seen_at_the_next_call(good: Path, checked: ReadCounter) -> None:
-    found = store(good.parent)
+def test_every_change_is_detected_by_the_next_call(good: Path, checked: ReadCounter) -> None:
+    adapter_store = store(good.parent)
     for what, change in changes(good):
-        found.open("good", BASE)
+        adapter_store.open("good", BASE)
         checked()
         change()
-        before = found.open("good", BASE)
+        before = adapter_store.open("good", BASE)
         assert checked() == 1, what
-        assert found.open("good", BASE) is before
+        assert adapter_store.open("good", BASE) is before
 
 
-def test_a_changed_file_of_the_same_size_and_time_is_noticed(good: Path, checked: ReadCounter) -> None:
-    found = store(good.parent)
-    first = found.open("good", BASE)
+def test_changed_file_of_the_same_size_and_time_is_detected(good: Path, checked: ReadCounter) -> None:
+    adapter_store = store(good.parent)
+    first = adapter_store.open("good", BASE)
     path = good / "adapter_model.safetensors"
     status = path.stat()
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert found.open("good", BASE).digest != first.digest
+    assert adapter_store.open("good", BASE).digest != first.digest
 
 
-def test_a_folder_that_becomes_unsafe_is_refused_and_a_repaired_one_opens(good: Path, checked: ReadCounter) -> None:
-    found = store(good.parent)
-    found.open("good", BASE)
+def test_folder_that_becomes_unsafe_is_refused_and_a_repaired_one_opens(good: Path, checked: ReadCounter) -> None:
+    adapter_store = store(good.parent)
+    adapter_store.open("good", BASE)
     (good / "x.bin").write_bytes(b"")
     for _ in range(2):
-        with pytest.raises(AdapterError, match=messages.XBIN_PICKLE):
-            found.open("good", BASE)
+        with pytest.raises(AdapterError, match=messages.IS_PICKLE):
+            adapter_store.open("good", BASE)
     (good / "x.bin").unlink()
-    found.open("good", BASE)
+    adapter_store.open("good", BASE)
     (good / "README.md").symlink_to("/etc/hostname")
-    with pytest.raises(AdapterError, match=messages.README_MD_SYMBOLIC_LINK):
-        found.open("good", BASE)
+    with pytest.raises(AdapterError, match=messages.README_IS_LINK):
+        adapter_store.open("good", BASE)
 
 
-def test_a_refusal_is_cached_unless_the_system_failed(
+def test_refusal_is_cached_unless_the_system_failed(
     good: Path, checked: ReadCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = store(good.parent)
+    adapter_store = store(good.parent)
     (good / "adapter_config.json").write_text("{")
     for _ in range(3):
-        with pytest.raises(AdapterError, match=messages.ADAPTER_CONFIG_JSON_CANNOT_READ):
-            found.open("good", BASE)
+        with pytest.raises(AdapterError, match=messages.ADAPTER_CONFIG_UNREADABLE):
+            adapter_store.open("good", BASE)
     assert checked() == 1
     write_adapter(good.parent / "other")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdopen", lambda *_: (_ for _ in ()).throw(OSError(24, "Too many open files")))
         with pytest.raises(AdapterError, match=messages.TOO_MANY_OPEN_FILES):
-            found.open("other", BASE)
-    assert found.open("other", BASE).name == "other"
+            adapter_store.open("other", BASE)
+    assert adapter_store.open("other", BASE).name == "other"
 
 
-def test_a_list_of_all_adapters_reads_no_weights(
+def test_list_of_all_adapters_reads_no_weights(
     good: Path, checked: ReadCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = store(good.parent)
+    adapter_store = store(good.parent)
     with monkeypatch.context() as patch:
         patch.setattr(weights, "inspect", lambda *_: pytest.fail("the weights were read"))
-        assert [status.usable for status in found.status(BASE) + found.status(BASE)] == [True, True]
+        assert [status.usable for status in adapter_store.status(BASE) + adapter_store.status(BASE)] == [True, True]
     assert checked() == 1
-    assert found.open("good", BASE).sha256
-    assert found.status(BASE)[0].manifest is found.open("good", BASE).manifest
+    assert adapter_store.open("good", BASE).sha256
+    assert adapter_store.status(BASE)[0].manifest is adapter_store.open("good", BASE).manifest
     assert checked() == 1
 
 
-def test_a_folder_that_has_just_changed_is_read_again(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, checked = store(good.parent), ReadCounter(monkeypatch)
-    found.open("good", BASE)
-    found.open("good", BASE)
+def test_folder_that_has_just_changed_is_read_again(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter_store, checked = store(good.parent), ReadCounter(monkeypatch)
+    adapter_store.open("good", BASE)
+    adapter_store.open("good", BASE)
     assert checked() == 2
 
 
-def test_names_follow_the_roots(tmp_path: Path, stable_files: None) -> None:
-    found = Store((tmp_path / "one", tmp_path / "two"), fingerprints=FINGERPRINTS)
-    assert found.names() == []
+def test_names_are_updated_when_folders_are_added_and_removed(tmp_path: Path, stable_files: None) -> None:
+    adapter_store = Store((tmp_path / "one", tmp_path / "two"), fingerprints=FINGERPRINTS)
+    assert adapter_store.names() == []
     write_adapter(tmp_path / "one" / "a")
-    assert found.names() == ["a"]
+    assert adapter_store.names() == ["a"]
     write_adapter(tmp_path / "two" / "b")
-    assert found.names() == found.names() == ["a", "b"]
+    assert adapter_store.names() == adapter_store.names() == ["a", "b"]
     (tmp_path / "two" / "c").mkdir()
-    assert found.names() == ["a", "b"]
+    assert adapter_store.names() == ["a", "b"]
     write_adapter(tmp_path / "elsewhere")
-    for file in (tmp_path / "elsewhere").iterdir():  # into a folder that was there: the root's times stay
+    for file in (tmp_path / "elsewhere").iterdir():  # into an existing folder: the root's times do not change
         file.rename(tmp_path / "two" / "c" / file.name)
-    assert found.names() == ["a", "b", "c"]
+    assert adapter_store.names() == ["a", "b", "c"]
     (tmp_path / "two" / "b").rename(tmp_path / "two" / ".b")
-    assert found.names() == ["a", "c"]
+    assert adapter_store.names() == ["a", "c"]
     with pytest.raises(UnknownNameError):
-        found.open("b", BASE)
+        adapter_store.open("b", BASE)
 
 
-def test_a_folder_that_stops_being_an_adapter_leaves_the_names(
+def test_folder_that_is_no_longer_an_adapter_is_removed_from_the_names(
     good: Path, stable_files: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = store(good.parent)
-    assert found.names() == ["good"]
+    adapter_store = store(good.parent)
+    assert adapter_store.names() == ["good"]
     (good / "adapter_config.json").unlink()
     with pytest.raises(UnknownNameError):
-        found.open("good", BASE)
+        adapter_store.open("good", BASE)
     now = time.monotonic() + 1
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    assert found.names() == []
+    assert adapter_store.names() == []
 
 
-def test_thousands_of_folders_cost_one_scan(
-    tmp_path: Path, stable_files: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_folders_are_scanned_once(tmp_path: Path, stable_files: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(MANY):
         folder = tmp_path / f"lora-{number:04d}"
         folder.mkdir()
         (folder / "adapter_config.json").touch()
     write_adapter(tmp_path / "good")
-    found = store(tmp_path)
+    adapter_store = store(tmp_path)
     monkeypatch.setattr(time, "monotonic", lambda: 0.0)
-    assert len(found.names()) == MANY + 1
+    assert len(adapter_store.names()) == MANY + 1
     scans: list[str] = []
     real = os.scandir
 
@@ -201,34 +199,34 @@ def test_thousands_of_folders_cost_one_scan(
 
     monkeypatch.setattr(os, "scandir", scandir)
     for _ in range(20):
-        assert len(found.names()) == MANY + 1
-        found.open("good", BASE)
+        assert len(adapter_store.names()) == MANY + 1
+        adapter_store.open("good", BASE)
     assert scans == [str(tmp_path / "good")]
-    with pytest.raises(UnknownNameError, match=messages.DID_YOU_MEAN_LORA_MORE) as caught:
-        found.open("lora-0007x", BASE)
+    with pytest.raises(UnknownNameError, match=messages.UNKNOWN_ADAPTER_AMONG_MANY) as caught:
+        adapter_store.open("lora-0007x", BASE)
     assert len(str(caught.value)) < 3000
 
 
-def test_the_cache_is_bounded(good: Path, checked: ReadCounter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_bounded(good: Path, checked: ReadCounter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adapters.store._MAX_CACHE_BYTES", 4000)
     for number in range(6):
         write_adapter(good.parent / f"other-{number}")
-    found = store(good.parent)
-    for name in (*found.names(), "other-5", "good"):
-        found.open(name, BASE)
-    assert checked() == 8  # the last one is cached, the first one no more
+    adapter_store = store(good.parent)
+    for name in (*adapter_store.names(), "other-5", "good"):
+        adapter_store.open(name, BASE)
+    assert checked() == 8  # the last one is cached, the first one was evicted
 
 
-def test_many_threads_read_while_folders_change(tmp_path: Path) -> None:
-    found = store(tmp_path)
+def test_concurrent_reads_while_folders_change_are_consistent(tmp_path: Path) -> None:
+    adapter_store = store(tmp_path)
     write_adapter(tmp_path / "stays")
     done = threading.Event()
 
     def read() -> None:
         while not done.is_set():
-            assert "stays" in found.names()
-            assert found.open("stays", BASE).name == "stays"
-            assert [status.name for status in found.status(BASE) if status.usable or status.name == "stays"][
+            assert "stays" in adapter_store.names()
+            assert adapter_store.open("stays", BASE).name == "stays"
+            assert [status.name for status in adapter_store.status(BASE) if status.usable or status.name == "stays"][
                 -1
             ] == "stays"
 
@@ -240,10 +238,10 @@ def test_many_threads_read_while_folders_change(tmp_path: Path) -> None:
         done.set()
         for future in futures:
             future.result(20)
-    assert found.names() == ["stays"]
+    assert adapter_store.names() == ["stays"]
 
 
-def test_the_complete_and_the_short_digest_agree(good: Path) -> None:
+def test_short_digest_is_derived_from_the_complete_one(good: Path) -> None:
     folder: AdapterFolder = store(good.parent).open("good", BASE)
     assert weights.short_digest(folder.sha256) == folder.digest
     assert len(folder.sha256) == 64

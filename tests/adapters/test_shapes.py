@@ -1,4 +1,4 @@
-"""DoRA, IA3, Prompt and Prefix tuning: what their configs may say, and which tensors belong to them."""
+"""DoRA, IA3, prompt and prefix tuning: valid configs, and the tensors that each must have."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def embeddings(*shape: int) -> Tensors:
         (PREFIX, embeddings(5, 2 * 2 * 12), BASE),
     ],
 )
-def test_every_technique_opens(tmp_path: Path, config: dict[str, Any], weights: Tensors, base: BaseIdentity) -> None:
+def test_adapter_of_every_technique_opens(
+    tmp_path: Path, config: dict[str, Any], weights: Tensors, base: BaseIdentity
+) -> None:
     write_adapter(tmp_path / "good", config, weights=weights)
     folder = store(tmp_path).open("good", base)
     assert folder.config == config
@@ -87,7 +89,7 @@ def test_every_technique_opens(tmp_path: Path, config: dict[str, Any], weights: 
 
 
 @pytest.mark.parametrize(
-    ("config", "change", "says"),
+    ("config", "change", "expected"),
     [
         (IA3, {"feedforward_modules": None}, "feedforward_modules must be a list of module names"),
         (IA3, {"feedforward_modules": ["o_proj"]}, "o_proj is in feedforward_modules and not in target_modules"),
@@ -112,16 +114,16 @@ def test_every_technique_opens(tmp_path: Path, config: dict[str, Any], weights: 
         (PREFIX, {"num_virtual_tokens": True}, "has num_virtual_tokens = True"),
     ],
 )
-def test_a_config_that_cannot_be_served(
-    tmp_path: Path, config: dict[str, Any], change: dict[str, Any], says: str
+def test_unsupported_config_is_refused(
+    tmp_path: Path, config: dict[str, Any], change: dict[str, Any], expected: str
 ) -> None:
     weights = {"IA3": vectors(OUT, 1), "PROMPT_TUNING": embeddings(5, IN), "PREFIX_TUNING": embeddings(5, 48)}
     write_adapter(tmp_path / "bad", {**config, **change}, weights=weights[config["peft_type"]])
-    assert says in refused(tmp_path / "bad")
+    assert expected in refused(tmp_path / "bad")
 
 
 @pytest.mark.parametrize(
-    ("config", "weights", "says"),
+    ("config", "weights", "expected"),
     [
         (
             CONFIG,
@@ -144,17 +146,19 @@ def test_a_config_that_cannot_be_served(
         (PROMPT, {"embedding.weight": ones(5, IN)}, "has embedding.weight where virtual tokens are one tensor"),
         (PROMPT, embeddings(0, IN), "so it is empty"),
         (PREFIX, embeddings(5, 47), "has a prefix of 47 features"),
-        (PREFIX, embeddings(5, 12), "has a prefix of 12 features"),  # not what the projection gives, but its input
+        (PREFIX, embeddings(5, 12), "has a prefix of 12 features"),  # the input of the projection, not its output
     ],
 )
-def test_weights_that_do_not_fit(tmp_path: Path, config: dict[str, Any], weights: Tensors, says: str) -> None:
+def test_weights_that_do_not_fit_are_refused(
+    tmp_path: Path, config: dict[str, Any], weights: Tensors, expected: str
+) -> None:
     write_adapter(tmp_path / "bad", config, weights=weights)
-    assert says in refused(tmp_path / "bad")
+    assert expected in refused(tmp_path / "bad")
 
 
-def test_virtual_tokens_of_another_kind_of_base(tmp_path: Path) -> None:
+def test_virtual_tokens_for_another_kind_of_base_are_refused(tmp_path: Path) -> None:
     write_adapter(tmp_path / "prefix", PREFIX, weights=embeddings(5, 48))
-    says = refused(tmp_path / "prefix", replace(BASE, is_encoder_decoder=True))
-    assert "has num_transformer_submodules = 1, which is 2 for encoder-decoder bases" in says
+    message = refused(tmp_path / "prefix", replace(BASE, is_encoder_decoder=True))
+    assert "has num_transformer_submodules = 1, which is 2 for encoder-decoder bases" in message
     write_adapter(tmp_path / "both", {**PROMPT, "num_transformer_submodules": 2}, weights=embeddings(10, IN))
     assert "was trained for an encoder-decoder base" in refused(tmp_path / "both")

@@ -31,7 +31,7 @@ from tests.adapters.folders import (
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_good_adapter_opens(good: Path) -> None:
+def test_valid_adapter_opens(good: Path) -> None:
     folder = store(good.parent).open("good", BASE)
     assert (folder.name, folder.path, folder.manifest) == ("good", good, MANIFEST)
     assert folder.config["r"] == RANK
@@ -50,12 +50,12 @@ def test_a_good_adapter_opens(good: Path) -> None:
         {"target_modules": list(LAYERS)},
     ],
 )
-def test_settings_that_are_applied_or_have_no_effect(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_supported_settings_are_accepted(tmp_path: Path, change: dict[str, Any]) -> None:
     write_adapter(tmp_path / "good", {**CONFIG, **change})
     assert store(tmp_path).open("good", BASE).config == {**CONFIG, **change}
 
 
-def test_a_folder_that_peft_wrote_opens(tmp_path: Path) -> None:
+def test_folder_written_by_peft_opens(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     torch = pytest.importorskip("torch")
 
@@ -71,7 +71,7 @@ def test_a_folder_that_peft_wrote_opens(tmp_path: Path) -> None:
     assert store(tmp_path).open("good", base).config["target_modules"] == ["q_proj"]
 
 
-def test_names_of_all_roots_and_the_later_root_wins(tmp_path: Path) -> None:
+def test_later_root_has_precedence_for_the_same_name(tmp_path: Path) -> None:
     write_adapter(tmp_path / "library" / "good")
     write_adapter(tmp_path / "library" / "other")
     mine = write_adapter(tmp_path / "mine" / "good", manifest=replace(MANIFEST, seed=1))
@@ -88,8 +88,8 @@ def test_names_of_all_roots_and_the_later_root_wins(tmp_path: Path) -> None:
     assert Store((tmp_path / "gone",)).names() == []
 
 
-def test_an_unknown_name_is_reported_with_the_nearest(good: Path) -> None:
-    with pytest.raises(UnknownNameError, match=messages.UNKNOWN_ADAPTER_GOOOD_DID_YOU_MEAN):
+def test_error_of_an_unknown_name_suggests_the_nearest(good: Path) -> None:
+    with pytest.raises(UnknownNameError, match=messages.UNKNOWN_ADAPTER_SUGGESTS_GOOD):
         store(good.parent).open("goood", BASE)
 
 
@@ -121,8 +121,8 @@ def test_an_unknown_name_is_reported_with_the_nearest(good: Path) -> None:
         "*",
     ],
 )
-def test_a_name_is_never_a_path(good: Path, name: str) -> None:
-    with pytest.raises(AdapterError, match=messages.CANNOT_NAME_ADAPTER_USE_LOWERCASE_LETTERS):
+def test_paths_are_refused_as_names(good: Path, name: str) -> None:
+    with pytest.raises(AdapterError, match=messages.ADAPTER_NAME_MUST_BE_LOWERCASE):
         store(good.parent).open(name, BASE)
 
 
@@ -131,7 +131,7 @@ def test_names_of_methods_are_refused(tmp_path: Path, name: str) -> None:
     assert "give the folder another name" in refused(write_adapter(tmp_path / name))
 
 
-def test_status_names_every_adapter_and_why_it_cannot_be_used(good: Path) -> None:
+def test_status_lists_every_adapter_with_the_reason_if_unusable(good: Path) -> None:
     root = good.parent
     write_adapter(root / "foreign", manifest=replace(MANIFEST, base_id="other/base"))
     write_adapter(root / "bare", manifest=None)
@@ -148,7 +148,7 @@ def test_status_names_every_adapter_and_why_it_cannot_be_used(good: Path) -> Non
     assert usable == {"good", "foreign"}  # without a base, an adapter of another base is usable
 
 
-def test_the_command_lists_and_shows(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_lists_and_shows_adapters(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_adapter(good.parent / "broken", {**CONFIG, "peft_type": "VERA"})
     assert main(["--root", str(good.parent), "list"]) == 0
     output = capsys.readouterr().out
@@ -161,18 +161,18 @@ def test_the_command_lists_and_shows(good: Path, capsys: pytest.CaptureFixture[s
     assert "0.5 (n 80)" in output
 
 
-@pytest.mark.parametrize(("name", "says"), [("goood", "did you mean 'good'"), ("../x", "cannot name an adapter")])
-def test_the_command_prints_one_line_for_an_error(
-    good: Path, capsys: pytest.CaptureFixture[str], name: str, says: str
+@pytest.mark.parametrize(("name", "expected"), [("goood", "did you mean 'good'"), ("../x", "cannot name an adapter")])
+def test_command_prints_one_line_for_an_error(
+    good: Path, capsys: pytest.CaptureFixture[str], name: str, expected: str
 ) -> None:
     assert main(["--root", str(good.parent), "show", name]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert says in captured.err
+    assert expected in captured.err
     assert captured.err.count("\n") == 1
 
 
-def test_the_command_without_adapters_and_without_torch(tmp_path: Path) -> None:
+def test_command_without_adapters_imports_no_torch(tmp_path: Path) -> None:
     script = """
 import sys
 from adapters.__main__ import main
@@ -187,7 +187,7 @@ sys.exit(code)
     assert done.stderr == ""
 
 
-def test_the_users_own_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_user_root_is_below_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path))
     assert user_root() == tmp_path / "adapters"
     monkeypatch.delenv("PROMPT_OR_TUNE_HOME")

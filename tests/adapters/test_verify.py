@@ -1,4 +1,4 @@
-"""`verify`: the report on a valid folder, and each error that it finds."""
+"""`verify`: the report on a valid folder, and the error for each kind of invalid folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _refused(folder: Path) -> str:
     return message
 
 
-def test_a_valid_folder(good: Path) -> None:
+def test_report_of_a_valid_folder(good: Path) -> None:
     stated = digest(good / "adapter_model.safetensors", "good")
     replace(MANIFEST, weights_digest=stated).write(good)
     (good / "README.md").write_text(CARD)
@@ -46,27 +46,27 @@ def test_a_valid_folder(good: Path) -> None:
     assert "vLLM: rank  rank r is 4 and vLLM's ranks are 8" in output
 
 
-def test_a_folder_without_digest_and_card(good: Path) -> None:
+def test_folder_without_digest_and_card_is_valid(good: Path) -> None:
     output = _verified(good)
     assert "the manifest, older than this check, states no digest" in output
     assert "there is no card" in output
 
 
-def test_weights_with_another_digest_than_the_manifest(good: Path) -> None:
+def test_weights_with_another_digest_than_the_manifest_are_an_error(good: Path) -> None:
     replace(MANIFEST, weights_digest="sha256:0011223344556677").write(good)
     assert "the manifest states sha256:0011223344556677: the weights are not those" in _refused(good)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite(good: Path, dtype: type, value: float) -> None:
+def test_values_that_are_not_finite_are_an_error(good: Path, dtype: type, value: float) -> None:
     broken = tensors(dtype=dtype)
     broken[key(LAYERS[1], "B")][3, 2] = value
     save_file(broken, good / "adapter_model.safetensors")
     assert f"tensor {key(LAYERS[1], 'B')} has values that are not finite" in _refused(good)
 
 
-def test_bfloat16_is_read_too(tmp_path: Path) -> None:
+def test_bfloat16_weights_are_checked(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file as save
 
@@ -79,14 +79,14 @@ def test_bfloat16_is_read_too(tmp_path: Path) -> None:
     assert "not finite" in _refused(folder)
 
 
-def test_the_largest_finite_values_are_finite(good: Path) -> None:
+def test_largest_finite_values_are_accepted(good: Path) -> None:
     large = tensors()
     large[key(LAYERS[0], "A")][:] = np.finfo(np.float32).max
     save_file(large, good / "adapter_model.safetensors")
     assert "are finite" in _verified(good)
 
 
-def test_manifest_and_config_name_one_base(tmp_path: Path) -> None:
+def test_different_bases_in_manifest_and_config_are_an_error(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "good", {**CONFIG, "base_model_name_or_path": "other/base"})
     assert "adapter_config.json names the base other/base and the manifest tiny/base" in _refused(folder)
     folder = write_adapter(tmp_path / "old", {**CONFIG, "revision": "b" * 40})
@@ -94,7 +94,7 @@ def test_manifest_and_config_name_one_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("card", "says"),
+    ("card", "expected"),
     [
         ("---\nbase_model: other/base\n---\n", "its card names the base other/base and the manifest tiny/base"),
         ("# no front matter\n", "its card names the base none"),
@@ -104,39 +104,39 @@ def test_manifest_and_config_name_one_base(tmp_path: Path) -> None:
         ("x" * ((1 << 20) + 1), "README.md has more than 1048576 bytes"),
     ],
 )
-def test_the_card_must_name_the_base(good: Path, card: str, says: str) -> None:
+def test_card_with_another_base_is_an_error(good: Path, card: str, expected: str) -> None:
     (good / "README.md").write_text(card)
-    assert says in _refused(good)
+    assert expected in _refused(good)
 
 
-def test_a_card_that_names_several(good: Path) -> None:
+def test_card_that_lists_the_base_among_others_is_valid(good: Path) -> None:
     (good / "README.md").write_text("---\nbase_model: [quantized/base, tiny/base]\n---\n")
     assert "and card" in _verified(good)
 
 
-def test_a_base_without_a_hub_id_is_not_in_the_card(good: Path) -> None:
+def test_base_without_a_hub_id_need_not_be_in_the_card(good: Path) -> None:
     replace(MANIFEST, base_id="embedded/base", base_revision="sha256:0123456789abcdef").write(good)
     (good / "adapter_config.json").write_text(json.dumps({**CONFIG, "base_model_name_or_path": "embedded/base"}))
     (good / "README.md").write_text("---\nbase_model: someone/base\n---\n")
     assert "adapter_config.json; the card names someone/base for the Hub" in _verified(good)
 
 
-def test_a_name_or_a_folder(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_argument_is_a_name_or_a_folder(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store((good.parent,))
     assert find_adapter("good", store) == find_adapter(str(good), Store(())) == store.inspect("good")
     monkeypatch.chdir(good)
     assert find_adapter(".", Store(())).path == good.resolve()
-    with pytest.raises(AdapterError, match=messages.THERE_NO_FOLDER):
+    with pytest.raises(AdapterError, match=messages.NO_SUCH_FOLDER):
         find_adapter(str(tmp_path / "none"), store)
 
 
-def test_a_whole_model_is_not_an_adapter(tmp_path: Path) -> None:
+def test_whole_model_is_refused(tmp_path: Path) -> None:
     model = tmp_path / "tuned"
     model.mkdir()
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(b"")
     MANIFEST.write(model)
-    message = f"^'tuned' is a whole model, not an adapter: use it with --base {model}\\.$"
+    message = messages.WHOLE_MODEL_NEEDS_BASE_OPTION.format(model=model)
     with pytest.raises(AdapterError, match=message):
         find_adapter(str(model), Store(()))
     with pytest.raises(AdapterError, match=message):
@@ -145,7 +145,7 @@ def test_a_whole_model_is_not_an_adapter(tmp_path: Path) -> None:
         Store((tmp_path,)).open("tuned", BASE)
 
 
-def test_the_command(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_the_report_or_one_error(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--root", str(good.parent), "verify", "good"]) == 0
     assert "all of 4 tensors are finite" in capsys.readouterr().out
     (good / "adapter_config.json").write_text(json.dumps({**CONFIG, "r": 8}))

@@ -1,4 +1,4 @@
-"""Safetensors headers: read as the library reads them, and refused where they are wrong."""
+"""Safetensors headers: parsed as by the library, and refused if they are invalid."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_shapes_are_those_that_safetensors_reads(tmp_path: Path, dtype: type) ->
     assert set(shapes) == {key(layer, side) for layer in LAYERS for side in "AB"}
 
 
-def test_the_digest_is_of_the_bytes_and_follows_them(good: Path) -> None:
+def test_digest_changes_with_the_bytes(good: Path) -> None:
     opened = store(good.parent)
     first = opened.open("good", BASE).digest
     assert opened.open("good", BASE).digest == first
@@ -54,7 +54,7 @@ def test_the_digest_is_of_the_bytes_and_follows_them(good: Path) -> None:
     assert opened.open("good", BASE).digest != first
 
 
-def test_an_unchanged_file_is_hashed_once(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_file_is_hashed_once(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = good / "adapter_model.safetensors"
     later = path.stat().st_ctime_ns + 10_000_000_000
     monkeypatch.setattr(time, "time_ns", lambda: later)
@@ -79,7 +79,7 @@ A0, B0 = key(LAYERS[0], "A"), key(LAYERS[0], "B")
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "expected"),
     [
         (without(A0), "lacks lora_A of module model.layers.0.self_attn.q_proj"),
         (without(B0), "lacks lora_B of module model.layers.0.self_attn.q_proj"),
@@ -102,15 +102,15 @@ A0, B0 = key(LAYERS[0], "A"), key(LAYERS[0], "B")
         (with_tensor(B0, np.ones((OUT + 1, RANK), np.float32)), "the base needs A (4, 16) and B (12, 4)"),
     ],
 )
-def test_weights_that_do_not_fit(tmp_path: Path, change: Callable[[Tensors], None], says: str) -> None:
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path, change: Callable[[Tensors], None], expected: str) -> None:
     found = tensors()
     change(found)
     message = refused(write_adapter(tmp_path / "bad", weights=found))
-    assert says in message
+    assert expected in message
     assert message.isprintable()
 
 
-def test_a_module_that_the_base_does_not_have(good: Path) -> None:
+def test_module_that_the_base_does_not_have_is_refused(good: Path) -> None:
     base = replace(BASE, shapes={LAYERS[0]: (OUT, IN)})
     assert f"weights for module {LAYERS[1]}, which the base does not have" in refused(good, base)
 
@@ -126,7 +126,7 @@ def test_bfloat16_is_read(tmp_path: Path) -> None:
     assert store(tmp_path).open("good", BASE).name == "good"
 
 
-def test_a_file_cut_at_any_length_is_refused(good: Path) -> None:
+def test_file_cut_at_any_length_is_refused(good: Path) -> None:
     path = good / "adapter_model.safetensors"
     content = path.read_bytes()
     for length in range(len(content)):
@@ -139,7 +139,7 @@ def test_a_file_cut_at_any_length_is_refused(good: Path) -> None:
     assert store(good.parent).open("good", BASE).manifest == MANIFEST
 
 
-def test_a_file_with_any_byte_of_its_header_changed_opens_or_is_refused(good: Path) -> None:
+def test_file_with_any_byte_of_its_header_changed_opens_or_is_refused(good: Path) -> None:
     path = good / "adapter_model.safetensors"
     content = path.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
@@ -151,7 +151,7 @@ def test_a_file_with_any_byte_of_its_header_changed_opens_or_is_refused(good: Pa
                 store(good.parent).open("good", BASE)
             except AdapterError:
                 continue
-            with safe_open(path, framework="numpy") as file:  # what we accept, safetensors must accept
+            with safe_open(path, framework="numpy") as file:  # safetensors must accept what is accepted here
                 assert len(list(file.keys())) == 4
 
 
@@ -165,7 +165,7 @@ def entry(begin: Any, end: Any, shape: Any, dtype: Any = "F32") -> dict[str, Any
 
 
 def headers() -> Iterator[tuple[str, int]]:
-    """Wrong headers, each with the length of the body after it."""
+    """Yield invalid headers, each with the length of the body after it."""
     yield "{}", 0
     yield "[]", 0
     yield "[" * 200_000, 0
@@ -189,13 +189,13 @@ def headers() -> Iterator[tuple[str, int]]:
 
 
 @pytest.mark.parametrize(("header", "body"), headers())
-def test_a_wrong_header(good: Path, header: str, body: int) -> None:
+def test_invalid_header_is_refused(good: Path, header: str, body: int) -> None:
     header_file(good / "adapter_model.safetensors", header, body)
     assert refused(good).isprintable()
 
 
 @pytest.mark.parametrize("length", [2**64 - 1, 2**63, 9 << 20])
-def test_a_header_that_is_too_long(good: Path, length: int) -> None:
+def test_too_long_header_is_refused(good: Path, length: int) -> None:
     header_file(good / "adapter_model.safetensors", "{}", length=length)
     assert "is cut short or not safetensors" in refused(good)
     with (good / "adapter_model.safetensors").open("r+b") as file:

@@ -10,7 +10,6 @@ import pytest
 
 from adapters.store import Store
 from benchmarks import engine, engine_adapters
-from benchmarks import engine_adapters as engine_thousand
 from benchmarks.engine_harness import copy_adapters, make_adapter
 from models.loader import load_base
 from tasks.prompt import STYLES
@@ -18,7 +17,7 @@ from tests.serve.tiny import make_base
 
 pytestmark = pytest.mark.slow
 
-QUESTIONS = "columns,eight,thousand,cold,memory,prefix,limit"
+PARTS = "columns,eight,thousand,cold,memory,prefix,limit"
 
 
 @pytest.fixture
@@ -29,8 +28,8 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(name, "1")
     monkeypatch.setattr(engine_adapters, "COLD_LOADS", 3)
     monkeypatch.setattr(engine_adapters, "ADAPTERS_IN_MEMORY", 6)
-    monkeypatch.setattr(engine_thousand, "REGISTERED", 80)
-    monkeypatch.setattr(engine_thousand, "REQUESTS", 20)
+    monkeypatch.setattr(engine_adapters, "REGISTERED", 80)
+    monkeypatch.setattr(engine_adapters, "REQUESTS", 20)
     return make_base("llama", tmp_path / "base")
 
 
@@ -38,15 +37,15 @@ def test_engine_benchmark_prints_all_metrics_in_one_line(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["--base", str(base), "--quantization", "none", "--device", "cpu", "--threads", "1", "--runs", "1"]
-    command += ["--new-tokens", "4", "--only", QUESTIONS, "--output", str(tmp_path / "speed")]
+    command += ["--new-tokens", "4", "--only", PARTS, "--output", str(tmp_path / "speed")]
     assert engine.main(command) == 0
     page = (tmp_path / "speed.md").read_text(encoding="utf-8")
     line = json.loads(capsys.readouterr().out)
     assert line == json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
     ratios = ("six_columns_ratio", "six_columns_warm_ratio", "slowest_column_ratio", "eight_adapters_ratio")
-    for figure in (*ratios, "thousand_adapters_ratio", "warm_prefix_ratio", "share_of_limit"):
-        assert 0 < line[figure] < 100, figure
-        assert f" {line[figure]:g} |" in page
+    for metric in (*ratios, "thousand_adapters_ratio", "warm_prefix_ratio", "share_of_limit"):
+        assert 0 < line[metric] < 100, metric
+        assert f" {line[metric]:g} |" in page
     assert 0 < line["cold_load_ms"] < 10_000
     assert line["thousand_adapters"]["hit_rate"] == 0.95
     assert line["adapter_memory"]["counted_bytes"] <= 1.2 * line["adapter_memory"]["file_bytes"]
@@ -81,7 +80,7 @@ def test_synthetic_adapters_pass_the_checks_of_the_store_and_of_peft(base: Path,
 def test_random_llama_is_created_once_and_loads_like_any_base(
     base: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tiny base's tokenizer replaces the embedded base's."""
+    """The tokenizer is the tiny base's instead of the embedded base's."""
     from benchmarks import engine_harness
     from models.source import Source
 

@@ -75,7 +75,7 @@ def finished(index: int, tokens: int) -> RowOutput:
     return RowOutput(index, (Candidate("", "", 0.0, tokens),), 0.0)
 
 
-def test_a_step_is_timed_while_all_rows_are_in_flight(clock: Clock) -> None:
+def test_step_is_timed_while_all_rows_are_in_flight(clock: Clock) -> None:
     """Row 1 begins one second late; then a step takes 0.5 s, until row 0 ends with its fifth token."""
 
     def events() -> Iterator[PartialOutput | RowOutput]:
@@ -101,7 +101,7 @@ def test_a_step_is_timed_while_all_rows_are_in_flight(clock: Clock) -> None:
     assert watch.step_seconds() == pytest.approx(0.5)
 
 
-def test_rows_one_after_the_other_have_no_common_step() -> None:
+def test_step_time_of_rows_that_do_not_overlap_is_an_error() -> None:
     events: list[PartialOutput | RowOutput] = [
         PartialOutput(0, "", 1),
         finished(0, 2),
@@ -116,9 +116,9 @@ def test_sample_requests_uses_new_adapters_in_five_percent_of_the_requests() -> 
     hot, cold = [f"hot-{index}" for index in range(HOT)], iter([f"cold-{index}" for index in range(20)])
     rng = random.Random(0)
     rounds = [sample_requests(hot, cold, 100, rng) for _ in range(4)]
-    missing = [[name for name in names if name not in hot] for names in rounds]
-    assert [len(names) for names in missing] == [5, 5, 5, 5]
-    assert sorted(name for names in missing for name in names) == sorted(f"cold-{index}" for index in range(20))
+    new_names = [[name for name in names if name not in hot] for names in rounds]
+    assert [len(names) for names in new_names] == [5, 5, 5, 5]
+    assert sorted(name for names in new_names for name in names) == sorted(f"cold-{index}" for index in range(20))
     assert next(cold, None) is None
     assert len({name for name in rounds[0] if name in hot}) > HOT / 2
 
@@ -142,26 +142,26 @@ class Model(torch.nn.Module):
 
 
 @pytest.mark.parametrize("is_tied", [True, False])
-def test_a_step_reads_every_weight_once_and_no_input_embeddings(is_tied: bool) -> None:
+def test_weight_bytes_count_each_weight_once_without_input_embeddings(is_tied: bool) -> None:
     assert engine_batches.weight_bytes(Model(is_tied)) == 2 * (4 * 4 + 4 + 10 * 4)
 
 
-def test_four_bits_have_scales_that_are_read_too() -> None:
+def test_weight_bytes_include_the_scales_of_nf4() -> None:
     from bitsandbytes.nn import Linear4bit
 
     model = Model(is_tied=True)
     layer = Linear4bit(128, 64, bias=False, quant_type="nf4", compress_statistics=False)
     layer.load_state_dict({"weight": torch.randn(64, 128)})
     model.layer = layer.to("cpu")
-    # Half a byte a weight, a float32 for every 64 of them, and the table of 16 values.
+    # Half a byte per weight, a float32 scale per block of 64, and the table of 16 values.
     assert engine_batches.weight_bytes(model) == 64 * 128 // 2 + 4 * 64 * 128 // 64 + 4 * 16 + 2 * 10 * 4
 
 
-def test_a_location_has_keys_and_values_in_every_layer() -> None:
+def test_kv_bytes_per_token_count_keys_and_values_of_every_layer() -> None:
     assert engine_batches.kv_bytes_per_token(30, 3, 64, torch.bfloat16) == 2 * 30 * 3 * 64 * 2
 
 
-def test_bandwidth_is_what_a_copy_reads_and_writes(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bandwidth_counts_bytes_read_and_written(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(engine_batches.COPY_BYTES, "cpu", 1000)
     monkeypatch.setattr("benchmarks.engine_batches.time.perf_counter", iter(range(0, 100, 4)).__next__)
     assert engine_batches.measure_bandwidth("cpu") == 2 * 1000 / 4
@@ -202,7 +202,7 @@ def test_page_contains_metrics_and_whether_they_meet_their_targets() -> None:
         "warm_prefix_ratio": ["0.35", "at most 0.35", "yes"],
         "share_of_limit": ["0.5", "", ""],
     }
-    assert "0.100 s warm, 0.400 s cold; 600 of 640 tokens" in text
+    assert "0.100 s with cached examples, 0.400 s with an empty cache; 600 of 640 tokens" in text
     assert "python -m benchmarks.engine --only columns" in text
     assert "llama.cpp (" not in text
 

@@ -17,5 +17,5 @@ def test_estimate_is_within_the_tolerance_of_figure_1(model: str, technique: str
     run = compare(model, technique)
     assert run.is_llama
     assert run.ratio == pytest.approx(1, abs=TOLERANCE)
-    # Only the largest base does not fit the study's GPU with all rows at once.
+    # Only the largest base does not fit the study's GPU with all rows in one batch.
     assert run.micro_batch == (2 if model == "CodeLlama-34B-Python" else 8)

@@ -82,10 +82,10 @@ def test_prompts_are_prefilled_in_chunks_and_answers_have_the_requested_length()
 @pytest.mark.usefixtures("fake_llama_cpp")
 def test_failed_worker_raises_an_error() -> None:
     with (
-        pytest.raises(PromptOrTuneError, match=messages.PROCESS_ENDED),
+        pytest.raises(PromptOrTuneError, match=messages.WORKER_ENDED),
         llama_cpp.llama_worker(sys.executable, Path("broken.gguf"), context=64, threads=2, new_tokens=3),
     ):
-        pytest.fail("it began")
+        pytest.fail("the worker started")
 
 
 def test_missing_requirements_are_errors_before_the_measurement(
@@ -93,7 +93,7 @@ def test_missing_requirements_are_errors_before_the_measurement(
 ) -> None:
     assert engine.main(["--only", "llama", "--llama-python", str(tmp_path / "python")]) == 2
     assert "pip install --no-deps -r requirements-benchmarks.txt" in capsys.readouterr().err
-    with pytest.raises(PromptOrTuneError, match=messages.GGUF):
+    with pytest.raises(PromptOrTuneError, match=messages.GGUF_FLAG):
         llama_cpp.gguf_file("Qwen/Qwen2.5-Coder-0.5B-Instruct", None)
     with pytest.raises(BaseModelError, match=messages.NO_GGUF_FILE):
         llama_cpp.gguf_file("embedded", tmp_path / "none.gguf")

@@ -37,7 +37,7 @@ def test_answers_of_the_baseline_are_correct() -> None:
     assert (line["first_token_p50_seconds"], line["whole_p95_seconds"]) == (0.5, 1.0)
 
 
-def test_answer_with_another_end_is_correct_but_not_identical() -> None:
+def test_answer_with_a_different_end_is_correct_but_not_identical() -> None:
     line = summarize((0, LoadResponse(1.0, 0.5, records=[record(0, text="text 0, and more")])))
     assert (line["wrong"], line["identical_share"]) == (0, 0)
 
@@ -71,7 +71,7 @@ def test_single_user_error_returns_the_first_error_of_the_baseline() -> None:
     assert single_user_error([LoadResponse(1.0, records=[record(0, error="No adapter 'x'.")])]) == "No adapter 'x'."
 
 
-def test_percentiles() -> None:
+def test_percentile_of_values_and_without_values() -> None:
     assert [percentile([1.0, 2.0, 3.0, 4.0], share) for share in (0.5, 0.95)] == [3.0, 4.0]
     assert percentile([], 0.5) is None
 
@@ -95,5 +95,5 @@ def test_requests_depend_on_the_seed_and_the_page_contains_the_metrics() -> None
     text = render_load_test_page(
         summarize((0, BASELINE[0])) | memory | settings, "python -m benchmarks.load_test", "load-test.json"
     )
-    assert text.startswith("# 50 visitors at once")
-    assert "| wrong: of another question, adapter, prompt or example" in text
+    assert text.startswith("# Load test with 50 concurrent visitors")
+    assert "| wrong answers (of another question, adapter, prompt or example)" in text

@@ -55,9 +55,9 @@ def _results() -> list[TechniqueResult]:
 def test_page_contains_scores_and_comparisons() -> None:
     page = render_markdown(_results(), "python -m benchmarks.techniques --output x")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
-    first = next(row for row in rows if row[0] == "IA3" and len(row) == 11)
-    assert first[:7] == ["IA3", "2", "nf4", "nf4", "1,843,200", "1.50 GB", "601"]
-    assert first[7].startswith("70.0 [")
+    ia3_row = next(row for row in rows if row[0] == "IA3" and len(row) == 11)
+    assert ia3_row[:7] == ["IA3", "2", "nf4", "nf4", "1,843,200", "1.50 GB", "601"]
+    assert ia3_row[7].startswith("70.0 [")
     assert next(row for row in rows if row[0] == "zero-shot")[1:4] == ["-", "-", "nf4"]
     pair = next(row for row in rows if row[:3] == ["IA3 (nf4)", "LoRA (none)", "EM@1"])
     assert pair[3].startswith("+50.0 ["), "IA3 solved 14 of 20, LoRA 4"

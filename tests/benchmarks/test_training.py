@@ -22,17 +22,17 @@ def _options(tmp_path: Path, **changes: Any) -> argparse.Namespace:
 def test_ratios_are_of_medians_and_sides_alternate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The processes are faked; the first run of each side is an outlier."""
     speeds = {"ours": iter([900.0, 300.0, 310.0]), "trl": iter([20.0, 200.0, 210.0])}
-    turns: list[str] = []
+    order: list[str] = []
 
-    def measured(side: str, _options: argparse.Namespace) -> dict[str, Any]:
-        turns.append(side)
+    def fake_measure_side(side: str, _options: argparse.Namespace) -> dict[str, Any]:
+        order.append(side)
         memory = 700 if side == "ours" else 1000
         shared = {"tokens": 5, "validation_loss": 1.5, "settings": {}, "base": "b", "versions": {}}
         return {"tokens_per_second": next(speeds[side]), "peak_memory_bytes": memory, **shared}
 
-    monkeypatch.setattr(training, "_measure_side", measured)
+    monkeypatch.setattr(training, "_measure_side", fake_measure_side)
     line = training._compare_sides(_options(tmp_path))
-    assert turns == ["ours", "trl", "trl", "ours", "ours", "trl"]
+    assert order == ["ours", "trl", "trl", "ours", "ours", "trl"]
     assert line["tokens_per_second_ratio"] == round(310 / 200, 3)
     assert line["peak_memory_ratio"] == 0.7
     assert line["runs"]["trl"] == [[20.0, 1000], [200.0, 1000], [210.0, 1000]]

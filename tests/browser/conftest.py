@@ -1,4 +1,4 @@
-"""Fixtures of the browser tests: a headless Chromium, the pages on a fake engine, and the real program."""
+"""Fixtures of the browser tests: a headless Chromium, the pages on a fake engine, and the real app."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ START_SECONDS = 300  # the embedded base may have to be converted first
 
 
 def chromium() -> tuple[str, str]:
-    """Return the paths of the browser and its driver; without them skip the test, or fail it if CI is set."""
+    """Return the paths of the browser and its driver; if they are missing, skip the test, or fail it if CI is set."""
     binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if binary and driver:
         return binary, driver
@@ -44,14 +44,14 @@ def chromium() -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
-    """A Chromium for each file of tests."""
+    """Start a Chromium for each test file."""
     with browser(tmp_path_factory.mktemp("chromium")) as running:
         yield running
 
 
 @contextmanager
 def browser(profile: Path) -> Iterator[WebDriver]:
-    """Start a Chromium with its cookies and storage in `profile`: a visitor of its own."""
+    """Start a Chromium as a new visitor, with its cookies and storage in `profile`."""
     binary, service = chromium()
     options = webdriver.ChromeOptions()
     options.binary_location = binary
@@ -68,28 +68,28 @@ def browser(profile: Path) -> Iterator[WebDriver]:
 
 @pytest.fixture(scope="module")
 def engine() -> FakeEngine:
-    """The engine behind `url`."""
+    """Return the engine of the pages at `url`."""
     return make_engine()
 
 
 @pytest.fixture(scope="module")
 def url(engine: FakeEngine) -> Iterator[str]:
-    """The address of the pages on the fake engine."""
+    """Serve the pages on the fake engine; yield their address."""
     with serve(lambda report: engine) as address:
         yield address
 
 
 @pytest.fixture
 def page(driver: WebDriver, url: str) -> ComparePage:
-    """The Compare page on the fake engine, newly loaded."""
+    """Load the Compare page on the fake engine."""
     return ComparePage(driver, url).open()
 
 
 @pytest.fixture(scope="module")
 def real_app(home: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of `python app.py` on the embedded base, with a broken adapter in its store.
+    """Run `python app.py` on the embedded base, with a broken adapter in its store; yield its address.
 
-    Its home directory is temporary, with links to the converted base and the indexes, which take long to make.
+    Its home is temporary, with links to the converted base and the indexes, which take long to make.
     """
     chromium()
     folder = tmp_path_factory.mktemp("home")

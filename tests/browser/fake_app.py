@@ -38,7 +38,7 @@ def serve(
     run_library: RunLibrary | None = None,
     **options: Any,
 ) -> Iterator[str]:
-    """Serve the pages on the engine that `build` makes; one run at a time, so that others wait.
+    """Serve the pages on the engine that `build` makes, which runs one request at a time.
 
     Yields their address. `options` are passed to `ui.app.launch`.
     """

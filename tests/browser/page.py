@@ -1,4 +1,4 @@
-"""Page objects for the browser tests: actions on the Compare page, and what it shows."""
+"""Page object of the Compare page for the browser tests: its actions and its content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ SCREENSHOTS = "PROMPT_OR_TUNE_SCREENSHOTS"
 
 
 def until(what: Callable[[], T], seconds: float = 20, describe: str = "") -> T:
-    """Return the first true value of `what`; AssertionError after `seconds`. Errors during rendering are ignored."""
+    """Wait until `what` returns a true value, and return it; raise AssertionError after `seconds`.
+
+    Errors of elements that are being rendered are ignored.
+    """
     deadline = time.monotonic() + seconds
     value: Any = None
     while time.monotonic() < deadline:
@@ -44,20 +47,20 @@ class ComparePage:
     def open(
         self, *, theme: str = "light", width: int = 1440, height: int = 1000, ready: bool = True, first: bool = True
     ) -> ComparePage:
-        """Load the page in a window of this size; wait until it is shown and, if `ready`, the model is ready.
+        """Load the page in a window of this size and wait until it is visible and, if `ready`, the model is ready.
 
-        `first`: clear the storage of the browser before.
+        If `first`, clear the storage of the browser before.
         """
         self.resize(width, height)
         if first:
-            self.forget()
+            self.clear_storage()
         self.driver.get(f"{self.url}?__theme={theme}")
-        until(lambda: self.find("#run").is_displayed(), 60, "the page was not shown")
+        until(lambda: self.find("#run").is_displayed(), 60, "the page was not displayed")
         if ready:
             until(lambda: self.find(".model.ready"), 240, "the model did not become ready")
         return self
 
-    def forget(self) -> None:
+    def clear_storage(self) -> None:
         """Clear the storage of the browser."""
         if self.driver.current_url.startswith(self.url):
             self.driver.execute_script("localStorage.clear()")
@@ -66,7 +69,7 @@ class ComparePage:
             self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", stored)
 
     def resize(self, width: int, height: int) -> None:
-        """Set the size of the window; below 600 pixels it is a phone."""
+        """Set the size of the window; a width below 600 pixels emulates a phone."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         time.sleep(0.3)
@@ -81,7 +84,7 @@ class ComparePage:
         return self.find(css).text
 
     def write(self, css: str, text: str) -> None:
-        """Replace the text of a field at once, with the events of typing."""
+        """Replace the text of a field in one step, with the events of typing."""
         script = """
             const [field, text] = arguments;
             const proto = field.tagName === "TEXTAREA" ? HTMLTextAreaElement : HTMLInputElement;
@@ -122,7 +125,7 @@ class ComparePage:
         self.find("ul[role=listbox] li").click()
 
     def unfold_options(self) -> None:
-        """Open the reference and the options; Gradio renders their fields only then."""
+        """Open the reference and the options, whose fields Gradio renders only then."""
         if not self.all("#reference textarea") or not self.find("#reference textarea").is_displayed():
             self.find("#options button").click()
             until(lambda: self.find("#reference textarea").is_displayed())
@@ -135,7 +138,7 @@ class ComparePage:
         return [chip.text.removesuffix("×").strip() for chip in self.all("#chips li")]
 
     def remove_chip(self, label: str) -> None:
-        # The chips are rendered again when the model is ready: a click may miss.
+        # Repeat the click: the chips are rendered again when the model is ready.
         until(lambda: label not in self.chips() or self.find(f"#chips button[aria-label='Remove {label}']").click())
 
     def open_method_form(self) -> None:
@@ -154,7 +157,7 @@ class ComparePage:
         self.find("#add-method").click()
 
     def run(self) -> None:
-        """Press Run and wait until the run has begun or ended, or a message refuses it."""
+        """Press Run and wait until the run has started or ended, or has been refused with a message."""
 
         def state() -> tuple[str, str | None]:
             return self.text("#status"), self.find(".cards").get_attribute("data-run")
@@ -190,7 +193,7 @@ class ComparePage:
         until(lambda: not self.running() and self.find("#run").is_displayed(), seconds, "the run did not end")
 
     def cards(self) -> list[dict[str, Any]]:
-        """Return name, state, badge, code and numbers of every column, read in one script."""
+        """Return name, state, badge, code and numbers of every column, all read at the same time."""
         script = """
             return Array.from(document.querySelectorAll(".card")).map((card) => ({
               name: card.querySelector("h3").textContent,
@@ -206,7 +209,7 @@ class ComparePage:
         """
         return list(self.driver.execute_script(script))
 
-    def fold(self, index: int, title: str) -> WebElement:
+    def open_details(self, index: int, title: str) -> WebElement:
         """Open the details with that title in a column and return them."""
         card = self.all(".card")[index]
         for details in card.find_elements(By.CSS_SELECTOR, "details"):
@@ -233,7 +236,7 @@ class ComparePage:
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(image["data"]))
 
-    def complaints(self) -> list[str]:
-        """Return the errors in the console of the browser."""
+    def console_errors(self) -> list[str]:
+        """Return the new errors in the browser's console."""
         log = self.driver.get_log("browser")
         return [entry["message"] for entry in log if entry["level"] == "SEVERE"]

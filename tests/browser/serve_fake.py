@@ -1,4 +1,4 @@
-"""Pages on the fake engine, to look at: python -m tests.browser.serve_fake --port 7861."""
+"""Pages on the fake engine for manual inspection: python -m tests.browser.serve_fake --port 7861."""
 
 from __future__ import annotations
 

@@ -30,7 +30,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("theme", "width"), VARIANTS)
-def test_compare_page_before_and_after_a_run(driver: WebDriver, url: str, theme: str, width: int) -> None:
+def test_compare_page_has_no_violations_before_and_after_a_run(
+    driver: WebDriver, url: str, theme: str, width: int
+) -> None:
     page = ComparePage(driver, url).open(theme=theme, width=width, height=900)
     assert page.find("#welcome").is_displayed()
     assert violations(driver) == []
@@ -42,14 +44,16 @@ def test_compare_page_before_and_after_a_run(driver: WebDriver, url: str, theme:
     until(lambda: page.find("#method-add").is_displayed())
     page.run()
     page.finish()
-    page.fold(0, "Difference")
+    page.open_details(0, "Difference")
     until(lambda: page.all(".diff .line"))
-    page.fold(1, "Exact prompt")
+    page.open_details(1, "Exact prompt")
     assert violations(driver) == []
 
 
 @pytest.mark.parametrize(("theme", "width"), VARIANTS)
-def test_results_page_with_an_open_problem(driver: WebDriver, url: str, theme: str, width: int) -> None:
+def test_results_page_with_an_open_problem_has_no_violations(
+    driver: WebDriver, url: str, theme: str, width: int
+) -> None:
     page = open_tab(driver, url, "results", theme, width)
     until(lambda: "Comparisons" in page.text("#summary"))
     page.all("#problems li button")[1].click()
@@ -59,7 +63,7 @@ def test_results_page_with_an_open_problem(driver: WebDriver, url: str, theme: s
 
 @pytest.mark.parametrize("name", ["arena", "train", "adapters"])
 @pytest.mark.parametrize(("theme", "width"), [VARIANTS[0], VARIANTS[3]])
-def test_other_pages_when_opened(driver: WebDriver, url: str, name: str, theme: str, width: int) -> None:
+def test_other_pages_have_no_violations(driver: WebDriver, url: str, name: str, theme: str, width: int) -> None:
     page = open_tab(driver, url, name, theme, width)
     assert violations(driver) == []
     assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
@@ -95,8 +99,8 @@ def test_keyboard_focus_order_and_visibility_on_compare(driver: WebDriver, url: 
     assert driver.execute_script("return document.documentElement.lang") == "en"
 
 
-# The id of the focused element (or of its nearest parent with one), and whether its outline, shadow or border differs
-# from that without focus.
+# Returns the id of the focused element or of its nearest parent with an id, and whether its outline, shadow or border
+# differs from that without focus.
 FOCUS = """
     const node = document.activeElement;
     const style = () => {

@@ -1,4 +1,4 @@
-"""Adapters page in Chromium: a real engine and the real library, on a scripted backend."""
+"""Adapters page in Chromium: a real engine with the bundled adapters, on a scripted backend."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.browser
 
 @dataclass
 class App:
-    """Address of the pages, and the folder in which adapters are installed."""
+    """Address of the pages, and the folder of installed adapters."""
 
     url: str
     root: Path
@@ -64,7 +64,7 @@ def open_adapters(driver: WebDriver, app: App, theme: str = "light", width: int 
     page = ComparePage(driver, app.url)
     page.resize(width, 900)
     driver.get(f"{app.url}?tab=adapters&__theme={theme}")
-    until(lambda: page.all(".adapter"), 40, "the adapters did not come up")
+    until(lambda: page.all(".adapter"), 40, "the adapters were not displayed")
     return page
 
 
@@ -96,7 +96,7 @@ def unfold_add(page: ComparePage) -> None:
 
 
 def upload_zip(page: ComparePage, path: Path) -> None:
-    """Upload a zip and wait until the checks are over."""
+    """Upload a zip and wait until the checks have ended."""
     unfold_add(page)
     until(lambda: page.all("#adapters-zip input[type=file]"))[0].send_keys(str(path))
     until(lambda: checks_ended(page), 30, "the checks did not end")
@@ -112,7 +112,7 @@ def marks(page: ComparePage) -> list[str]:
     return [str(item.get_attribute("class")) for item in page.all(".checks li")]
 
 
-def test_list_of_adapters(page: ComparePage) -> None:
+def test_all_adapters_are_listed(page: ComparePage) -> None:
     until(lambda: page.driver.title == "Prompt or Tune · Adapters")
     assert page.text("#adapters-list .result-count") == "11 adapters"
     text = card(page, "lora-conala").text
@@ -125,11 +125,11 @@ def test_list_of_adapters(page: ComparePage) -> None:
     assert labels(page, "lora-conala") == ["Open in Compare", "Load", "Download zip"]
     assert labels(page, "prompt-mine")[-1] == "Delete"
     assert "--base" in page.text(".models code")
-    assert page.complaints() == []
+    assert page.console_errors() == []
     page.screenshot("adapters-list")
 
 
-def test_search_and_filter(page: ComparePage) -> None:
+def test_list_is_searched_and_filtered(page: ComparePage) -> None:
     page.write("#adapters-words input", "qlora conala")
     until(lambda: names(page) == ["qlora-4bit-conala"])
     assert page.text("#adapters-list .result-count") == "1 of 11 adapters"
@@ -152,11 +152,11 @@ def test_html_in_cards_is_escaped(page: ComparePage) -> None:
     captions = [item.find_element(By.CSS_SELECTOR, "caption").text for item in tables]
     assert captions[1:] == [f"conala test, base {base}, beam, 10 candidates" for base in ("NF4", "unquantized")]
     assert "parses" in tables[1].text
-    assert page.complaints() == []
+    assert page.console_errors() == []
     page.screenshot("adapters-unfolded")
 
 
-def test_load_and_unload(page: ComparePage) -> None:
+def test_adapter_is_loaded_and_unloaded(page: ComparePage) -> None:
     press(page, "ia3-conala", "Load")
     until(lambda: "In memory, 387 kB" in card(page, "ia3-conala").text)
     assert page.text("#adapters-note") == "'ia3-conala' is in memory."
@@ -207,7 +207,9 @@ def test_hostile_zip_is_rejected_and_leaves_no_files(
     page.screenshot(f"adapters-refused-{name.rpartition('.')[2]}")
 
 
-def test_install_from_the_hub(page: ComparePage, app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapter_is_installed_from_the_hub(
+    page: ComparePage, app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with hub_standin() as hub:
         use_hub(hub, monkeypatch, tmp_path / "client")
         commit = hub.add("someone/Pulled", copy_adapter(SMALL, tmp_path / "pulled"))
@@ -267,14 +269,14 @@ def test_visitor_without_rights_cannot_change_adapters(driver: WebDriver, tmp_pa
         assert "Only ada may train and change adapters here" in page.text("#adapters-denied")
         assert not any(item.is_displayed() for item in page.all("#adapters-add"))
         assert labels(page, "prompt-mine") == ["Open in Compare", "Download zip"]
-        assert not page.find(".models").is_displayed(), "where folders lie is the owner's business"
+        assert not page.find(".models").is_displayed(), "paths of folders are visible to the owner only"
         refused = send(app.url, {"do": "delete", "name": "prompt-mine", "from": 0})
         assert "Only ada may train" in refused
         assert (app.root / "prompt-mine").is_dir()
 
 
 def send(url: str, event: dict[str, object]) -> str:
-    """Send the event of a card's button without a page; return all messages of the answer."""
+    """Send the event of a card's button without a browser; return all messages of the response."""
     config = httpx.get(f"{url}config").json()
     listed = next(item["id"] for item in config["components"] if item["props"].get("elem_id") == "adapters-list")
     act = next(item["id"] for item in config["dependencies"] if [listed, "select"] in item["targets"])
@@ -292,7 +294,7 @@ def send(url: str, event: dict[str, object]) -> str:
         )
 
 
-def test_list_while_the_model_is_loading(driver: WebDriver, tmp_path: Path) -> None:
+def test_list_is_displayed_while_the_model_is_loading(driver: WebDriver, tmp_path: Path) -> None:
     ready = threading.Event()
 
     def build(report: ProgressFn) -> LLMEngine:

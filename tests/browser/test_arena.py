@@ -1,4 +1,4 @@
-"""Arena page in Chromium: no name before the vote, votes by keyboard, ratings, downloads."""
+"""Arena page in Chromium: anonymous answers before the vote, votes by keyboard, ratings, downloads."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ ANSWERS = {
     "zero-shot": "def solve(values):\n    return sorted(values)", "icl-8": "sorted(values)",
     "rag-8": f"print({EVIL!r})", "lora-quokka": EVIL,
 }  # fmt: skip
-# Records every text that the server sends, before the page's scripts run.
-LISTEN = """
+# Script that records every text from the server; it runs before the scripts of the page.
+RECORD_MESSAGES = """
     window.heard = "";
     const ask = window.fetch;
     window.fetch = async (...given) => {
@@ -71,7 +71,7 @@ class ArenaPage(ComparePage):
         """Load the page and wait until it is filled from the server: methods, ratings, open match."""
         self.resize(width, height)
         self.driver.get(f"{self.url}?tab=arena&__theme={theme}")
-        until(lambda: "4 methods" in self.text("#arena-fold"), 60, "the page did not come up")
+        until(lambda: "4 methods" in self.text("#arena-fold"), 60, "the page was not displayed")
         return self
 
     def press(self, key: str) -> None:
@@ -89,7 +89,7 @@ class ArenaPage(ComparePage):
         """Press n and wait for both answers."""
         before = self.match_id()
         self.press("n")
-        until(lambda: self.is_visible("#arena-left") and self.match_id() != before, describe="no duel came")
+        until(lambda: self.is_visible("#arena-left") and self.match_id() != before, describe="no match was displayed")
 
     def vote(self, key: str) -> None:
         self.press(key)
@@ -107,7 +107,7 @@ class ArenaPage(ComparePage):
 
 @pytest.fixture
 def page(driver: WebDriver, url: str) -> Iterator[ArenaPage]:
-    added = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": LISTEN})
+    added = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": RECORD_MESSAGES})
     yield ArenaPage(driver, url).load()
     driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": added["identifier"]})
 
@@ -120,27 +120,27 @@ def test_first_visit_shows_the_introduction(page: ArenaPage) -> None:
 
 
 def test_browser_receives_no_name_before_the_vote(page: ArenaPage) -> None:
-    # The other pages still receive their first updates, which have names.
+    # Wait for the first updates of the other pages, which contain names.
     until(page.is_quiet, 60, "the server did not stop sending")
     page.driver.execute_script("window.heard = ''")
     page.next_match()
-    heard = page.driver.execute_script("return window.heard")
-    assert "arena" in heard or "answering" in heard
-    assert "Both are answering" in heard
-    assert page.match_id() in heard
+    received = page.driver.execute_script("return window.heard")
+    assert "arena" in received or "answering" in received
+    assert "Both are answering" in received
+    assert page.match_id() in received
     source = page.find("#arena-comparison").get_attribute("outerHTML") or ""
     for name in NAMES:
-        position = heard.find(name)
-        assert name not in heard, heard[max(0, position - 300) : position + 100]
+        position = received.find(name)
+        assert name not in received, received[max(0, position - 300) : position + 100]
         assert name not in source
     for word in ("tokens", "seconds", "prompt_tokens", "examples"):
-        assert word not in heard
+        assert word not in received
     assert page.heads() == ["A", "B"]
     page.screenshot("arena-blind")
 
 
 def test_refresh_shows_the_same_match(page: ArenaPage) -> None:
-    until(lambda: page.is_visible("#arena-left"), describe="the open duel did not come back")
+    until(lambda: page.is_visible("#arena-left"), describe="the open match was not restored")
     match_id, code = page.match_id(), page.text("#arena-comparison")
     page.load()
     until(lambda: page.match_id() == match_id)
@@ -164,7 +164,7 @@ def test_tests_and_reference_are_displayed_on_request(page: ArenaPage, home: Pat
     assert (vote["winner"], vote["tests_run"], vote["reference_seen"]) == ("both bad", True, True)
 
 
-def test_ten_votes_by_keyboard_make_a_rating(page: ArenaPage, home: Path) -> None:
+def test_ten_votes_by_keyboard_give_a_rating(page: ArenaPage, home: Path) -> None:
     before = VoteStore(home / VOTES_FILE).count()
     for number in range(9):
         page.next_match()
@@ -257,4 +257,4 @@ def test_phone_votes_without_horizontal_scroll(driver: WebDriver, url: str, them
     until(lambda: page.is_visible("#arena-outcome p"))
     assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     page.screenshot(f"arena-phone-voted-{theme}")
-    assert page.complaints() == []
+    assert page.console_errors() == []

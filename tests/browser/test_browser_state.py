@@ -1,4 +1,4 @@
-"""State of the browser: what a refresh restores on Compare and Results, and the introduction, on a fake engine."""
+"""State of the browser on a fake engine: restored fields and runs on Compare and Results, and the introduction."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_invalid_storage_is_ignored(page: ComparePage) -> None:
     assert len(page.history()) == 1
 
 
-def test_storage_of_an_earlier_version_is_taken_over(page: ComparePage) -> None:
+def test_storage_of_an_earlier_version_is_migrated(page: ComparePage) -> None:
     page.intent("map two lists into a dictionary")
     page.run()
     page.finish()

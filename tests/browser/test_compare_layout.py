@@ -13,7 +13,7 @@ from tests.browser.page import ComparePage, until
 pytestmark = pytest.mark.browser
 
 
-def test_first_visit(page: ComparePage) -> None:
+def test_first_visit_shows_the_introduction_and_loads_nothing_from_other_hosts(page: ComparePage) -> None:
     assert page.text(".product") == "Prompt or Tune"
     assert page.text(".model-text") == "SmolLM2-135M-Instruct · NF4 · CPU"
     until(lambda: page.chips() == DEFAULTS)
@@ -24,7 +24,7 @@ def test_first_visit(page: ComparePage) -> None:
     assert [address for address in fetched if not address.startswith(page.url)] == [], (
         "the page loads something from another host"
     )
-    assert page.complaints() == []
+    assert page.console_errors() == []
 
 
 def test_texts_are_escaped(page: ComparePage) -> None:
@@ -35,7 +35,7 @@ def test_texts_are_escaped(page: ComparePage) -> None:
     page.finish()
     assert page.cards()[4]["code"] == EVIL
     for title in ("Exact prompt", "Raw output", "Difference"):
-        page.fold(4, title)
+        page.open_details(4, title)
     time.sleep(0.5)
     page.history()[0].click()
     time.sleep(0.5)
@@ -60,7 +60,7 @@ def test_long_answer_scrolls_inside_its_column(page: ComparePage) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_phone_layout_of_compare(driver: WebDriver, url: str, theme: str) -> None:
+def test_phone_layout_of_compare_has_no_horizontal_scroll(driver: WebDriver, url: str, theme: str) -> None:
     page = ComparePage(driver, url).open(theme=theme, width=390, height=844)
     page.find("#starter-examples button").click()
     until(page.intent_text)
@@ -85,13 +85,13 @@ def test_text_has_contrast_in_both_themes(driver: WebDriver, url: str, theme: st
     page.unfold_options()
     page.run()
     page.finish()
-    page.fold(0, "Difference")
+    page.open_details(0, "Difference")
     until(lambda: page.all(".diff .line"))
     page.screenshot(f"compare-done-{theme}")
     assert [pair for pair in driver.execute_script(CONTRAST) if pair["ratio"] < 4.5] == []
 
 
-# WCAG 2.1, 1.4.3: the contrast of every visible text with the nearest opaque background behind it.
+# WCAG 2.1, 1.4.3: returns the visible texts with too little contrast to the nearest opaque background.
 CONTRAST = """
 const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
 const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => v <= 0.03928 ? v / 12.92

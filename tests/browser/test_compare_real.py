@@ -1,4 +1,4 @@
-"""Compare page in a browser on the real program: `python app.py` with the embedded base, quantized to NF4."""
+"""Compare page in a browser on the real app: `python app.py` with the embedded base in NF4."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.browser.page import ComparePage, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.model]
 
-RUN_SECONDS = 240  # a busy machine of two cores needs a while for four prompts, two of them with eight examples
+RUN_SECONDS = 240  # enough for four prompts, two of them with eight examples, on a busy machine with two cores
 LONG_TASK = "write a long module with twenty functions about strings, each with a docstring and an example"
 
 
@@ -51,14 +51,14 @@ def test_four_methods_answer_a_real_problem(page: ComparePage) -> None:
         assert float(card["numbers"]["tokens/s"]) > 0
     assert len({card["numbers"]["CodeBLEU"] for card in cards}) >= 2
     assert page.text("#status")
-    prompts = [page.fold(i, "Exact prompt").text for i in range(4)]
+    prompts = [page.open_details(i, "Exact prompt").text for i in range(4)]
     assert all(page.intent_text() in prompt for prompt in prompts)
     assert len(prompts[1]) > 2 * len(prompts[0])
-    assert page.complaints() == []
+    assert page.console_errors() == []
     page.screenshot("real-done-light")
 
 
-def test_run_is_stopped(page: ComparePage) -> None:
+def test_running_answer_is_stopped(page: ComparePage) -> None:
     page.intent(LONG_TASK)
     page.run()
     until(lambda: count_streaming(page.cards()) >= 1, RUN_SECONDS)
@@ -105,7 +105,7 @@ def test_broken_adapter_fails_in_its_own_column(page: ComparePage) -> None:
     page.screenshot("real-broken-adapter")
 
 
-def test_dark_theme_and_phone(driver: WebDriver, real_app: str) -> None:
+def test_page_works_in_dark_theme_on_a_phone(driver: WebDriver, real_app: str) -> None:
     page = ComparePage(driver, real_app).open(theme="dark")
     page.find("#starter-examples button").click()
     until(page.intent_text)

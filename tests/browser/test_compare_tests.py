@@ -59,8 +59,8 @@ def test_pasted_tests_show_failures_with_reasons(page: ComparePage) -> None:
     assert "PermissionError" in reads or "FileNotFoundError" in reads
     assert passes.startswith("All 3 tests pass")
     assert "3 tests in the sandbox (" in page.text("#comparison .about")
-    assert "expected" in page.fold(0, "All tests").text
-    assert page.complaints() == []
+    assert "expected" in page.open_details(0, "All tests").text
+    assert page.console_errors() == []
     page.screenshot("compare-tests")
 
 

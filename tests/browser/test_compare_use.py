@@ -1,4 +1,4 @@
-"""Use of the Compare page step by step, on a fake engine."""
+"""Use of the Compare page on a fake engine: runs, details, methods, problems, history and exports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.browser.page import ComparePage, until
 pytestmark = pytest.mark.browser
 
 
-def test_one_run_from_question_to_verdict(page: ComparePage) -> None:
+def test_run_displays_answers_and_verdict(page: ComparePage) -> None:
     page.intent("map two lists `keys` and `values` into a dictionary")
     page.reference(REFERENCE)
     until(lambda: page.chips() == DEFAULTS)
@@ -36,16 +36,16 @@ def test_one_run_from_question_to_verdict(page: ComparePage) -> None:
     assert "2 of 8 examples were left out" in page.all(".card")[1].text
 
 
-def test_details_of_an_answer(page: ComparePage) -> None:
+def test_details_of_an_answer_are_displayed(page: ComparePage) -> None:
     page.intent("reverse the string `s`")
     page.reference(REFERENCE)
     page.run()
     page.finish()
-    assert "### Instruction:\nreverse the string `s`" in page.fold(0, "Exact prompt").text
-    assert "```python" in page.fold(0, "Raw output").text
-    assert page.fold(1, "Examples in the prompt").text.count("reverse the string") == 8
-    assert "CodeBLEU" in page.fold(2, "All scores").text
-    difference = page.fold(2, "Difference")
+    assert "### Instruction:\nreverse the string `s`" in page.open_details(0, "Exact prompt").text
+    assert "```python" in page.open_details(0, "Raw output").text
+    assert page.open_details(1, "Examples in the prompt").text.count("reverse the string") == 8
+    assert "CodeBLEU" in page.open_details(2, "All scores").text
+    difference = page.open_details(2, "Difference")
     until(lambda: difference.find_elements(By.CSS_SELECTOR, ".line.del"))
     assert difference.find_element(By.CSS_SELECTOR, ".line.del").text.endswith(REFERENCE)
     select = difference.find_element(By.TAG_NAME, "select")
@@ -61,7 +61,7 @@ def test_details_stay_open_while_other_columns_stream(page: ComparePage) -> None
     page.intent("anything")
     page.run()
     until(lambda: [card["state"] for card in page.cards()] == ["done", "streaming"])
-    page.fold(0, "Exact prompt")
+    page.open_details(0, "Exact prompt")
     time.sleep(0.5)
     assert page.all(".card")[0].find_elements(By.CSS_SELECTOR, "details[open]")
     page.stop()
@@ -106,7 +106,7 @@ def test_test_problem_fills_question_and_reference(page: ComparePage) -> None:
     assert "its reference and its tests are no longer used" in page.text("#intent-note")
 
 
-def test_history_and_exports(page: ComparePage, tmp_path: Path) -> None:
+def test_history_restores_runs_and_exports_contain_them(page: ComparePage, tmp_path: Path) -> None:
     for intent in ("first question", "second question"):
         page.intent(intent)
         page.run()
@@ -132,7 +132,7 @@ def test_history_and_exports(page: ComparePage, tmp_path: Path) -> None:
     until(lambda: next(tmp_path.glob("*.csv"), None))
 
 
-def test_candidates_of_beam_search(page: ComparePage) -> None:
+def test_candidates_of_beam_search_can_be_selected(page: ComparePage) -> None:
     page.unfold_options()
     page.find("#mode input[value=beam]").click()
     until(lambda: page.find("#candidates").is_displayed())
@@ -140,10 +140,10 @@ def test_candidates_of_beam_search(page: ComparePage) -> None:
     page.intent("reverse the string `s`")
     page.run()
     page.finish()
-    assert "candidate 3" in page.fold(1, "Other candidates").text
+    assert "candidate 3" in page.open_details(1, "Other candidates").text
 
 
-def test_keyboard_use(page: ComparePage) -> None:
+def test_page_can_be_used_by_keyboard(page: ComparePage) -> None:
     field = page.find("#intent textarea")
     field.send_keys("reverse the string `s`")
     field.send_keys(Keys.CONTROL, Keys.ENTER)

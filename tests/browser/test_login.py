@@ -1,4 +1,4 @@
-"""Login: with accounts, no page and no endpoint is available without one."""
+"""Login: if accounts are set, all pages and endpoints require one."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ LOGIN = ("ada", "correct horse")
 
 
 @pytest.fixture(scope="module")
-def locked() -> Iterator[str]:
+def url_with_login() -> Iterator[str]:
     with serve(lambda report: make_engine(), accounts=[LOGIN]) as address:
         yield address
 
 
-def test_login_and_comparison(driver: WebDriver, locked: str) -> None:
-    driver.get(locked)
+def test_page_requires_login_and_works_after_it(driver: WebDriver, url_with_login: str) -> None:
+    driver.get(url_with_login)
     fields = until(lambda: driver.find_elements(By.CSS_SELECTOR, "input"))
     assert not driver.find_elements(By.CSS_SELECTOR, "#run")
     for field, text in zip(fields, LOGIN, strict=False):
         field.send_keys(text)
     fields[1].send_keys(Keys.ENTER)
-    page = ComparePage(driver, locked)
+    page = ComparePage(driver, url_with_login)
     until(lambda: page.find("#run").is_displayed(), 60)
     until(lambda: page.find(".model.ready"), 60)
     until(lambda: "Logged in as ada" in page.text("#account"))
@@ -42,8 +42,8 @@ def test_login_and_comparison(driver: WebDriver, locked: str) -> None:
     until(lambda: driver.find_elements(By.CSS_SELECTOR, "input[type=password]"), 60)
 
 
-def test_endpoints_require_login(locked: str) -> None:
-    with httpx.Client(base_url=locked) as client:
+def test_endpoints_require_login(url_with_login: str) -> None:
+    with httpx.Client(base_url=url_with_login) as client:
         response = client.post("gradio_api/call/compare", json={"data": ["say hello", ["zero-shot"]]})
         assert response.status_code == 401
         assert client.post("gradio_api/upload", files={"files": ("a.csv", b"a,b")}).status_code == 401

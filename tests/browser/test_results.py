@@ -1,4 +1,4 @@
-"""Results page in a browser, on small runs written by the code of `python -m evaluate`."""
+"""Results page in a browser, with small runs written by the code of `python -m evaluate`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_url_opens_a_run_with_its_tables(page: ComparePage) -> None:
     assert "lora-starter" in table
     assert len(page.all("#summary .plot")) >= 3
     assert page.text("#problems .result-count") == "3 problems"
-    assert page.complaints() == []
+    assert page.console_errors() == []
     page.screenshot("results-light")
 
 
@@ -85,7 +85,7 @@ def test_click_on_a_method_shows_its_failures(page: ComparePage) -> None:
     until(lambda: "None of 3 problems" in page.text("#problems .result-count"))
 
 
-def test_broken_and_foreign_runs_are_a_message_each(page: ComparePage) -> None:
+def test_broken_and_incompatible_runs_have_a_message_each(page: ComparePage) -> None:
     page.choose("#runs", "runs/broken.jsonl")
     until(lambda: "'runs/broken.jsonl' is not a file that" in page.text("#results-note"))
     page.choose("#runs", "runs/other.jsonl")
@@ -94,7 +94,7 @@ def test_broken_and_foreign_runs_are_a_message_each(page: ComparePage) -> None:
     assert len(rows(page)) == 3
 
 
-def test_numbers_are_downloaded(page: ComparePage, tmp_path: Path) -> None:
+def test_tables_are_downloaded_in_each_format(page: ComparePage, tmp_path: Path) -> None:
     page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     for label, ending in (("Save JSON", "json"), ("Save PNG", "png")):
         page.find("#downloads").find_element(By.XPATH, f".//button[normalize-space()='{label}']").click()
@@ -113,7 +113,7 @@ def test_tabs_change_the_url(page: ComparePage) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_phone_layout_of_results(driver: WebDriver, url: str, theme: str) -> None:
+def test_phone_layout_of_results_has_no_horizontal_scroll(driver: WebDriver, url: str, theme: str) -> None:
     page = open_results(driver, url, theme, 390)
     page.all("#problems li button")[0].click()
     until(lambda: page.all("#answers .card"))

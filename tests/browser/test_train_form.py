@@ -26,8 +26,8 @@ WITH_ERRORS = (
     "t,,print(2)\n"
     "t,one,too,many\n" + "".join(f"t,make {n} zeros,[0] * {n}\n" for n in range(24))
 )
-# The first look imports torch in a process of its own, on a machine that may be busy.
-FIRST_LOOK = 120.0
+# The first preview imports torch in a separate process, possibly on a busy machine.
+FIRST_PREVIEW_SECONDS = 120.0
 
 
 class TrainPage(ComparePage):
@@ -38,20 +38,20 @@ class TrainPage(ComparePage):
     ) -> TrainPage:
         self.resize(width, height)
         self.driver.get(f"{self.url}?__theme={theme}&tab=train")
-        until(lambda: self.find("#train-example").is_displayed(), 60, "the page did not come up")
-        until(lambda: self.find("#train-technique[role=radiogroup]"), 10, "the radio buttons are no group")
+        until(lambda: self.find("#train-example").is_displayed(), 60, "the page was not displayed")
+        until(lambda: self.find("#train-technique[role=radiogroup]"), 10, "the radio buttons are not a group")
         return self
 
     def upload(self, path: Path) -> None:
         self.find("#train-file input[type=file]").send_keys(str(path))
 
-    def report(self, begins: str, seconds: float = FIRST_LOOK) -> str:
+    def report(self, begins: str, seconds: float = FIRST_PREVIEW_SECONDS) -> str:
         """Wait for a complete report whose heading starts with `begins`; return its text."""
 
-        def there() -> bool:
+        def is_complete() -> bool:
             return self.text("#train-report").startswith(begins) and not self.text("#train-busy")
 
-        until(there, seconds, f"no report '{begins}'")
+        until(is_complete, seconds, f"no report '{begins}'")
         return self.text("#train-report")
 
     def value(self, css: str) -> str:
@@ -64,7 +64,7 @@ class TrainPage(ComparePage):
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(text)
 
-    def sideways(self) -> int:
+    def overflow_pixels(self) -> int:
         """Return by how many pixels the page is wider than the window."""
         return int(self.driver.execute_script("return document.documentElement.scrollWidth - innerWidth"))
 
@@ -89,14 +89,14 @@ def page(driver: WebDriver, served: tuple[str, Path]) -> TrainPage:
     return TrainPage(driver, served[0]).open()
 
 
-def test_file_with_errors_is_mapped_reported_restored_and_trained(
+def test_file_with_errors_is_mapped_reported_restored_and_submitted(
     page: TrainPage, served: tuple[str, Path], tmp_path: Path
 ) -> None:
     path = tmp_path / "my rows.csv"
     path.write_text(WITH_ERRORS, encoding="utf-8")
     page.upload(path)
 
-    # The columns are unknown: the page asks for them.
+    # The columns are unknown, so the user must choose them.
     until(lambda: "choose which one says what the code should do" in page.text("#train-note"), 60)
     page.screenshot("train-columns")
     page.choose("#train-intent-column", "wish")
@@ -107,18 +107,18 @@ def test_file_with_errors_is_mapped_reported_restored_and_trained(
     for line in ("line 3: column 'gold' is empty.", "line 5: column 'wish' is empty.", "line 6: has 4 cells"):
         assert line in report
     assert page.text("#train-note") == ""
-    learned = page.all("#train-examples figure mark")
-    assert len(learned) == 3
-    assert all(mark.text.endswith("<|im_end|>") for mark in learned)
-    assert "underline" in learned[0].value_of_css_property("text-decoration-line")
+    labelled = page.all("#train-examples figure mark")
+    assert len(labelled) == 3
+    assert all(mark.text.endswith("<|im_end|>") for mark in labelled)
+    assert "underline" in labelled[0].value_of_css_property("text-decoration-line")
     assert "### Instruction:" in page.find("#train-examples figure pre").text
     assert "Memory" in page.text("#train-cost")
     assert page.value("#train-adapter-name") == "qlora-my-rows"
     page.screenshot("train-report")
 
-    assert page.complaints() == []
+    assert page.console_errors() == []
     page.open()
-    page.complaints()  # Gradio complains of what a refresh breaks off
+    page.console_errors()  # drop the errors of requests that the refresh interrupts
     page.report("my_rows.csv: 29 rows", 20)
     until(lambda: page.value("#train-intent-column") == "wish")
     assert page.value("#train-adapter-name") == "qlora-my-rows"
@@ -128,27 +128,27 @@ def test_file_with_errors_is_mapped_reported_restored_and_trained(
     (job,) = JobService(served[1]).list_jobs()
     assert (job.adapter, job.data_name, job.state) == ("qlora-my-rows", "my_rows.csv", "queued")
     assert (job.config["intent_column"], job.config["code_column"]) == ("wish", "gold")
-    until(lambda: "qlora-my-rows" in page.text("#train-jobs"), 20, "the panel does not show the job")
+    until(lambda: "qlora-my-rows" in page.text("#train-jobs"), 20, "the panel does not display the job")
     assert "owned" not in page.driver.title
-    assert page.complaints() == []
+    assert page.console_errors() == []
 
 
 def test_settings_are_validated_and_follow_the_technique(page: TrainPage) -> None:
     page.find("#train-example").click()
     page.report("example-60.csv: 60 rows, 54 to learn, 6 held out")
     page.type("#train-learning-rate", "quick")
-    until(lambda: page.all("#train-learning-rate.wrong"), 20, "the field does not say what is wrong")
+    until(lambda: page.all("#train-learning-rate.wrong"), 20, "the field shows no error")
     assert "must be a number" in page.text("#train-learning-rate")
     assert page.value("#train-adapter-name") == "qlora-example-60"
 
-    # Arrow keys move within the group, as in any group of radio buttons.
+    # Arrow keys change the selected radio button.
     chosen = page.find("#train-technique input:checked")
     page.driver.execute_script("arguments[0].focus()", chosen)
     page.driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
     until(lambda: page.value("#train-adapter-name") == "ia3-example-60", 20)
     assert page.value("#train-learning-rate") == "0.01"
     assert not any(field.is_displayed() for field in page.all("#train-lora-r"))
-    until(lambda: "kB" in page.text("#train-cost"), FIRST_LOOK, "IA3's adapter is not small")
+    until(lambda: "kB" in page.text("#train-cost"), FIRST_PREVIEW_SECONDS, "IA3's adapter is not small")
     assert page.all(".wrong") == []
 
     page.find("#train-commands button").click()
@@ -171,14 +171,14 @@ def test_settings_are_validated_and_follow_the_technique(page: TrainPage) -> Non
 def test_invalid_file_shows_one_error(page: TrainPage, tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     page.upload(tmp_path / name)
-    until(lambda: message in page.text("#train-note"), FIRST_LOOK)
+    until(lambda: message in page.text("#train-note"), FIRST_PREVIEW_SECONDS)
     assert len(page.all("#train-note p")) == 1
 
 
-def test_phone_in_dark_theme(page: TrainPage) -> None:
+def test_form_works_on_a_phone_in_dark_theme(page: TrainPage) -> None:
     page.open(theme="dark", width=390, height=844)
     page.find("#train-example").click()
     page.report("example-60.csv")
     page.screenshot("train-phone")
-    assert page.sideways() == 0
+    assert page.overflow_pixels() == 0
     assert page.find("#train-start").size["height"] >= 44

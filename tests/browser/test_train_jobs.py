@@ -1,4 +1,4 @@
-"""Jobs panel of the Train page in Chromium; the tests write what a worker would write."""
+"""Jobs panel of the Train page in Chromium; the tests write the files that a worker writes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.ui.train import jobs_on_disk as on_disk
 from ui.app import build_pages, launch
 from ui.context import Context
 
-# Counts the polls of the jobs panel among all requests.
+# Script that counts the polls of the jobs panel among all requests.
 COUNT_POLLS = """
     const fetched = window.fetch;
     window.polls = 0;
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobService]:
-    """The job service of the app, without a worker."""
+    """Return the job service of the app, without a worker."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JobService, "ensure_worker", lambda _: None)
         yield JobService(tmp_path_factory.mktemp("home"))
@@ -66,7 +66,7 @@ def page(driver: WebDriver, url: str) -> ComparePage:
 
 
 def opened(page: ComparePage, job: Job | None = None, *, theme: str = "light", width: int = 1440) -> None:
-    """Load the Train page with this job, or with the one that it selects."""
+    """Load the Train page with this job, or with the job that it selects."""
     page.resize(width, 900)
     at = f"&job={job.id}" if job else ""
     page.driver.get(f"{page.url}?tab=train{at}&__theme={theme}")
@@ -93,16 +93,14 @@ def visible_buttons(page: ComparePage) -> set[str]:
     return {button.text for button in page.all("#train-job-actions button") if button.is_displayed()}
 
 
-def test_page_without_jobs(page: ComparePage) -> None:
+def test_page_without_jobs_has_a_note(page: ComparePage) -> None:
     opened(page)
     until(lambda: "No training yet" in page.text("#train-jobs"))
-    assert not page.find("#train-jobs-columns").is_displayed() if page.all("#train-jobs-columns") else True
+    assert not any(columns.is_displayed() for columns in page.all("#train-jobs-columns"))
     page.screenshot("train-empty")
 
 
-def test_curve_grows_and_is_the_same_after_refresh_and_in_another_window(
-    page: ComparePage, service: JobService
-) -> None:
+def test_curve_grows_and_is_equal_after_a_refresh_and_in_another_window(page: ComparePage, service: JobService) -> None:
     job = on_disk.submit(service, "lora-snippets", data_name="my-snippets.csv")
     other = on_disk.submit(service, "lora-next")
     opened(page)
@@ -128,7 +126,7 @@ def test_curve_grows_and_is_the_same_after_refresh_and_in_another_window(
     page.driver.switch_to.new_window("window")
     try:
         opened(page)
-        # Without a job in the address the running one is selected.
+        # Without a job in the URL, the running job is selected.
         until(lambda: points(page, "training") == 48)
         on_disk.set_state(service, job.id, stage="scoring")
         until(lambda: "Trained. Now it answers" in line(page))
@@ -139,7 +137,7 @@ def test_curve_grows_and_is_the_same_after_refresh_and_in_another_window(
     page.all("#train-job-list button")[0].click()
     until(lambda: "one job is ahead" in line(page))
     assert f"job={other.id}" in page.driver.current_url
-    assert page.complaints() == []
+    assert page.console_errors() == []
 
 
 def test_curve_values_are_read_by_keyboard(page: ComparePage, service: JobService) -> None:
@@ -156,7 +154,7 @@ def test_curve_values_are_read_by_keyboard(page: ComparePage, service: JobServic
     assert "at step 24 of 120" in label
 
 
-def test_cancel_resume_and_finish_buttons(page: ComparePage, service: JobService) -> None:
+def test_job_is_cancelled_resumed_and_finished_by_its_buttons(page: ComparePage, service: JobService) -> None:
     job = on_disk.submit(service)
     on_disk.write_training(service, job.id, 36)
     opened(page, job)
@@ -188,7 +186,7 @@ def test_failed_job_shows_its_error_and_can_be_retried(page: ComparePage, servic
     until(lambda: not page.text("#train-job-failed"))
 
 
-def test_log_opens_and_follows(page: ComparePage, service: JobService) -> None:
+def test_opened_log_is_updated_and_scrolled(page: ComparePage, service: JobService) -> None:
     job = on_disk.submit(service)
     on_disk.write_log(service, job.id, *(f"line {n}" for n in range(100)))
     opened(page, job)
@@ -202,7 +200,7 @@ def test_log_opens_and_follows(page: ComparePage, service: JobService) -> None:
 
 
 def test_finished_job_shows_its_verdict_and_opens_in_compare(page: ComparePage, service: JobService) -> None:
-    job = on_disk.submit(service, "lora-long")  # which the engine has
+    job = on_disk.submit(service, "lora-long")  # an adapter of the fake engine
     on_disk.complete(service, job.id)
     opened(page, job)
     until(lambda: "beats RAG-8 by 12.5 points" in page.text("#train-job-verdict"))
@@ -227,7 +225,7 @@ def test_unusable_adapter_shows_the_reason(page: ComparePage, service: JobServic
     assert "tab=train" in page.driver.current_url
 
 
-def test_download_and_delete_with_confirmation(page: ComparePage, service: JobService) -> None:
+def test_adapter_is_downloaded_and_job_deleted_after_confirmation(page: ComparePage, service: JobService) -> None:
     job = on_disk.submit(service, "lora-mine")
     copied = Path(shutil.copytree(LIBRARY / "lora-starter", service.home / "copied"))
     on_disk.complete(service, job.id, copied)
@@ -244,7 +242,7 @@ def test_download_and_delete_with_confirmation(page: ComparePage, service: JobSe
     until(lambda: "Delete the job of 'lora-mine'?" in page.text("#train-delete-text"))
     page.screenshot("train-question")
     press(page, "train-delete-keep")
-    until(lambda: not page.find("#train-delete-both").is_displayed() if page.all("#train-delete-both") else True)
+    until(lambda: not any(button.is_displayed() for button in page.all("#train-delete-both")))
     assert service.get_job(job.id).state == "done"
     press(page, "train-job-delete")
     press(page, "train-delete-both")
@@ -259,8 +257,8 @@ def test_html_in_jobs_is_escaped(page: ComparePage, service: JobService) -> None
     opened(page, job)
     page.find("#train-job-log summary").click()
     until(lambda: "onerror" in page.text("#train-job-log pre"))
-    for css in ("#train-job-head", "#train-job-line", "#train-job-failed", "#train-job-list"):
-        assert "onerror" in page.text(css) or css == "#train-job-list"
+    for css in ("#train-job-head", "#train-job-line", "#train-job-failed"):
+        assert "onerror" in page.text(css)
     assert page.all("#train-jobs img, #train-jobs script") == []
     assert page.driver.title == "Prompt or Tune · Train"
 

@@ -1,4 +1,4 @@
-"""End-to-end training on the embedded base: upload, stop, resume, verdict, and an answer in Compare."""
+"""End-to-end training on the embedded base: upload, stop, resume, verdict, and use in Compare."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 pytestmark = [pytest.mark.browser, pytest.mark.model]
 
 ROWS = [(f"add {n} to the number x", f"x + {n}") for n in range(24)]
-FINISH_SECONDS = 600  # a minute or two on two free cores
+FINISH_SECONDS = 600  # takes one or two minutes on two idle cores
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class App:
 
 @pytest.fixture(scope="module")
 def app(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    """Run `python app.py` with its own home, which shares the converted base; stop it and its worker at the end."""
+    """Run `python app.py` with a temporary home that shares the converted base; stop it and its worker at the end."""
     chromium()
     folder = tmp_path_factory.mktemp("home")
     for shared in ("bases", "indexes"):
@@ -64,7 +64,7 @@ def app(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
 
 
 def end_workers(home: Path) -> None:
-    """Stop the worker and its job, which outlive the app."""
+    """Stop the worker and its job, which do not end with the app."""
     processes = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -83,7 +83,7 @@ def points(page: ComparePage) -> int:
 
 
 def upload(page: ComparePage, file: Path) -> None:
-    """Upload the rows; choose LoRA, twelve epochs and a name."""
+    """Upload the rows and choose LoRA, twelve epochs and a name."""
     until(lambda: page.all("#train-file input[type=file]"))[0].send_keys(str(file))
     until(lambda: "24" in page.text("#train-report"), 60, "the rows were not reported")
     page.find("#train-technique input[value=lora]").click()
@@ -99,7 +99,7 @@ def write_setting(page: ComparePage, field: str, text: str) -> bool:
     return page.find(css).get_property("value") == text
 
 
-def test_train_stop_resume_score_and_use(driver: WebDriver, app: App, tmp_path: Path) -> None:
+def test_adapter_is_trained_stopped_resumed_scored_and_used(driver: WebDriver, app: App, tmp_path: Path) -> None:
     file = tmp_path / "adder.csv"
     file.write_text("intent,snippet\n" + "".join(f"{intent},{code}\n" for intent, code in ROWS), encoding="utf-8")
     page = ComparePage(driver, app.url)

@@ -1,4 +1,4 @@
-"""Two visitors at once, each in a browser of their own, and the limits of one visitor, on a fake engine."""
+"""Two concurrent visitors in separate browsers, and the limits of one visitor, on a fake engine."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.browser
 LIMITS = VisitorLimits(rows_at_once=5, upload_bytes=100_000, archive_bytes=100_000)
 
 
-class TwoAtOnce(FakeEngine):
-    """A fake engine that answers several runs at the same time, as the real one does."""
+class ConcurrentEngine(FakeEngine):
+    """A fake engine that answers several runs concurrently, as the real one does."""
 
     def stream(self, requests, sampling_params, cancel=None, owner=""):  # type: ignore[no-untyped-def]
         return FakeEngine.stream(replace(self, _lock=threading.Lock()), requests, sampling_params, cancel, owner)
@@ -34,7 +34,7 @@ class TwoAtOnce(FakeEngine):
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     plain = make_engine()
-    engine = TwoAtOnce(plain.says, plain.fails, names=plain.names, delay=0.02)
+    engine = ConcurrentEngine(plain.answers, plain.errors, names=plain.names, delay=0.02)
     loader = EngineLoader(lambda report: engine).start()
     context = Context(
         loader, visitors=VisitorRegistry(AccessPolicy(limits=LIMITS)), home=tmp_path_factory.mktemp("home")
@@ -106,5 +106,5 @@ def test_too_large_upload_shows_a_message(page: ComparePage, tmp_path: Path) -> 
     large.write_text("intent,snippet\n" + "say hello,print('hello')\n" * 20_000, encoding="utf-8")
     page.driver.get(f"{page.url}?tab=train")
     until(lambda: page.find("#train-file input[type=file]")).send_keys(str(large))
-    # Gradio checks the size before sending; a request without that check gets 413 (tests/ui/test_visitors.py).
+    # Gradio checks the size before the upload; without this check the server returns 413 (tests/ui/test_visitors.py).
     until(lambda: 'exceed the maximum allowed size of 97.7 Kb: "large.csv"' in page.text("body"))

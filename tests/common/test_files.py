@@ -24,14 +24,14 @@ time.sleep(60)
 """
 
 
-def test_a_killed_holder_releases_its_lock(tmp_path: Path) -> None:
+def test_lock_is_released_when_its_process_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], cwd=ROOT, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         assert is_locked(path)
         assert acquire_lock(path, timeout=0.05) is None
-        with pytest.raises(PromptOrTuneError, match=messages.ANOTHER_PROCESS_HAS_HELD), file_lock(path, timeout=0.05):
+        with pytest.raises(PromptOrTuneError, match=messages.LOCK_HELD), file_lock(path, timeout=0.05):
             pass
         holder.kill()
     assert not is_locked(path)
@@ -40,7 +40,7 @@ def test_a_killed_holder_releases_its_lock(tmp_path: Path) -> None:
     assert not is_locked(path)
 
 
-def test_any_thread_releases_a_lock(tmp_path: Path) -> None:
+def test_lock_can_be_released_by_another_thread(tmp_path: Path) -> None:
     lock = acquire_lock(tmp_path / "lock")
     assert lock is not None
     thread = threading.Thread(target=lock.lock.release)
@@ -49,20 +49,20 @@ def test_any_thread_releases_a_lock(tmp_path: Path) -> None:
     assert not is_locked(tmp_path / "lock")
 
 
-def test_a_probe_creates_no_file_and_a_lock_no_folder(tmp_path: Path) -> None:
+def test_is_locked_creates_no_file_and_acquire_lock_no_folder(tmp_path: Path) -> None:
     assert not is_locked(tmp_path / "lock")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(PromptOrTuneError, match=messages.CANNOT_WRITE_2):
+    with pytest.raises(PromptOrTuneError, match=messages.CANNOT_WRITE):
         acquire_lock(tmp_path / "none" / "lock")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_write_replaces_the_file_and_leaves_no_other(tmp_path: Path) -> None:
+def test_atomic_write_replaces_the_file_and_leaves_no_other_file(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file"
     atomic_write(path, "one")
     atomic_write(path, b"two")
     check_writable(path)
     assert path.read_bytes() == b"two"
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
-    with pytest.raises(PromptOrTuneError, match=messages.FOLDER_NAME_FILE):
+    with pytest.raises(PromptOrTuneError, match=messages.PATH_IS_FOLDER):
         check_writable(tmp_path)

@@ -1,4 +1,4 @@
-"""Formats of sizes and durations."""
+"""Formatting of sizes and durations."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from common.format import format_bytes, format_clock, format_duration
         (20_000_000_000_000, "20000 GB"),
     ],
 )
-def test_sizes_have_three_digits(size: int, expected: str) -> None:
+def test_sizes_have_three_significant_digits(size: int, expected: str) -> None:
     assert format_bytes(size) == expected
 
 
-def test_sizes_in_units_of_1024() -> None:
+def test_sizes_can_be_in_units_of_1024() -> None:
     assert [format_bytes(size, 1024) for size in (900, 64 << 10, 1 << 20, 512 << 20)] == [
         "900 bytes",
         "64 kB",
@@ -45,6 +45,6 @@ def test_sizes_in_units_of_1024() -> None:
         (100_000, "1 d 03 h", "27:46:40"),
     ],
 )
-def test_durations_have_two_units_at_most(seconds: float, duration: str, clock: str) -> None:
+def test_durations_have_at_most_two_units(seconds: float, duration: str, clock: str) -> None:
     assert format_duration(seconds) == duration
     assert format_clock(seconds) == clock

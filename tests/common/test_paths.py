@@ -1,4 +1,4 @@
-"""The cache folder, and what is taken over from the product's old name."""
+"""The cache folder, and the migration of the cache and variables with the product's old name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from errors import PromptOrTuneError
 
 @pytest.fixture
 def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder of its own, without any variable of the product."""
+    """Set a temporary home folder, and remove all variables of the product."""
     for name in [name for name in os.environ if name.startswith(("PROMPT_OR_TUNE_", "PEFT_ARENA_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -34,19 +34,19 @@ def files_below(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_cache_is_the_variables_folder_or_the_default(user_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder_is_set_by_the_variable_or_the_default(user_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_dir() == user_home / "prompt-or-tune"
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", "~/elsewhere")
     assert cache_dir() == user_home.parent / "elsewhere"
 
 
-def test_an_old_cache_is_moved_once_with_one_line(user_home: Path) -> None:
+def test_old_cache_is_moved_once_and_reported_in_one_line(user_home: Path) -> None:
     old, lines = make_old_cache(user_home), list[str]()
     before = files_below(old)
     take_over_old_cache(lines.append)
     assert files_below(cache_dir()) == before
     assert not cache_dir().is_symlink()
-    assert old.resolve() == cache_dir().resolve(), "absolute paths in job files still lead to the files"
+    assert old.resolve() == cache_dir().resolve(), "absolute paths in job files are still valid"
     take_over_old_cache(lines.append)
     assert len(lines) == 1
     assert str(cache_dir()) in lines[0]
@@ -59,7 +59,7 @@ def test_nothing_is_reported_without_an_old_cache(user_home: Path) -> None:
     assert list(user_home.iterdir()) == []
 
 
-def test_both_caches_become_one_and_nothing_is_overwritten(user_home: Path) -> None:
+def test_old_cache_is_merged_into_the_new_one_without_overwriting(user_home: Path) -> None:
     old, lines = make_old_cache(user_home), list[str]()
     new = cache_dir()
     (new / "adapters" / "other").mkdir(parents=True)
@@ -73,7 +73,7 @@ def test_both_caches_become_one_and_nothing_is_overwritten(user_home: Path) -> N
     assert len(lines) == 1
 
 
-def test_a_cache_that_cannot_be_moved_is_linked(user_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_cache_that_cannot_be_moved_is_linked(user_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, lines = make_old_cache(user_home), list[str]()
 
     def refuse(self: Path, target: Path) -> Path:
@@ -86,7 +86,7 @@ def test_a_cache_that_cannot_be_moved_is_linked(user_home: Path, monkeypatch: py
     assert len(lines) == 1
 
 
-def test_a_folder_that_the_user_names_is_left_alone(user_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_cache_is_not_moved_if_the_user_sets_a_folder(user_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = make_old_cache(user_home)
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(user_home / "mine"))
     take_over_old_cache(lambda _: None)
@@ -94,7 +94,7 @@ def test_a_folder_that_the_user_names_is_left_alone(user_home: Path, monkeypatch
     assert not (user_home / "mine").exists()
 
 
-def test_old_variables_get_their_new_names(user_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_variables_are_read_unless_the_new_ones_are_set(user_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEFT_ARENA_HOME", str(user_home / "old"))
     monkeypatch.setenv("PEFT_ARENA_BASE", "owner/old")
     monkeypatch.setenv("PROMPT_OR_TUNE_BASE", "owner/new")
@@ -111,9 +111,9 @@ def test_old_variables_get_their_new_names(user_home: Path, monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("user_home")
-def test_a_command_ends_with_its_status_and_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_command_returns_the_status_and_prints_one_message(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> int:
-        raise PromptOrTuneError("Something is wrong: mend it.")
+        raise PromptOrTuneError("Something is wrong: fix it.")
 
     def interrupt() -> int:
         raise KeyboardInterrupt
@@ -121,6 +121,6 @@ def test_a_command_ends_with_its_status_and_one_message(capsys: pytest.CaptureFi
     assert run_command(lambda: None) == 0
     assert run_command(lambda: 7) == 7
     assert run_command(fail, "train") == 2
-    assert capsys.readouterr().err == "train: Something is wrong: mend it.\n"
+    assert capsys.readouterr().err == "train: Something is wrong: fix it.\n"
     assert run_command(interrupt, stopped="Stopped early.") == 130
     assert capsys.readouterr().err == "Stopped early.\n"

@@ -1,4 +1,4 @@
-"""Python source is parsed by many threads at once."""
+"""Parsing of Python source: concurrent threads, modes, errors and warnings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from common.syntax import parse_python
 
 
-def test_threads_parse_at_once() -> None:
+def test_concurrent_threads_can_parse() -> None:
     nested = (
         "x = " + "(" * 60 + "1" + ")" * 60 + "\n" + "\n".join(f"def f{n}(a):\n    return [a, {n}]" for n in range(60))
     )
@@ -19,12 +19,12 @@ def test_threads_parse_at_once() -> None:
     assert {len(tree.body) for tree in trees} == {61}
 
 
-def test_a_mode_and_an_error() -> None:
+def test_mode_is_passed_on_and_invalid_code_raises_a_syntax_error() -> None:
     assert isinstance(parse_python("1 + 1", "eval"), ast.Expression)
     with pytest.raises(SyntaxError):
         parse_python("x =")
 
 
 @pytest.mark.filterwarnings("error")
-def test_syntax_warnings_are_silent() -> None:
+def test_syntax_warnings_are_suppressed() -> None:
     assert parse_python("x = '\\d'").body

@@ -1,4 +1,4 @@
-"""A fake engine without a model."""
+"""Fake engine without a model, and problems for it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ BASE = BaseIdentity("tiny", "sha256:0123456789abcdef", "LlamaForCausalLM", "nf4"
 
 
 def problems(n: int) -> list[Problem]:
-    """Make n problems of increasing length, the last one first, so that length order is not file order."""
-    return [Problem(f"p{at}", "add one " * (at + 1), f"x{at} = y + {at}") for at in reversed(range(n))]
+    """Make n problems in order of decreasing length, so that sorting by length changes the order."""
+    return [Problem(f"p{index}", "add one " * (index + 1), f"x{index} = y + {index}") for index in reversed(range(n))]
 
 
 class FakeEngine:

@@ -1,4 +1,4 @@
-"""Hostile texts that a model or a user may give as code."""
+"""Hostile texts in place of code, from a model or a user."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ HOSTILE: dict[str, str] = {
     "quotes": "'" * 100_001,
     "triple quotes": '"""' * 50_001,
     "deep indentation": "".join(" " * depth + "if a:\n" for depth in range(300)),
-    "nested loops": "\n".join(" " * at + f"for a{at} in b{at}:" for at in range(40)) + "\n" + " " * 40 + "x = 1",
-    "wide assignment": ", ".join(f"a{at}" for at in range(2_000)) + " = f(" + ", ".join(["b"] * 2_000) + ")",
+    "nested loops": "\n".join(" " * i + f"for a{i} in b{i}:" for i in range(40)) + "\n" + " " * 40 + "x = 1",
+    "wide assignment": ", ".join(f"a{index}" for index in range(2_000)) + " = f(" + ", ".join(["b"] * 2_000) + ")",
     "many branches": "if a:\n x=1\n" + "elif a:\n x=1\n" * 800 + "x\n" * 2_000,
     "bare strings": "''\n" * 50_000,
     "comments": "''\n" + "#\n" * 200_000,

@@ -1,4 +1,4 @@
-"""A slow run in a process of its own, which test_killed.py kills."""
+"""Process with a slow run, which test_killed.py kills."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SlowEngine(FakeEngine):
         self, requests: Sequence[Request], sampling_params: SamplingParams, cancel: Event | None = None
     ) -> list[RequestOutput]:
         time.sleep(0.01)
-        say("asked", len(requests))
+        print_event("asked", len(requests))
         return super().answer(requests, sampling_params, cancel)
 
 
@@ -36,17 +36,17 @@ class SlowProgress(ProgressBar):
 
     def update(self, count: int, label: str) -> None:
         time.sleep(0.002)
-        say("scored", count)
+        print_event("scored", count)
         super().update(count, label)
 
 
-def say(word: str, number: int) -> None:
-    sys.stdout.write(f"{word} {number}\n")
+def print_event(name: str, number: int) -> None:
+    sys.stdout.write(f"{name} {number}\n")
     sys.stdout.flush()
 
 
 def main(path: Path) -> None:
-    # A process that a script starts behind itself is born deaf to Ctrl-C.
+    # Shells ignore SIGINT in background processes.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     plan = EvaluationPlan(
         "conala", "test", problems(PROBLEMS), "d", lambda: "p", make_sampling_params("beam", 3, 64, 42), 2
@@ -55,11 +55,11 @@ def main(path: Path) -> None:
     engine = SlowEngine()
     with open_run(path, plan.settings(BASE), described, {"started": "today"}) as run:
         generate_results(
-            engine, plan, parse_methods(METHODS, engine.adapters()), run, lambda count, _: say("saved", count)
+            engine, plan, parse_methods(METHODS, engine.adapters()), run, lambda count, _: print_event("saved", count)
         )
-        say("scoring", 0)
+        print_event("scoring", 0)
         score_run(run, lambda total: SlowProgress(total, io.StringIO()))
-    say("done", 0)
+    print_event("done", 0)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ from tests.evaluate.hostile import HOSTILE
 
 
 def results(scores: list[Mapping[str, float | None]]) -> list[Result]:
-    return [Result("m", f"p{at}", each) for at, each in enumerate(scores)]
+    return [Result("m", f"p{index}", each) for index, each in enumerate(scores)]
 
 
-def test_shares_of_problems_have_wilsons_interval_and_means_a_bootstrap_one() -> None:
+def test_shares_have_wilson_intervals_and_means_bootstrap_intervals() -> None:
     made = results([{"em@1": 1.0, "codebleu": 0.3}, {"em@1": 0.0, "codebleu": 0.9}, {"em@1": 1.0, "codebleu": None}])
     share, mean = summarize(made, "em@1", 7), summarize(made, "codebleu", 7)
     assert share is not None
@@ -43,7 +43,7 @@ def test_shares_of_problems_have_wilsons_interval_and_means_a_bootstrap_one() ->
     assert summarize(made, "tests", 7) is None
 
 
-def test_pass_is_binary_only_if_every_score_is_zero_or_one() -> None:
+def test_pass_at_k_is_a_share_only_if_every_score_is_zero_or_one() -> None:
     one = summarize(results([{"pass@1": 0.0}, {"pass@1": 1.0}]), "pass@1", 1)
     assert one is not None
     assert one.kind == "wilson"
@@ -54,7 +54,7 @@ def test_pass_is_binary_only_if_every_score_is_zero_or_one() -> None:
 
 
 @given(st.lists(st.dictionaries(st.sampled_from(["em@1", "tests", "parses"]), st.sampled_from([0.0, 1.0, None]))))
-def test_every_metric_is_inside_its_interval_and_bounds(scores: list[dict[str, float | None]]) -> None:
+def test_every_metric_is_within_its_interval_and_bounds(scores: list[dict[str, float | None]]) -> None:
     made = results(list(scores))
     for metric in available_metrics(made):
         found = summarize(made, metric, 3)
@@ -92,17 +92,17 @@ def test_cost_covers_answered_problems_and_all_samples() -> None:
     assert cost.peak_memory_bytes == 7
 
 
-def test_without_answers_cost_is_zero() -> None:
+def test_cost_without_answers_is_zero() -> None:
     cost = summarize_cost([Result("m", "p0", error="Too long.")], {})
     assert (cost.seconds, cost.tokens_per_second, cost.peak_memory_bytes) == (0, 0, None)
     assert summarize_cost([], {}).generated == 0
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_the_parse_rate_accepts_any_text(text: str) -> None:
+def test_parse_rate_accepts_any_text(text: str) -> None:
     assert parses_score(text) in (0.0, 1.0)
 
 
 @pytest.mark.parametrize(("code", "expected"), [("x = 1", 1), ("  x = 1", 1), ("", 0), ("# no", 0), ("x = (", 0)])
-def test_what_parses_is_a_program_with_a_statement(code: str, expected: float) -> None:
+def test_text_parses_if_it_is_a_program_with_a_statement(code: str, expected: float) -> None:
     assert parses_score(code) == expected

@@ -27,14 +27,16 @@ def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data" / "conala"
     folder.mkdir(parents=True)
     for split in ("train", "validation", "test"):
-        rows = [{"id": f"{split}-{at}", "nl": f"{split} intent {at}", "cmd": f"x{at} = y"} for at in range(6)]
+        rows = [
+            {"id": f"{split}-{index}", "nl": f"{split} intent {index}", "cmd": f"x{index} = y"} for index in range(6)
+        ]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder.parent
 
 
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> list[FakeEngine]:
-    """Engines that the next commands get, first to last."""
+    """Return the list of engines for the next commands, in order."""
     queue: list[FakeEngine] = []
 
     def make(_: argparse.Namespace) -> FakeEngine:
@@ -49,7 +51,7 @@ def arguments(data: Path, output: Path, *more: str) -> list[str]:
     return ["--data", "conala", "--data-dir", str(data), "--output", str(output), "--batch", "2", *more]
 
 
-def test_a_run_prints_its_table_and_writes_json_and_markdown(
+def test_run_prints_its_table_and_writes_json_and_markdown(
     data: Path, tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     engines.append(FakeEngine())
@@ -66,24 +68,24 @@ def test_a_run_prints_its_table_and_writes_json_and_markdown(
     assert capsys.readouterr().out == printed.out
 
 
-def test_an_interrupted_run_prints_how_to_continue_and_continues(
+def test_interrupted_run_prints_the_command_to_continue_and_continues(
     data: Path, tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "run.jsonl"
-    words = arguments(data, output, "--methods", "zero-shot,icl-8", "--overwrite")
+    options = arguments(data, output, "--methods", "zero-shot,icl-8", "--overwrite")
     engines += [FakeEngine(interrupt_at=2), FakeEngine()]
-    assert command.main(words) == 130
+    assert command.main(options) == 130
     stderr = capsys.readouterr().err
     assert "4 answers are in" in stderr
     assert "to go on: python -m evaluate --data conala" in stderr
     assert "--overwrite" not in stderr
     engine = engines[0]
-    assert command.main(words[:-1]) == 0
+    assert command.main(options[:-1]) == 0
     assert len(engine.calls) == 4
     assert "p (Holm)" in capsys.readouterr().out
 
 
-def test_an_interrupt_before_the_first_batch_reports_that_nothing_was_saved(
+def test_interrupt_before_the_first_batch_reports_that_nothing_was_saved(
     data: Path, tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     engines.append(FakeEngine(interrupt_at=0))
@@ -93,7 +95,7 @@ def test_an_interrupt_before_the_first_batch_reports_that_nothing_was_saved(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
         (["--methods", "zero-shto"], "did you mean 'zero-shot'"),
         (["--methods", ","], "No method"),
@@ -111,11 +113,11 @@ def test_an_interrupt_before_the_first_batch_reports_that_nothing_was_saved(
     ],
 )
 def test_bad_arguments_print_one_message_and_exit_with_two(
-    data: Path, tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str], words: list[str],
+    data: Path, tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str], options: list[str],
     message: str,
 ) -> None:  # fmt: skip
     engines.append(FakeEngine())
-    assert command.main(arguments(data, tmp_path / "run.jsonl", *words)) == 2
+    assert command.main(arguments(data, tmp_path / "run.jsonl", *options)) == 2
     stderr = capsys.readouterr().err
     assert message in stderr
     assert len(stderr.strip().splitlines()) == 1
@@ -127,8 +129,8 @@ def test_tests_run_after_the_answers_and_all_files_are_written(
     engines.append(FakeEngine())
     names = {"--csv": "a.csv", "--csv-problems": "p.csv", "--json": "a.json", "--png": "a.png", "--markdown": "a.md"}
     files = [word for option, name in names.items() for word in (option, str(tmp_path / name))]
-    words = ["--data", "starter", "--limit", "4", "--samples", "2", "--methods", "zero-shot,lora-tiny"]
-    assert command.main([*words, "--output", str(tmp_path / "run.jsonl"), *files]) == 0
+    options = ["--data", "starter", "--limit", "4", "--samples", "2", "--methods", "zero-shot,lora-tiny"]
+    assert command.main([*options, "--output", str(tmp_path / "run.jsonl"), *files]) == 0
     printed = capsys.readouterr()
     assert "Pass@1" in printed.out
     assert "Tests: sandbox layer" in printed.out
@@ -145,7 +147,7 @@ def test_tests_run_after_the_answers_and_all_files_are_written(
     assert "tests of" not in again.err, "nothing was left to score"
 
 
-def test_an_interrupt_ends_the_programs_that_run(
+def test_interrupt_ends_running_programs(
     tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Endless(FakeEngine):
@@ -161,37 +163,37 @@ def test_an_interrupt_ends_the_programs_that_run(
         os.kill(os.getpid(), signal.SIGINT)
 
     engines.append(Endless())
-    words = ["--data", "starter", "--limit", "2", "--mode", "greedy", "--methods", "zero-shot"]
+    options = ["--data", "starter", "--limit", "2", "--mode", "greedy", "--methods", "zero-shot"]
     waiting = threading.Thread(target=interrupt_when_tests_run, daemon=True)
     waiting.start()
     begun = time.monotonic()
-    assert command.main([*words, "--output", str(tmp_path / "run.jsonl")]) == 130
+    assert command.main([*options, "--output", str(tmp_path / "run.jsonl")]) == 130
     assert time.monotonic() - begun < 9, "the programs would have run for 10 s"
     assert "Stopped while scoring; to go on: python -m evaluate --data starter" in capsys.readouterr().err
 
 
-def test_without_a_sandbox_nothing_is_generated_unless_tests_are_left_out(
+def test_run_without_a_sandbox_is_refused_unless_tests_are_skipped(
     tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     engines.append(FakeEngine())
-    words = ["--data", "starter", "--limit", "2", "--methods", "zero-shot", "--output", str(tmp_path / "run.jsonl")]
-    assert command.main([*words, "--sandbox", "rlimits"]) == 2
+    options = ["--data", "starter", "--limit", "2", "--methods", "zero-shot", "--output", str(tmp_path / "run.jsonl")]
+    assert command.main([*options, "--sandbox", "rlimits"]) == 2
     stderr = capsys.readouterr().err
     assert "--no-tests goes without" in stderr
     assert len(stderr.strip().splitlines()) == 1
-    assert engines, "no engine was made"
+    assert engines, "an engine was built"
     assert list(tmp_path.iterdir()) == []
-    assert command.main([*words, "--no-tests"]) == 0
+    assert command.main([*options, "--no-tests"]) == 0
     assert "Tests: have not run" in capsys.readouterr().out
 
 
-def test_only_two_methods_with_a_colon_can_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_pair_of_methods_to_compare_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["report", str(tmp_path / "run.jsonl"), "--compare", "zero-shot"])
     assert "write them as A:B" in capsys.readouterr().err
 
 
-def test_a_report_of_a_missing_file_prints_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_of_a_missing_file_prints_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["report", str(tmp_path / "missing.jsonl")]) == 2
     assert "missing.jsonl" in capsys.readouterr().err
 
@@ -204,7 +206,7 @@ def test_styles_are_ranked_on_validation_problems(
     output = tmp_path / "styles.json"
     assert prompt_style_search.main(arguments(data, output, "--styles", "chat,plain")) == 0
     values = json.loads(output.read_text())
-    # The fake answers every style alike, so the first of STYLES wins whatever the order on the command line.
+    # The fake engine gives the same answers for every style, so the first one in STYLES is the best.
     assert values["best"] == {"zero-shot": "plain", "few-shot": "plain"}
     assert [(each["style"], each["shots"], each["n"]) for each in values["scores"]] == [
         ("plain", "zero-shot", 6),
@@ -218,11 +220,11 @@ def test_styles_are_ranked_on_validation_problems(
     assert "Best few-shot: plain" in capsys.readouterr().out
 
 
-def test_a_base_without_a_chat_template_gets_no_chat_style() -> None:
+def test_chat_styles_are_skipped_for_a_base_without_a_chat_template() -> None:
     assert {style.format for style in prompt_style_search.supported_styles([], has_chat_template=False)} == {"plain"}
 
 
-def test_progress_redraws_on_a_terminal_and_is_sparse_elsewhere() -> None:
+def test_progress_is_redrawn_on_a_terminal_and_prints_few_lines_elsewhere() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True

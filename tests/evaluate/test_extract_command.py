@@ -58,7 +58,7 @@ def fail(*arguments: str, stdin: bytes = b"") -> str:
         ("print('ä😀')", "print('ä😀')", "the whole answer"),
     ],
 )
-def test_extract_prints_the_scored_code_and_the_rule(tmp_path: Path, answer: str, code: str, reason: str) -> None:
+def test_extract_prints_the_scored_code_and_the_reason(tmp_path: Path, answer: str, code: str, reason: str) -> None:
     path = tmp_path / "answer.txt"
     path.write_text(answer, encoding="utf-8")
     printed = succeed("extract", str(path))
@@ -74,7 +74,7 @@ def test_extract_reads_stdin_and_a_prompt_style() -> None:
     assert (printed["code"], printed["reason"]) == ("x = 1", "the code block that the prompt opened")
 
 
-def test_extract_refuses_bad_input(tmp_path: Path) -> None:
+def test_extract_refuses_invalid_input(tmp_path: Path) -> None:
     assert "missing.txt cannot be read" in fail("extract", str(tmp_path / "missing.txt"))
     assert "cannot be read" in fail("extract", str(tmp_path))
     assert "standard input is not UTF-8 text (byte 1)" in fail("extract", stdin=b"x\xff")
@@ -127,7 +127,7 @@ def test_check_reports_a_program_that_is_not_python(tmp_path: Path) -> None:
     assert "SyntaxError" in printed["tests"][0]["reason"]
 
 
-def test_check_refuses_bad_input(tmp_path: Path, program: str) -> None:
+def test_check_refuses_invalid_input(tmp_path: Path, program: str) -> None:
     tests = write(tmp_path, "assert double(2) == 4")
     assert "none.py cannot be read" in fail("check", str(tmp_path / "none.py"), tests)
     assert "none.txt cannot be read" in fail("check", program, str(tmp_path / "none.txt"))
@@ -141,7 +141,7 @@ def test_check_refuses_bad_input(tmp_path: Path, program: str) -> None:
 
 
 @needs_sandbox
-def test_the_help_names_both_and_neither_loads_a_model(tmp_path: Path, program: str) -> None:
+def test_help_lists_both_commands_and_they_load_no_model(tmp_path: Path, program: str) -> None:
     printed = evaluate("--help").stdout
     assert b"python -m evaluate extract" in printed
     assert b"python -m evaluate check" in printed

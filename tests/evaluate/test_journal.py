@@ -1,4 +1,4 @@
-"""Append-only files: crashes, a second writer, a full disk."""
+"""Append-only files: crashes, concurrent writers, a full disk, and compressed files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from errors import PromptOrTuneError
 from evaluate.journal import Journal, read_records
 from tests import messages
 
-RECORDS: list[dict[str, Any]] = [{"kind": "a", "n": at, "text": "é\ud800\n" * at} for at in range(4)]
+RECORDS: list[dict[str, Any]] = [{"kind": "a", "n": index, "text": "é\ud800\n" * index} for index in range(4)]
 
 
 def written(path: Path) -> bytes:
@@ -35,7 +35,7 @@ def test_appended_records_are_read_back(tmp_path: Path) -> None:
     assert read_records(path)[0] == [*RECORDS, {"more": True}]
 
 
-def test_a_crash_at_any_byte_loses_only_the_incomplete_line(tmp_path: Path) -> None:
+def test_truncated_file_loses_only_its_incomplete_line(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     content = written(path)
     for size in range(len(content)):
@@ -50,7 +50,7 @@ def test_a_crash_at_any_byte_loses_only_the_incomplete_line(tmp_path: Path) -> N
         assert read_records(path)[0] == [*RECORDS[:whole], {"next": size}]
 
 
-def test_zeros_after_a_power_cut_are_cut_off(tmp_path: Path) -> None:
+def test_zero_bytes_after_a_power_cut_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     content = written(path)
     path.write_bytes(content + b"\0\0\0\n\0\0")
@@ -58,7 +58,7 @@ def test_zeros_after_a_power_cut_are_cut_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [b"{broken\n", b"[1]\n", b"\n", b"7\n", b"\xff\n", b"[" * 100_000 + b"\n"])
-def test_an_incomplete_line_before_a_complete_one_raises(tmp_path: Path, line: bytes) -> None:
+def test_incomplete_line_before_a_complete_one_raises(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "x.jsonl"
     content = written(path)
     path.write_bytes(content + line + b"{}\n")
@@ -66,14 +66,14 @@ def test_an_incomplete_line_before_a_complete_one_raises(tmp_path: Path, line: b
         read_records(path)
 
 
-def test_a_second_writer_gets_an_error_until_the_first_closes(tmp_path: Path) -> None:
+def test_second_writer_gets_an_error_until_the_first_closes(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     first = Journal.open(path)
     first.append(RECORDS)
-    with pytest.raises(PromptOrTuneError, match=messages.ANOTHER_PROCESS_WRITING_XJSONL):
+    with pytest.raises(PromptOrTuneError, match=messages.FILE_IS_BEING_WRITTEN):
         Journal.open(path)
     first.replace(RECORDS[:1])
-    with pytest.raises(PromptOrTuneError, match=messages.ANOTHER_PROCESS):
+    with pytest.raises(PromptOrTuneError, match=messages.FILE_IN_USE):
         Journal.open(path)
     first.close()
     Journal.open(path).close()
@@ -95,7 +95,7 @@ def test_replace_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert read_records(path)[0] == [*RECORDS, {"still": "ours"}]
 
 
-def test_a_failed_append_leaves_the_file_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_append_leaves_the_file_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.jsonl"
     before = written(path)
     journal = Journal.open(path)
@@ -107,17 +107,17 @@ def test_a_failed_append_leaves_the_file_unchanged(tmp_path: Path, monkeypatch: 
     assert path.read_bytes() == before
 
 
-def test_an_empty_file_is_removed_on_close(tmp_path: Path) -> None:
+def test_empty_file_is_removed_on_close(tmp_path: Path) -> None:
     Journal.open(tmp_path / "x.jsonl").close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_gzip_files_are_read_and_not_written(tmp_path: Path) -> None:
+def test_gzip_files_are_read_but_not_written(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl.gz"
     lines = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
     path.write_bytes(gzip.compress(lines))
     assert read_records(path) == (RECORDS, len(lines))
-    with pytest.raises(PromptOrTuneError, match=messages.GUNZIP):
+    with pytest.raises(PromptOrTuneError, match=messages.GUNZIP_FIRST):
         Journal.open(path)
     for damaged in (path.read_bytes()[:-9], b"no archive"):
         path.write_bytes(damaged)
@@ -125,19 +125,19 @@ def test_gzip_files_are_read_and_not_written(tmp_path: Path) -> None:
             read_records(path)
 
 
-def test_a_folder_and_an_unwritable_path_raise_at_once(tmp_path: Path) -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.FOLDER):
+def test_folder_and_unwritable_path_raise_before_any_write(tmp_path: Path) -> None:
+    with pytest.raises(PromptOrTuneError, match=messages.IS_A_FOLDER):
         Journal.open(tmp_path)
-    with pytest.raises(PromptOrTuneError, match=messages.CANNOT_WRITE_2):
+    with pytest.raises(PromptOrTuneError, match=messages.CANNOT_WRITE):
         Journal.open(Path("/proc/x.jsonl"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="Root may write everything.")
-def test_a_read_only_file_raises_at_once(tmp_path: Path) -> None:
+def test_read_only_file_raises_before_any_write(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     written(path)
     path.chmod(stat.S_IRUSR)
-    with pytest.raises(PromptOrTuneError, match=messages.CANNOT_WRITE_2):
+    with pytest.raises(PromptOrTuneError, match=messages.CANNOT_WRITE):
         Journal.open(path)
 
 

@@ -1,4 +1,4 @@
-"""Runs that are killed repeatedly lose at most the current batch and end with the same results."""
+"""Runs that are killed repeatedly: they lose at most the current batch and end with the same results."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ BATCHES = len(METHODS) * PROBLEMS // BATCH
 
 
 def start(path: Path) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "tests.evaluate.killed_run", str(path)]
+    command = [sys.executable, "-m", "tests.evaluate.killed_run", str(path)]
     # The score of the codebleu package depends on the hash seed.
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     pipe = subprocess.PIPE
-    return subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment)
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment)
 
 
 def read_events_until(process: subprocess.Popen[str], lines: int, stop: signal.Signals) -> list[str]:
-    """Return the process's events; it gets the signal after `lines` of them, and may print a few more."""
+    """Send the signal after `lines` events of the process; return all its events, of which a few can come later."""
     assert process.stdout is not None
     events = []
     for line in process.stdout:
@@ -45,18 +45,18 @@ def answers(run: Run) -> dict[tuple[str, str], tuple[object, ...]]:
     }
 
 
-def test_a_kill_loses_at_most_the_current_batch(tmp_path: Path) -> None:
+def test_killed_run_loses_at_most_the_current_batch(tmp_path: Path) -> None:
     path, uninterrupted = tmp_path / "run.jsonl", tmp_path / "whole.jsonl"
     assert read_events_until(start(uninterrupted), 10**9, signal.SIGKILL)[-1] == "done"
     generated = saved = 0
-    # Somewhere in each quarter of the run, then to its end.
+    # Kill in each of the first two quarters of the run, then run to the end.
     for lines in (random.Random(5).randrange(3, 2 * BATCHES // 4), random.Random(6).randrange(3, BATCHES // 2), 10**9):
         events = read_events_until(start(path), lines, signal.SIGKILL)
         generated, saved = generated + events.count("asked"), saved + BATCH * events.count("saved")
         results = sum(map(len, map(read_run(path).results, METHODS)))
-        assert saved <= results <= saved + BATCH  # at most one batch more than was reported
+        assert saved <= results <= saved + BATCH  # the last batch may be saved and not reported
         saved = results
-    assert generated <= BATCHES + 2  # two kills, a batch each
+    assert generated <= BATCHES + 2  # each of the two kills repeats at most one batch
     assert answers(read_run(path)) == answers(read_run(uninterrupted))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [
         "run.jsonl", "run.scores.jsonl", "whole.jsonl", "whole.scores.jsonl",
@@ -66,7 +66,7 @@ def test_a_kill_loses_at_most_the_current_batch(tmp_path: Path) -> None:
 def test_interrupted_scoring_saves_its_scores_and_continues(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     process = start(path)
-    events = read_events_until(process, 2 * BATCHES + 1 + 7, signal.SIGINT)  # with the seventh score
+    events = read_events_until(process, 2 * BATCHES + 1 + 7, signal.SIGINT)  # at the seventh score
     assert events.count("scored") >= 7
     assert process.returncode == -signal.SIGINT
     saved_scores = [record for record in read_records(scores_path(path))[0] if record["kind"] == "scores"]
@@ -79,7 +79,7 @@ def test_interrupted_scoring_saves_its_scores_and_continues(tmp_path: Path) -> N
     assert len(again) == len(METHODS) * PROBLEMS
 
 
-def test_a_second_process_on_the_same_file_gets_an_error(tmp_path: Path) -> None:
+def test_second_process_on_the_same_file_gets_an_error(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     first = start(path)
     assert first.stdout is not None

@@ -1,4 +1,4 @@
-"""Reports as CSV, JSON and figure."""
+"""Reports as CSV, JSON and a figure."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ N = 20
 
 
 def run_with_tests() -> Run:
-    """A run with tests of 5 samples each: pass@1 and pass@5 differ."""
+    """Return a run with the tests of 5 samples per problem, so that pass@1 and pass@5 differ."""
     run = made_run("tested.jsonl", n=N)
     run.settings["decoding"] = {"mode": "sample", "candidates": 5, "max_new_tokens": 64}
     for method, right in (("zero-shot", 1), ("icl-8", 2), ("lora-tiny", 4)):
-        for at in range(N):
-            passed = right if at % 2 else 0
+        for index in range(N):
+            passed = right if index % 2 else 0
             scores = {"tests": passed / 5, "pass@1": passed / 5, "pass@5": float(passed > 0)}
-            run.set_scores(method, f"p{at}", scores)
+            run.set_scores(method, f"p{index}", scores)
     run.scored_with["tests"] = {"layer": "bubblewrap", "limits": {"wall_seconds": 10.0, "memory_bytes": 2**29}}
     return run
 
@@ -43,7 +43,7 @@ def read(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_csv_has_every_metric_of_every_method_with_settings() -> None:
+def test_csv_contains_every_metric_of_every_method_with_settings() -> None:
     rows = read(metrics_csv([made_run("a.jsonl")]))
     first = next(row for row in rows if (row["method"], row["metric"]) == ("zero-shot", "em@1"))
     expected = wilson_interval(2, N)
@@ -59,13 +59,13 @@ def test_csv_has_every_metric_of_every_method_with_settings() -> None:
     assert (cost["value"], cost["low"], cost["n"]) == ("0.5", "", "19")
 
 
-def test_csv_of_problems_has_one_row_each_and_no_formula() -> None:
+def test_csv_of_problems_has_one_row_per_problem_and_no_formula() -> None:
     run = made_run("a.jsonl")
     hostile = replace(run.results("zero-shot")[0], method="evil", candidates=({"code": "=1+1", "text": ""},))
     run.methods["evil"] = {}
     run.add([hostile])
     rows = read(problems_csv([run]))
-    assert [row["id"] for row in rows] == [f"p{at}" for at in range(N)]
+    assert [row["id"] for row in rows] == [f"p{index}" for index in range(N)]
     assert rows[0]["evil: answer"] == "'=1+1"
     assert rows[1]["evil: answer"] == ""
     assert (rows[1]["zero-shot: em@1"], rows[2]["zero-shot: em@1"], rows[2]["zero-shot: em@3"]) == ("1.0", "0.0", "1.0")
@@ -79,7 +79,7 @@ def test_runs_over_different_problems_raise() -> None:
         problems_csv([made_run("a.jsonl"), made_run("b.jsonl", n=7)])
 
 
-def test_json_has_the_values_of_the_report() -> None:
+def test_json_contains_the_values_of_the_report() -> None:
     run, other = made_run("a.jsonl"), made_run("b.jsonl")
     values = json.loads(json_report([run, other], "python -m evaluate report a.jsonl b.jsonl"))
     assert [each["file"] for each in values["runs"]] == ["a.jsonl", "b.jsonl"]
@@ -92,7 +92,7 @@ def test_json_has_the_values_of_the_report() -> None:
     assert json.loads(json_report([run, other], ""))["across"] == []
 
 
-def test_the_figure_has_a_panel_per_metric_and_curves_over_k() -> None:
+def test_figure_has_a_panel_per_metric_and_curves_over_k() -> None:
     def panels(*runs: Run) -> list[str]:
         return [axes.get_title(loc="left").partition(",")[0] for axes in build_figure(runs).axes]
 
@@ -100,8 +100,8 @@ def test_the_figure_has_a_panel_per_metric_and_curves_over_k() -> None:
     tested = run_with_tests()
     assert panels(tested) == ["tests passed", "Pass@1", "Pass@5", "CodeBLEU", "parses"]
     for method in tested.methods:
-        for at in range(N):
-            tested.set_scores(method, f"p{at}", {"pass@2": 0.5})
+        for index in range(N):
+            tested.set_scores(method, f"p{index}", {"pass@2": 0.5})
     assert panels(tested)[-1] == "Pass@k"
 
 
@@ -114,7 +114,7 @@ def test_points_have_the_values_of_the_metrics() -> None:
     assert [label.get_text() for label in bars.get_yticklabels()] == list(run.methods)
 
 
-def test_a_method_of_several_files_is_labelled_with_its_file() -> None:
+def test_method_of_several_files_is_labelled_with_its_file() -> None:
     run, other = made_run("a.jsonl"), made_run("folder/" + "b" * 60 + ".jsonl.gz")
     other.methods["only-here"] = {}
     other.add([replace(each, method="only-here") for each in other.results("icl-8")])
@@ -126,7 +126,7 @@ def test_a_method_of_several_files_is_labelled_with_its_file() -> None:
     assert max(map(len, labels)) <= 40
 
 
-def test_the_figure_is_the_same_png_each_time() -> None:
+def test_figure_is_reproducible() -> None:
     runs = [made_run("a.jsonl"), made_run("b.jsonl")]
     png = plot_report_png(runs)
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
@@ -135,28 +135,35 @@ def test_the_figure_is_the_same_png_each_time() -> None:
     assert plot_report_png(runs) == png
 
 
-def test_a_run_without_results_has_no_figure() -> None:
+def test_run_without_results_has_no_figure() -> None:
     run = Run(Path("a.jsonl"), made_run().settings, [{"id": "p0"}])
-    with pytest.raises(PromptOrTuneError, match=messages.NOTHING_DRAW):
+    with pytest.raises(PromptOrTuneError, match=messages.NOTHING_TO_DRAW):
         plot_report_png([run])
 
 
 def test_runs_with_unscored_results_raise() -> None:
-    fresh, half = made_run("fresh.jsonl"), run_with_tests()
-    fresh.add([Result("rag-8", "p0")])
-    fresh.methods["rag-8"] = {}
-    half.add([Result("rag-8", "p0", {"tests": 1.0})])
-    half.add([Result("rag-8", at, {"parses": 1.0}) for at in ("p1", "p2")])  # whose tests have not run
-    half.methods["rag-8"] = {}
-    half.problems = [{**problem, "tests": [{"kind": "assert", "code": "assert f()"}]} for problem in half.problems]
-    for run, message in ((fresh, r"fresh\.jsonl holds 1 answers without"), (half, "holds 2 answers without scores")):
+    unscored, partly_scored = made_run("fresh.jsonl"), run_with_tests()
+    unscored.add([Result("rag-8", "p0")])
+    unscored.methods["rag-8"] = {}
+    partly_scored.add([Result("rag-8", "p0", {"tests": 1.0})])
+    partly_scored.add(
+        [Result("rag-8", problem_id, {"parses": 1.0}) for problem_id in ("p1", "p2")]
+    )  # without test scores
+    partly_scored.methods["rag-8"] = {}
+    partly_scored.problems = [
+        {**problem, "tests": [{"kind": "assert", "code": "assert f()"}]} for problem in partly_scored.problems
+    ]
+    for run, message in (
+        (unscored, r"fresh\.jsonl holds 1 answers without"),
+        (partly_scored, "holds 2 answers without scores"),
+    ):
         for write in (metrics_csv, problems_csv, plot_report_png, lambda runs: json_report(runs, "")):
             with pytest.raises(PromptOrTuneError, match=message):
                 write([run])
         assert "without scores" in text_report([run])
 
 
-def test_an_unfinished_method_is_not_compared() -> None:
+def test_unfinished_method_is_not_compared() -> None:
     run, other = made_run("a.jsonl"), made_run("b.jsonl")
     run.methods["rag-8"] = other.methods["rag-8"] = {}
     run.add(replace(each, method="rag-8") for each in run.results("icl-8")[:5])
@@ -169,7 +176,7 @@ def test_an_unfinished_method_is_not_compared() -> None:
     assert len(values["runs"][0]["comparisons"]) == 4
 
 
-def test_a_table_with_tests_shows_them_first() -> None:
+def test_table_with_tests_shows_them_first() -> None:
     rows: dict[str, Any] = {row.method: row for row in method_rows(run_with_tests())}
     assert rows["lora-tiny"].interval("pass@5") == wilson_interval(10, N)
     assert rows["lora-tiny"].metrics["pass@1"].kind == "bootstrap"

@@ -1,4 +1,4 @@
-"""Runs: generation of answers, resuming, and their files."""
+"""Runs: generation of answers, resuming, and run files."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_every_problem_gets_a_result_with_candidates_and_scores(tmp_path: Path) 
     assert sum(int(step.split()[0]) for step in steps) == 21
 
 
-def test_the_file_has_settings_and_provenance(tmp_path: Path) -> None:
+def test_file_has_settings_and_provenance(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
     run = read_run(path)
@@ -107,16 +107,16 @@ def test_problems_of_similar_length_share_a_batch() -> None:
     assert [[problem.id for problem in batch] for batch in by_prompt] == [["p0", "p3"], ["p1", "p2"], ["p4"]]
 
 
-def test_every_method_has_its_peak_memory(tmp_path: Path) -> None:
+def test_peak_memory_is_recorded_for_every_method(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
     peaks = [method["peak_memory_bytes"] for method in read_run(path).methods.values()]
     assert len(peaks) == 3
-    assert all(20e6 < peak < 100e9 for peak in peaks), "what a Python process holds at least, and no machine at most"
+    assert all(20e6 < peak < 100e9 for peak in peaks), "outside of the range for a Python process"
 
 
 @pytest.mark.parametrize("stop", range(12))
-def test_a_run_that_was_interrupted_and_resumed_ends_in_the_same_file(tmp_path: Path, stop: int) -> None:
+def test_resumed_run_writes_the_same_file_as_an_uninterrupted_one(tmp_path: Path, stop: int) -> None:
     whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
     execute(whole, FakeEngine())
     with pytest.raises(KeyboardInterrupt):
@@ -128,18 +128,20 @@ def test_a_run_that_was_interrupted_and_resumed_ends_in_the_same_file(tmp_path: 
     assert len(second.calls) == 12 - stop  # no batch was run twice
 
 
-def test_an_incomplete_batch_keeps_its_results_and_is_completed(tmp_path: Path) -> None:
+def test_results_of_an_incomplete_batch_are_used_and_completed(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine(), names=["zero-shot"])
     whole, lines = read_results(path), path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:-2]) + lines[-2][:-7])  # the last batch has one problem, the one before two
+    path.write_bytes(
+        b"".join(lines[:-2]) + lines[-2][:-7]
+    )  # the last batch has one problem, the batch before it has two
     engine = FakeEngine()
     assert execute(path, engine, names=["zero-shot"]) == ["1 zero-shot", "1 zero-shot"]
     assert [[request.problem.id for request in call] for call in engine.calls] == [["p4", "p5"], ["p6"]]
     assert read_results(path) == whole
 
 
-def test_a_gzip_run_is_read_and_scored_but_not_continued(tmp_path: Path) -> None:
+def test_gzip_run_is_read_and_scored_but_not_continued(tmp_path: Path) -> None:
     path, packed = tmp_path / "run.jsonl", tmp_path / "run.jsonl.gz"
     execute(path, FakeEngine())
     expected = [(each.problem, each.scores) for each in read_run(path).results("icl-8")]
@@ -151,23 +153,23 @@ def test_a_gzip_run_is_read_and_scored_but_not_continued(tmp_path: Path) -> None
     assert not read_run(packed).results("icl-8")[0].scores
     score_run(read_run(packed), lambda total: ProgressBar(total, io.StringIO()))
     assert [(each.problem, each.scores) for each in read_run(packed).results("icl-8")] == expected
-    with pytest.raises(PromptOrTuneError, match=messages.GUNZIP):
+    with pytest.raises(PromptOrTuneError, match=messages.GUNZIP_FIRST):
         execute(packed, FakeEngine())
 
 
-def test_a_foreign_score_file_is_not_changed_and_raises(tmp_path: Path) -> None:
+def test_file_that_is_not_a_score_file_raises_and_is_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine(), names=["zero-shot"])
     for text in ("my notes\n", '{"kind": "other"}\n', '{"kind": "scores"}\n', '{"kind": "key", "of": "text"}\n'):
         scores_path(path).write_text(text)
-        with pytest.raises(PromptOrTuneError, match=messages.RUNSCORESJSONL_HOLDS_NO_SCORES):
+        with pytest.raises(PromptOrTuneError, match=messages.NOT_A_SCORE_FILE):
             read_run(path)
-        with pytest.raises(PromptOrTuneError, match=messages.RUNSCORESJSONL_HOLDS_NO_SCORES):
+        with pytest.raises(PromptOrTuneError, match=messages.NOT_A_SCORE_FILE):
             execute(path, FakeEngine(), names=["zero-shot"])
         assert scores_path(path).read_text() == text
 
 
-def test_a_cancelled_batch_is_not_saved(tmp_path: Path) -> None:
+def test_cancelled_batch_is_not_saved(tmp_path: Path) -> None:
     class Cancelled(FakeEngine):
         def answer(self, *args: object, **kwargs: object) -> list[RequestOutput]:
             answers = super().answer(*args, **kwargs)  # type: ignore[arg-type]
@@ -179,7 +181,7 @@ def test_a_cancelled_batch_is_not_saved(tmp_path: Path) -> None:
     assert [result.problem for result in read_run(path).results("zero-shot")] == ["p1", "p0"]
 
 
-def test_a_finished_run_generates_nothing(tmp_path: Path) -> None:
+def test_finished_run_generates_nothing(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
     before = path.read_bytes()
@@ -202,27 +204,27 @@ def test_other_settings_raise_and_overwrite_starts_a_new_run(tmp_path: Path) -> 
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
     before = path.read_bytes()
-    with pytest.raises(PromptOrTuneError, match=messages.OTHER_SETTINGS_BATCH_THERE_HERE_OVERWRITE):
+    with pytest.raises(PromptOrTuneError, match=messages.FILE_HAS_OTHER_SETTINGS):
         execute(path, FakeEngine(), plan(batch=3))
-    with pytest.raises(PromptOrTuneError, match=messages.N_THERE_HERE):
+    with pytest.raises(PromptOrTuneError, match=messages.DIFFERENT_PROBLEM_COUNT):
         execute(path, FakeEngine(), plan(n=6))
-    with pytest.raises(PromptOrTuneError, match=messages.DECODING):
+    with pytest.raises(PromptOrTuneError, match=messages.NAMES_DECODING):
         execute(path, FakeEngine(), plan(beams=1))
     assert path.read_bytes() == before
     with open_file(path, plan(batch=3), overwrite=True) as run:
-        assert path.read_bytes() == before  # until the first batch is done
+        assert path.read_bytes() == before  # not replaced before the first batch is done
         generate_results(FakeEngine(), plan(batch=3), parse_methods(["zero-shot"], []), run, lambda *_: None)
     assert list(read_run(path).methods) == ["zero-shot"]
 
 
-def test_an_adapter_that_was_trained_again_raises(tmp_path: Path) -> None:
+def test_changed_adapter_with_results_raises(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
-    with pytest.raises(PromptOrTuneError, match=messages.LORA_TINY_RAG_ADAPTER_DIGEST_LORA):
+    with pytest.raises(PromptOrTuneError, match=messages.ADAPTER_DIGEST_CHANGED):
         execute(path, FakeEngine(digest="d2"))
 
 
-def test_an_adapter_that_had_no_result_yet_may_change(tmp_path: Path) -> None:
+def test_changed_adapter_without_results_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     with pytest.raises(KeyboardInterrupt):
         execute(path, FakeEngine(interrupt_at=5))
@@ -230,7 +232,7 @@ def test_an_adapter_that_had_no_result_yet_may_change(tmp_path: Path) -> None:
     assert read_run(path).methods["lora-tiny+rag-4"]["adapter_digest"] == "lora-tiny:d2"
 
 
-def test_one_failure_is_a_result_with_an_error_scored_zero(tmp_path: Path) -> None:
+def test_failed_answer_is_a_result_with_an_error_and_score_zero(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine(failing="p3"))
     results = read_run(path).results("lora-tiny+rag-4")
@@ -241,16 +243,16 @@ def test_one_failure_is_a_result_with_an_error_scored_zero(tmp_path: Path) -> No
     assert "9999 tokens" in failed[0].error
 
 
-def test_a_file_that_is_no_run_is_not_changed(tmp_path: Path) -> None:
+def test_file_that_is_not_a_run_raises_and_is_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "notes.jsonl"
     for text in ("my notes", "[]", '{"version": 1}\n', '{"kind": "run", "version": 99}\n', '{"kind": "problem"}\n'):
         path.write_text(text)
-        with pytest.raises(PromptOrTuneError, match=messages.NOTESJSONL):
+        with pytest.raises(PromptOrTuneError, match=messages.NAMES_NOTES_JSONL):
             execute(path, FakeEngine())
         assert path.read_text() == text
 
 
-def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_only_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine(), names=["zero-shot"])
     before = path.read_bytes()
@@ -260,7 +262,7 @@ def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
-        with pytest.raises(PromptOrTuneError, match=messages.NO_SPACE_LEFT_DEVICE):
+        with pytest.raises(PromptOrTuneError, match=messages.NO_SPACE_LEFT_ON_DEVICE):
             execute(path, FakeEngine())
     assert path.read_bytes() == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["run.jsonl", "run.scores.jsonl"]
@@ -268,7 +270,7 @@ def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkey
     assert list(read_run(path).methods) == NAMES
 
 
-def test_surrogates_in_an_answer_survive_the_file(tmp_path: Path) -> None:
+def test_surrogates_in_an_answer_are_saved_and_loaded(tmp_path: Path) -> None:
     wanted = plan(1)
     wanted = replace(wanted, problems=[replace(wanted.problems[0], reference="x = '\ud800'")])
     path = tmp_path / "run.jsonl"
@@ -277,8 +279,8 @@ def test_surrogates_in_an_answer_survive_the_file(tmp_path: Path) -> None:
 
 
 def test_unknown_and_missing_methods_raise() -> None:
-    with pytest.raises(UnknownNameError, match=messages.DID_YOU_MEAN_LORA_TINY):
+    with pytest.raises(UnknownNameError, match=messages.UNKNOWN_METHOD_SUGGESTS_LORA_TINY):
         parse_methods(["lora-tin"], ["lora-tiny"])
-    with pytest.raises(PromptOrTuneError, match=messages.NO_METHOD):
+    with pytest.raises(PromptOrTuneError, match=messages.NO_METHOD_GIVEN):
         parse_methods(["", " "], [])
     assert [method.name for method in parse_methods(["icl-8", " icl-8"], [])] == ["icl-8"]

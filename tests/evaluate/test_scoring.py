@@ -45,7 +45,7 @@ METRICS = [
 ]
 
 
-def test_a_correct_answer_scores_one() -> None:
+def test_correct_answer_scores_one() -> None:
     scores = {score.metric: score for score in score_code("x = y\n", "x = y")}
     assert list(scores) == METRICS
     assert all(score.value == 1 and not score.reason for score in scores.values())
@@ -72,7 +72,7 @@ def test_hostile_answers_are_scored(text: str) -> None:
 
 
 @given(st.lists(st.sampled_from(["x = y", "x=y", "x = 1", ""]), max_size=10))
-def test_matches_grow_with_k_and_trees_match_at_least_as_often(codes: list[str]) -> None:
+def test_matches_are_monotonic_in_k_and_at_least_as_many_by_tree(codes: list[str]) -> None:
     scores = score_candidates(codes, "x = y", 10)
     raw = [scores[f"em@{k}"] or 0.0 for k in range(1, 11)]
     tree = [scores[f"em_tree@{k}"] or 0.0 for k in range(1, 11)]
@@ -82,7 +82,7 @@ def test_matches_grow_with_k_and_trees_match_at_least_as_often(codes: list[str])
     assert raw[-1] == float("x = y" in codes)
 
 
-def test_a_failure_scores_zero_and_not_none() -> None:
+def test_failed_answer_has_text_scores_of_zero() -> None:
     scores = score_candidates([], "x = y", 2)
     assert scores == {
         "em@1": 0, "em@2": 0, "em_tree@1": 0, "em_tree@2": 0, "codebleu": 0, "codebleu.ngram": 0,
@@ -140,7 +140,7 @@ def made_run(path: Path, results: list[Result], decoding: Mapping[str, Any] = SA
     return read_run(path)
 
 
-def keep_scores(run: Run, sandbox: Sandbox | None) -> int:
+def score_and_count(run: Run, sandbox: Sandbox | None) -> int:
     """Score the run; return the number of scorings."""
     totals: list[int] = []
 
@@ -152,7 +152,7 @@ def keep_scores(run: Run, sandbox: Sandbox | None) -> int:
     return sum(totals)
 
 
-def test_a_code_counts_once_per_sample(sandbox: Sandbox) -> None:
+def test_equal_samples_are_counted_separately(sandbox: Sandbox) -> None:
     scores = scored(sandbox, result(candidate(RIGHT, 2), candidate(HALF, 2), candidate(WRONG)))
     assert scores["tests"] == pytest.approx((2 * 1 + 2 * 0.5 + 0) / 5)
     assert scores["pass@1"] == pytest.approx(2 / 5)
@@ -165,12 +165,12 @@ def test_pass_at_k_is_none_above_the_number_of_samples(sandbox: Sandbox) -> None
     assert [scores[f"pass@{k}"] for k in (1, 2, 3, 5)] == [0.5, 1, None, None]
 
 
-def test_a_failure_passes_nothing(sandbox: Sandbox) -> None:
+def test_failed_answer_has_test_scores_of_zero(sandbox: Sandbox) -> None:
     scores = scored(sandbox, result(error="Too long."))
     assert scores == {"tests": 0, **{f"pass@{k}": 0 for k in range(1, 6)}}
 
 
-def test_of_beams_only_the_first_runs_and_pass_is_undefined(sandbox: Sandbox) -> None:
+def test_only_the_first_beam_is_run_and_pass_at_k_is_undefined(sandbox: Sandbox) -> None:
     made = result(candidate(HALF, 3), candidate(RIGHT))
     [(_, scores, checks)] = score_tests([(made, TESTS)], {"mode": "beam", "candidates": 10}, sandbox)
     assert scores == {"tests": 0.5}
@@ -180,57 +180,57 @@ def test_of_beams_only_the_first_runs_and_pass_is_undefined(sandbox: Sandbox) ->
 
 def test_hostile_candidates_do_not_affect_others(sandbox: Sandbox) -> None:
     codes = ["import os\nos._exit(0)", "raise SystemExit", "f = lambda x: " + "(" * 500, RIGHT]
-    made = [(replace(result(candidate(code)), problem=f"p{at}"), TESTS) for at, code in enumerate(codes)]
+    made = [(replace(result(candidate(code)), problem=f"p{index}"), TESTS) for index, code in enumerate(codes)]
     greedy = {"mode": "greedy", "candidates": 1}
     found = {each.problem: scores for each, scores, _ in score_tests(made, greedy, sandbox)}
     assert {problem: scores["pass@1"] for problem, scores in found.items()} == {"p0": 0, "p1": 0, "p2": 0, "p3": 1}
 
 
-def test_both_kinds_of_score_are_stored_and_computed_once(tmp_path: Path, sandbox: Sandbox) -> None:
+def test_text_and_test_scores_are_stored_and_computed_once(tmp_path: Path, sandbox: Sandbox) -> None:
     path = tmp_path / "run.jsonl"
     run = made_run(path, [result(candidate(RIGHT, 5)), replace(result(candidate("x = y", 5)), problem="p1")])
-    assert keep_scores(run, sandbox) == 3  # two texts, and the tests of the one problem that has some
+    assert score_and_count(run, sandbox) == 3  # two texts, and the tests of the only problem with tests
     first, second = read_run(path).results("zero-shot")
     assert (first.scores["pass@5"], first.scores["em@1"], second.scores["em@1"]) == (1, 1, 1)
     assert "tests" not in second.scores
     assert [check["passed"] for check in first.checks[0]] == [True, True]
     assert read_run(path).scored_with["tests"]["layer"] == sandbox.layer
-    assert keep_scores(read_run(path), sandbox) == 0
+    assert score_and_count(read_run(path), sandbox) == 0
 
 
-def test_without_a_sandbox_no_code_runs_and_test_scores_stay(tmp_path: Path, sandbox: Sandbox) -> None:
+def test_scoring_without_a_sandbox_runs_no_code_and_preserves_test_scores(tmp_path: Path, sandbox: Sandbox) -> None:
     path = tmp_path / "run.jsonl"
     run = made_run(path, [result(candidate(RIGHT, 5))])
-    assert keep_scores(run, None) == 1
+    assert score_and_count(run, None) == 1
     assert "tests" not in read_run(path).results("zero-shot")[0].scores
-    assert keep_scores(read_run(path), sandbox) == 1
-    assert keep_scores(read_run(path), None) == 0
+    assert score_and_count(read_run(path), sandbox) == 1
+    assert score_and_count(read_run(path), None) == 0
     assert read_run(path).results("zero-shot")[0].scores["tests"] == 1
     path.unlink()
     other = made_run(path, [result(candidate(WRONG, 5))])
-    assert keep_scores(other, None) == 1
-    assert list(read_run(path).scored_with) == ["text"], "the tests of other candidates are no tests of these"
+    assert score_and_count(other, None) == 1
+    assert list(read_run(path).scored_with) == ["text"], "test scores of other candidates are not used"
     assert count_unscored(read_run(path)) == 0
 
 
-def test_another_layer_metric_or_candidate_is_scored_again(
+def test_changed_layer_metric_or_candidate_is_scored_again(
     tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run.jsonl"
     run = made_run(path, [result(candidate(RIGHT, 5))])
-    assert keep_scores(run, sandbox) == 2
+    assert score_and_count(run, sandbox) == 2
     with monkeypatch.context() as patch:
         patch.setattr("evaluate.scoring.METRICS_VERSION", 99)
-        assert keep_scores(read_run(path), sandbox) == 1  # the texts alone
+        assert score_and_count(read_run(path), sandbox) == 1  # only the texts
     monkeypatch.setattr(sandbox, "layer", "another")
-    assert keep_scores(read_run(path), sandbox) == 2  # the tests, and the texts by the metrics of today again
+    assert score_and_count(read_run(path), sandbox) == 2  # the tests, and the texts again by the current metrics
     kinds = [record["kind"] for record in read_records(scores_path(path))[0]]
-    assert sorted(kinds) == ["key", "key", "scores", "scores"], "nothing stale is kept"
+    assert sorted(kinds) == ["key", "key", "scores", "scores"], "stale scores are removed"
     monkeypatch.undo()
     path.unlink()
     other = made_run(path, [result(candidate(WRONG, 5))])
-    assert other.results("zero-shot")[0].scores == {}, "the scores of other candidates are not taken for these"
-    assert keep_scores(other, sandbox) == 2
+    assert other.results("zero-shot")[0].scores == {}, "scores of other candidates are not used"
+    assert score_and_count(other, sandbox) == 2
     assert read_run(path).results("zero-shot")[0].scores["pass@1"] == 0
 
 

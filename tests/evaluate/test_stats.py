@@ -16,7 +16,7 @@ PS = st.lists(st.floats(0, 1), max_size=12)
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_is_scipys(case: tuple[int, int]) -> None:
+def test_wilson_interval_equals_that_of_scipy(case: tuple[int, int]) -> None:
     successes, n = case
     expected = oracle.binomtest(successes, n).proportion_ci(method="wilson")
     found = wilson_interval(successes, n)
@@ -25,19 +25,19 @@ def test_wilson_is_scipys(case: tuple[int, int]) -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=80))
-def test_wilson_of_scores_between_zero_and_one_holds_their_mean(scores: list[float]) -> None:
+def test_wilson_interval_of_scores_contains_their_mean(scores: list[float]) -> None:
     found = wilson_interval(min(sum(scores), len(scores)), len(scores))
     assert 0 <= found.low <= found.value <= found.high <= 1
     assert found.value == pytest.approx(sum(scores) / len(scores))
 
 
-def test_half_width_for_as_many_problems_as_conala_has() -> None:
+def test_wilson_half_width_for_543_problems() -> None:
     found = wilson_interval(round(0.39 * 543), 543)
     assert (found.high - found.low) / 2 == pytest.approx(0.041, abs=0.0005)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(1, 0), (3, 2), (-1, 5)])
-def test_an_invalid_proportion_raises(successes: int, n: int) -> None:
+def test_invalid_proportion_raises(successes: int, n: int) -> None:
     with pytest.raises(PromptOrTuneError):
         wilson_interval(successes, n)
 
@@ -50,7 +50,7 @@ def test_bootstrap_interval_agrees_with_the_t_interval_of_many_values() -> None:
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.003)
 
 
-def test_bootstrap_depends_on_its_seed_alone() -> None:
+def test_bootstrap_is_reproducible_with_the_same_seed() -> None:
     values = [0.1, 0.7, 0.4, 0.9]
     assert bootstrap_mean(values, 1) == bootstrap_mean(values, 1)
     assert bootstrap_mean([*values] * 9, 1) != bootstrap_mean([*values] * 9, 2)
@@ -76,7 +76,7 @@ def test_paired_difference_agrees_with_the_paired_t_test_on_many_values() -> Non
 
 
 @pytest.mark.parametrize("n", [5, 12, 60])
-def test_p_is_that_of_scipys_permutation_test_over_pairs(n: int) -> None:
+def test_p_equals_that_of_scipys_paired_permutation_test(n: int) -> None:
     generator = np.random.default_rng(n)
     left, right = generator.normal(0.3, 1, n), generator.normal(0, 1, n)
     expected = oracle.permutation_test(
@@ -87,15 +87,15 @@ def test_p_is_that_of_scipys_permutation_test_over_pairs(n: int) -> None:
         n_resamples=10_000,
         rng=np.random.default_rng(1),
     )
-    keys = [str(at) for at in range(n)]
+    keys = [str(index) for index in range(n)]
     found = paired_bootstrap(dict(zip(keys, left, strict=True)), dict(zip(keys, right, strict=True)))
     assert found.p == pytest.approx(expected.pvalue, abs=1e-9 if n <= 12 else 0.02)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=13))
-def test_p_of_yes_or_no_scores_is_mcnemars(cases: list[tuple[bool, bool]]) -> None:
-    a = {str(at): left for at, (left, _) in enumerate(cases)}
-    b = {str(at): right for at, (_, right) in enumerate(cases)}
+def test_p_of_binary_scores_equals_mcnemars(cases: list[tuple[bool, bool]]) -> None:
+    a = {str(index): left for index, (left, _) in enumerate(cases)}
+    b = {str(index): right for index, (_, right) in enumerate(cases)}
     found = paired_bootstrap({key: float(value) for key, value in a.items()}, {key: float(b[key]) for key in b})
     assert found.p == pytest.approx(mcnemar_test(a, b).p)
 
@@ -106,7 +106,7 @@ def test_p_of_four_differences_of_one_sign_is_an_eighth() -> None:
 
 
 def test_no_difference_has_p_one_and_a_clear_one_a_small_p() -> None:
-    same = {str(at): at / 20 for at in range(20)}
+    same = {str(index): index / 20 for index in range(20)}
     assert paired_bootstrap(same, same).p == 1.0
     other = {key: value + 0.3 for key, value in same.items()}
     found = paired_bootstrap(other, same)
@@ -115,8 +115,8 @@ def test_no_difference_has_p_one_and_a_clear_one_a_small_p() -> None:
 
 
 def test_swapping_the_methods_negates_the_difference() -> None:
-    a = {str(at): (at * 7 % 10) / 10 for at in range(30)}
-    b = {str(at): (at * 3 % 10) / 10 for at in range(30)}
+    a = {str(index): (index * 7 % 10) / 10 for index in range(30)}
+    b = {str(index): (index * 3 % 10) / 10 for index in range(30)}
     one, other = paired_bootstrap(a, b), paired_bootstrap(b, a)
     assert one.value == pytest.approx(-other.value)
     assert one.low == pytest.approx(-other.high)
@@ -131,9 +131,9 @@ def test_different_problems_raise() -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=60))
-def test_mcnemar_is_the_exact_binomial_test_of_the_disagreements(cases: list[tuple[bool, bool]]) -> None:
-    a = {str(at): left for at, (left, _) in enumerate(cases)}
-    b = {str(at): right for at, (_, right) in enumerate(cases)}
+def test_mcnemar_equals_the_exact_binomial_test_of_the_disagreements(cases: list[tuple[bool, bool]]) -> None:
+    a = {str(index): left for index, (left, _) in enumerate(cases)}
+    b = {str(index): right for index, (_, right) in enumerate(cases)}
     found = mcnemar_test(a, b)
     split = found.only_a + found.only_b
     assert split == sum(left != right for left, right in cases)
@@ -141,14 +141,14 @@ def test_mcnemar_is_the_exact_binomial_test_of_the_disagreements(cases: list[tup
     assert found.p == pytest.approx(mcnemar_test(b, a).p)
 
 
-def test_holm_on_a_worked_case() -> None:
-    # Holm 1979 by hand: 0.01 * 3, 0.02 * 2, 0.04 * 1, each at least the one before.
+def test_holm_correction_of_a_worked_example() -> None:
+    # Holm (1979), calculated by hand: 0.01 * 3, 0.02 * 2, 0.04 * 1, each at least the previous one.
     assert holm_correction([0.02, 0.01, 0.04]) == pytest.approx([0.04, 0.03, 0.04])
     assert holm_correction([]) == []
 
 
 @given(PS)
-def test_holm_lies_between_the_raw_p_and_bonferroni_and_keeps_the_order(ps: list[float]) -> None:
+def test_holm_correction_is_between_the_raw_p_and_bonferroni_and_monotonic(ps: list[float]) -> None:
     adjusted = holm_correction(ps)
     for raw, value in zip(ps, adjusted, strict=True):
         assert raw <= value <= min(1.0, raw * len(ps)) or value == pytest.approx(raw)

@@ -10,7 +10,7 @@ from tests.hub.state import Hub
 
 
 def use_hub_in_children(hub: Hub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Let processes that are started from now on use `hub`, with caches under `folder`."""
+    """Make processes that are started from now on use `hub`, with caches under `folder`."""
     for name, value in {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(folder / "huggingface"),

@@ -1,4 +1,4 @@
-"""Settings of the real huggingface_hub client for a test, so that it uses the local Hub."""
+"""Settings that make the real huggingface_hub client use the local Hub."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ OWNER = "someone"
 
 
 def use_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Let the client use `hub`, with its cache under `folder`, no token, LFS, and no waits before retries.
+    """Make the client use `hub`, with its cache under `folder`, without a token, with LFS, and with immediate retries.
 
-    `hub` gets one account, OWNER, whose token is TOKEN: see `log_in`.
+    Adds the account OWNER with the token TOKEN to `hub`; `log_in` sets the token.
     """
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     # The functions of the module, such as huggingface_hub.file_exists, are methods of this one.
@@ -47,7 +47,7 @@ def use_xet(hub: Hub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Transfer large files by Xet, as with hf_xet installed."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     monkeypatch.setenv("HF_XET_CACHE", str(folder / "xet-cache"))
-    # Read when a session begins, so a session of an earlier test is not used.
+    # The settings are read when a session begins, so sessions of earlier tests are dropped.
     monkeypatch.setenv("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "1")
     monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "10ms")
     monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())

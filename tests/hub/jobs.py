@@ -29,7 +29,7 @@ HARDWARE = [
 
 
 def read(hub: Hub, account: Account | None, path: str, query: str) -> Reply | None:
-    """Answer a GET about jobs; None for any other."""
+    """Return the response to a GET about jobs; None for any other request."""
     if path == "/api/jobs/hardware":
         return reply_json(HARDWARE)
     if match := _ALL.fullmatch(path):
@@ -51,7 +51,7 @@ def read(hub: Hub, account: Account | None, path: str, query: str) -> Reply | No
 
 
 def write(hub: Hub, account: Account | None, path: str, body: Callable[[], bytes]) -> tuple[Reply, bool] | None:
-    """Answer a POST about jobs, with whether the connection breaks before the answer; None for any other."""
+    """Return the response to a POST about jobs, and whether the connection breaks before it; else None."""
     if match := _ALL.fullmatch(path):
         spec = json.loads(body())
         refused = _refusal(account, match[1], write=True)
@@ -75,10 +75,10 @@ def write(hub: Hub, account: Account | None, path: str, body: Callable[[], bytes
 
 
 def _events(hub: Hub, job: RemoteJob) -> Iterator[bytes]:
-    """Yield the log as server-sent events, from its beginning until the job is over or the connection must break."""
-    num_sent, until = 0, time.monotonic() + 60
+    """Yield the log as server-sent events from its beginning until the job has ended or the connection is to break."""
+    num_sent, deadline = 0, time.monotonic() + 60
     yield _event("===== Job started at 2030-01-01 00:00:00 =====")
-    while time.monotonic() < until:
+    while time.monotonic() < deadline:
         over = job.over
         for line in job.lines[num_sent:]:
             num_sent += 1

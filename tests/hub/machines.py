@@ -1,7 +1,7 @@
 """Machines of Hugging Face Jobs on the local Hub.
 
-A test decides what a job does: `Jobs.script` acts for the machine. `run_here` is a script that runs the job's command
-in a subprocess of this machine; without a script a job waits for the test's calls.
+A test decides what a job does: `Jobs.script` is called in place of the machine. `run_here` returns a script that runs
+the job's command in a local subprocess. Without a script, the test changes the state of a job itself.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class RemoteJob:
         self.stage, self.message = stage, message
 
     def values(self) -> dict[str, Any]:
-        """Return the job as the Hub's API does, without its secrets."""
+        """Return the job in the format of the Hub's API, without its secrets."""
         spec = {key: self.spec.get(key) for key in ("dockerImage", "command", "environment", "flavor", "labels")}
         owner = {"id": "0", "name": self.owner, "type": "user"}
         status = {"stage": self.stage, "message": self.message}
@@ -56,14 +56,14 @@ class RemoteJob:
 
 @dataclass
 class Jobs:
-    """All jobs of the local Hub. Without `credit` none is started; `script` is called with each new one."""
+    """All jobs of the local Hub. Jobs are refused without `credit`; `script` is called with each new job."""
 
     known: dict[str, RemoteJob] = field(default_factory=dict)
     credit: bool = True
     script: Callable[[RemoteJob], None] | None = None
 
     def begin(self, owner: str, spec: Mapping[str, Any]) -> RemoteJob:
-        """Add a job and start the script for it."""
+        """Add a job and start the script with it."""
         job = RemoteJob(f"{len(self.known):024x}", owner, spec)
         self.known[job.id] = job
         if self.script is not None:
@@ -77,7 +77,7 @@ class Jobs:
 
 
 def run_here(url: str, folder: Path, timeout: float = 120.0) -> Callable[[RemoteJob], None]:
-    """Return a script that runs each job's command in a subprocess, with a `pip` that installs nothing.
+    """Return a script that runs each job's command in a subprocess, with a fake `pip` that installs nothing.
 
     Its client uses the Hub at `url`, and its files are under `folder`.
     """
@@ -121,9 +121,9 @@ def run_here(url: str, folder: Path, timeout: float = 120.0) -> Callable[[Remote
 
 
 def _end_early(job: RemoteJob, process: subprocess.Popen[str], timeout: float) -> None:
-    """Kill the job's processes when it is cancelled or its time is over."""
-    until = time.monotonic() + timeout
+    """Kill the job's processes when it is cancelled or its time limit is reached."""
+    deadline = time.monotonic() + timeout
     while process.poll() is None:
-        if job.cancelled.wait(0.05) or time.monotonic() > until:
+        if job.cancelled.wait(0.05) or time.monotonic() > deadline:
             os.killpg(process.pid, signal.SIGKILL)
             return

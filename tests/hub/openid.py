@@ -1,4 +1,4 @@
-"""OpenID provider of the local Hub, as a Space needs it: every login is for the account of `Hub.login`."""
+"""OpenID provider of the local Hub for logins on a Space; every login is for the account of `Hub.login`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLIENT, SECRET = "standin-client", "standin-secret"
 
 
 def read(hub: Hub, path: str, query: str) -> Reply | None:
-    """Answer a GET to the provider; None for any other."""
+    """Return the response to a GET to the provider; None for any other request."""
     if path == "/.well-known/openid-configuration":
         endpoints = {"authorization_endpoint": "authorize", "token_endpoint": "token", "jwks_uri": "jwks"}
         values = {name: f"{hub.url}/oauth/{endpoint}" for name, endpoint in endpoints.items()}
@@ -39,7 +39,7 @@ def read(hub: Hub, path: str, query: str) -> Reply | None:
 
 
 def write(hub: Hub, path: str, authorization: str, body: Callable[[], bytes]) -> Reply | None:
-    """Exchange a code for a token, once; None for any other request."""
+    """Exchange a code for a token; a code is valid once. Return None for any other request."""
     if path != "/oauth/token":
         return None
     code = parse_qs(body().decode())["code"][0]
@@ -59,5 +59,5 @@ def write(hub: Hub, path: str, authorization: str, body: Callable[[], bytes]) ->
 
 @cache
 def _key() -> RSAKey:
-    """The provider's key, generated at the first login."""
+    """Return the provider's key, which is generated at the first login."""
     return RSAKey.generate_key(2048, {"kid": "standin", "use": "sig", "alg": "RS256"})

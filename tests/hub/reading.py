@@ -12,7 +12,7 @@ from tests.hub.state import Account, Blob, Commit, Hub
 
 @dataclass(frozen=True)
 class Reply:
-    """An HTTP response. With `cut` the connection breaks after half of the content; a `stream` replaces the content."""
+    """An HTTP response. With `cut` the connection breaks after half of the content; `stream` replaces the content."""
 
     status: int = 200
     content: bytes = b""
@@ -29,12 +29,12 @@ def reply_json(values: Any, status: int = 200) -> Reply:
 
 
 def missing(account: Account | None) -> Reply:
-    """Return the response for a private or missing repository, which the Hub does not distinguish."""
+    """Return the response for a private or missing repository, which are the same on the Hub."""
     return Reply(404 if account else 401, error="RepoNotFound", message="Repository not found")
 
 
 def info(hub: Hub, name: str, commit: Commit) -> Reply:
-    """Answer `model_info` with file sizes."""
+    """Return the response to `model_info`, with file sizes."""
     siblings = [{"rfilename": path, **_sizes(blob)} for path, blob in commit.files.items()]
     gated = "manual" if name in hub.gated else False
     private = name in hub.private
@@ -43,7 +43,7 @@ def info(hub: Hub, name: str, commit: Commit) -> Reply:
 
 
 def tree(commit: Commit) -> Reply:
-    """Answer `list_repo_tree`."""
+    """Return the response to `list_repo_tree`."""
     entries = []
     for path, blob in commit.files.items():
         sizes = _sizes(blob)
@@ -57,7 +57,7 @@ def tree(commit: Commit) -> Reply:
 
 
 def file(hub: Hub, name: str, commit: Commit, path: str, head: bool) -> Reply:
-    """Answer a request for a file, or with `head` for its headers."""
+    """Return a file, or with `head` only its headers."""
     if path not in commit.files:
         return Reply(404, error="EntryNotFound", message="Entry not found")
     blob = commit.files[path]

@@ -9,9 +9,9 @@ from typing import Any
 
 @dataclass
 class Space:
-    """A Space's settings. Each request for the status returns the next one of `stages`; the last one stays.
+    """Settings of a Space. Each request for the status returns the next one of `stages`, and then always the last one.
 
-    With `names_commit` the status has the commit that runs. `hidden` Spaces cannot be read, but their name is taken.
+    With `names_commit` the status contains the running commit. `hidden` Spaces cannot be read, but their name is taken.
     `asked` counts the requests for the status.
     """
 
@@ -30,7 +30,7 @@ class Space:
 
 @dataclass
 class Spaces:
-    """All Spaces of the local Hub, its buckets (private or not), and the hardware that requires a payment."""
+    """All Spaces of the local Hub, its buckets (private or not), and the hardware that requires a payment method."""
 
     known: dict[str, Space] = field(default_factory=dict)
     buckets: dict[str, bool] = field(default_factory=dict)

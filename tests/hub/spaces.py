@@ -29,7 +29,7 @@ def files(hub: Hub, name: str) -> dict[str, bytes]:
 
 
 def read(hub: Hub, account: Account | None, path: str) -> Reply | None:
-    """Answer a GET about a Space; None for any other."""
+    """Return the response to a GET about a Space; None for any other request."""
     match = _OF_API.fullmatch(path)
     if match is None:
         return None
@@ -49,7 +49,7 @@ def read(hub: Hub, account: Account | None, path: str) -> Reply | None:
 
 
 def write(hub: Hub, account: Account | None, path: str, body: bytes) -> Reply | None:
-    """Answer a POST or PUT about Spaces or buckets; None for any other."""
+    """Return the response to a POST or PUT about Spaces or buckets; None for any other request."""
     if path == _CREATE:
         values = json.loads(body)
         return _create(hub, account, values) if values.get("type") == "space" else None

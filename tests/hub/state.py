@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.hub.machines import Jobs
 from tests.hub.space_state import Spaces
 
-# Endings of the files that are stored as large files.
+# File name endings of large files.
 LARGE = (".safetensors", ".png")
 
 
@@ -30,7 +30,7 @@ class Account:
     scopes: tuple[str, ...] = ()
 
     def may_write(self, repo: str) -> bool:
-        """Whether the token may create or change this repository."""
+        """Return whether the token may create or change this repository."""
         namespace = repo.removeprefix("datasets/").split("/", maxsplit=1)[0]
         if self.role == "fineGrained":
             return namespace in self.scopes
@@ -41,7 +41,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Blob:
-    """A file of a commit. For a large file `sha256` is set; for one stored by Xet, `xet` is its hash there."""
+    """A file of a commit. Large files have a `sha256`; files stored by Xet have their Xet hash in `xet`."""
 
     content: bytes
     size: int
@@ -50,13 +50,13 @@ class Blob:
 
     @property
     def oid(self) -> str:
-        """Git's hash of a small file, the SHA-256 of a large one."""
+        """Return Git's hash of a small file, or the SHA-256 of a large one."""
         return self.sha256 or hashlib.sha1(b"blob %d\0" % self.size + self.content).hexdigest()
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit of a repository: its hash and all of its files."""
+    """A commit of a repository: its hash and all its files."""
 
     oid: str
     files: Mapping[str, Blob]
@@ -67,9 +67,10 @@ class Hub:
     """State of the local Hub.
 
     `repositories` are folders on disk, one commit each; `history` has the repositories written over HTTP, the oldest
-    commit first. `requests` lists method and path of all requests. `cuts` says how many more times the connection
-    breaks: half way through an "upload", a "commit" or a "download", before the "reply" to a commit or to a started
-    "job", in the middle of a job's "log", or instead of an "answer" with a file or the address of "xet". With `xet`, a
+    commit first. `requests` lists method and path of all requests. `cuts` is the number of times that the
+    connection will break, by event: half way through an "upload", a "commit" or a "download", before the "reply" to a
+    commit or to a started "job", in the middle of a job's "log", or instead of an "answer" with a file or of the
+    address of "xet". With `xet`, a
     folder, large files are transferred by Xet, otherwise by LFS. `login` is the token that a login on a Space gives;
     `codes` are the logins in progress.
     """
@@ -119,7 +120,7 @@ class Hub:
         return sorted(path for path in self.repositories[name].rglob("*") if path.is_file())
 
     def knows(self, name: str) -> bool:
-        """Whether the repository exists."""
+        """Return whether the repository exists."""
         return name in self.repositories or name in self.history
 
     def at(self, name: str, revision: str | None) -> Commit | None:
@@ -134,11 +135,11 @@ class Hub:
         return Commit(self.commit(name), {path: Blob(content, len(content)) for path, content in contents.items()})
 
     def breaks(self, what: str) -> bool:
-        """Whether the connection breaks now; counts down."""
+        """Return whether the connection breaks at this event, and count it."""
         broken = self.cuts[what] > 0
         self.cuts[what] -= broken
         return broken
 
     def may_read(self, name: str, account: Account | None) -> bool:
-        """Whether this account can see the repository."""
+        """Return whether this account can read the repository."""
         return name not in self.private or (account is not None and account.may_write(name))

@@ -32,7 +32,7 @@ def whoami(account: Account | None) -> Reply:
 
 
 def refusal(account: Account | None, repo: str) -> Reply | None:
-    """Return the response for an account without write access, None for one with it."""
+    """Return the error response for an account without write access; None for one with write access."""
     if account is None:
         return Reply(401, message="Invalid username or password.")
     if not account.may_write(repo):
@@ -58,7 +58,7 @@ def create(hub: Hub, account: Account | None, body: bytes) -> Reply:
 
 
 def validate(body: bytes) -> Reply:
-    """Check a card's front matter, as far as our cards need it."""
+    """Check the fields of a card's front matter that the project's cards have."""
     front = _FRONT.match(json.loads(body)["content"])
     try:
         card = yaml.safe_load(front[1]) if front else {}
@@ -106,7 +106,7 @@ def lfs_store(hub: Hub, oid: str, body: bytes) -> Reply:
 
 
 def commit(hub: Hub, name: str, body: bytes) -> Reply:
-    """Apply all operations in one new commit, or none of them."""
+    """Apply all operations as one new commit, or none of them."""
     files = dict(hub.history[name][-1].files)
     for line in body.splitlines():
         entry = json.loads(line)

@@ -1,9 +1,9 @@
-"""Large files by Xet, which huggingface_hub uses where hf_xet is installed.
+"""Large files by Xet, which huggingface_hub uses if hf_xet is installed.
 
-The real hf_xet can store files in a folder instead of a server. So the local Hub returns `local://` addresses, and
-finds in the shards that hf_xet writes there which Xet hash belongs to the SHA-256 in a commit. A shard is a sequence of
-48-byte records (github.com/huggingface/xet-core, `mdb_shard`): each file is a header, its segments, as many
-verification records, and one record with the SHA-256.
+The real hf_xet can store files in a folder instead of on a server. So the local Hub returns `local://` addresses, and
+reads the Xet hash of each SHA-256 from the shards that hf_xet writes there. A shard is a sequence of 48-byte records
+(github.com/huggingface/xet-core, `mdb_shard`): each file is a header, its segments, as many verification records, and
+one record with the SHA-256.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def hash_of(hub: Hub, sha256: str) -> str:
 def _files(shard: bytes) -> dict[str, str]:
     """Return the Xet hashes of all files in a shard by SHA-256."""
     found: dict[str, str] = {}
-    offset = _RECORD  # after the shard's own header
+    offset = _RECORD  # the records follow the shard's header
     while shard[offset : offset + 32] not in (b"\xff" * 32, b""):
         header = shard[offset : offset + _RECORD]
         flags, segments = (int.from_bytes(header[at : at + 4], "little") for at in (32, 36))

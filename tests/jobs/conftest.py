@@ -20,7 +20,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def jobs_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The home that the environment names, as in the processes of jobs."""
+    """Set a temporary home in the environment, where the processes of jobs find it."""
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 

@@ -1,4 +1,4 @@
-"""Helpers for tests of jobs: a service that starts no worker, and the settings of a job that trains in a second."""
+"""Helpers for tests of jobs: a service that starts no worker, and settings of a job that trains in a second."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobs.job import Job, ServingOptions
 
 
 class ServiceWithoutWorker(JobService):
-    """Starts no worker; counts the requests for one."""
+    """A job service that starts no worker and counts the requests for one."""
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
@@ -23,7 +23,7 @@ class ServiceWithoutWorker(JobService):
 
 
 def tiny_job(base: Path, name: str = "lora-tiny", **changes: Any) -> tuple[dict[str, Any], ServingOptions]:
-    """The settings of a job on the tiny base, and its serving options."""
+    """Return the settings of a job on the tiny base, and its serving options."""
     config = {
         "adapter_name": name,
         "dataset_name": "starter",
@@ -39,12 +39,12 @@ def tiny_job(base: Path, name: str = "lora-tiny", **changes: Any) -> tuple[dict[
 
 
 def submit_named(service: JobService, name: str, **more: Any) -> Job:
-    """Submit a job of that name that is never run."""
+    """Submit a job of that name, which is never run."""
     return service.submit({"adapter_name": name, "dataset_name": "starter"}, ServingOptions(), **more)
 
 
 def wait_for(ready: Callable[[], Any], description: str, seconds: float = 240.0) -> Any:
-    """Return the value of `ready()` as soon as it is true."""
+    """Wait until `ready()` is true and return its value."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := ready():

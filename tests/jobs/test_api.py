@@ -135,19 +135,19 @@ def test_serving_options_override_settings(service: ServiceWithoutWorker) -> Non
     assert job.config["device"] == "cpu"
 
 
-def test_names_of_adapters_jobs_and_runs_are_taken(service: ServiceWithoutWorker) -> None:
-    with pytest.raises(TrainingError, match=messages.ADAPTER_LORA_STARTER_EXISTS):
+def test_names_of_adapters_jobs_and_runs_cannot_be_reused(service: ServiceWithoutWorker) -> None:
+    with pytest.raises(TrainingError, match=messages.ADAPTER_EXISTS):
         submit_named(service, "lora-starter")
     first = submit_named(service, "lora-mine")
-    with pytest.raises(TrainingError, match=messages.BELONGS_JOB):
+    with pytest.raises(TrainingError, match=messages.NAME_BELONGS_TO_JOB):
         submit_named(service, "lora-mine")
     service.cancel(first.id)
     second = submit_named(service, "lora-mine")  # a job without a checkpoint reserves no name
-    with pytest.raises(TrainingError, match=messages.BELONGS_JOB):
+    with pytest.raises(TrainingError, match=messages.NAME_BELONGS_TO_JOB):
         service.resume(first.id)
     set_state(service, second, "stopped")
     with_checkpoint(service, second)
-    with pytest.raises(TrainingError, match=messages.BELONGS_JOB):
+    with pytest.raises(TrainingError, match=messages.NAME_BELONGS_TO_JOB):
         submit_named(service, "lora-mine")
     service.delete(second.id)
     assert service.resume(first.id).state == "queued"
@@ -158,7 +158,7 @@ def test_names_of_adapters_jobs_and_runs_are_taken(service: ServiceWithoutWorker
     checkpoint = run_directory(by_hand).checkpoints / "checkpoint-7"
     checkpoint.mkdir()
     (checkpoint / "trainer_state.json").write_text("{}")
-    with pytest.raises(TrainingError, match=messages.COMMAND_LINE_STOPPED_STEP):
+    with pytest.raises(TrainingError, match=messages.STOPPED_COMMAND_LINE_RUN):
         submit_named(service, "lora-hand")
 
 
@@ -176,7 +176,7 @@ def test_malformed_id_is_unknown(service: ServiceWithoutWorker, id: str) -> None
         service.delete,
     )
     for method in (*methods, service.has_checkpoint, service.adapter_folder):
-        with pytest.raises(UnknownNameError, match=messages.THERE_NO_JOB):
+        with pytest.raises(UnknownNameError, match=messages.NO_SUCH_JOB):
             method(id)
 
 
@@ -193,7 +193,7 @@ def test_well_formed_id_without_job_is_unknown(service: ServiceWithoutWorker) ->
             method("20261122-180012-123456-abcdef")
 
 
-def test_cancel(service: ServiceWithoutWorker) -> None:
+def test_cancel_stops_waiting_and_running_jobs(service: ServiceWithoutWorker) -> None:
     waiting, running = submit_named(service, "lora-1"), submit_named(service, "lora-2")
     stopped = service.cancel(waiting.id)
     assert (stopped.state, stopped.message, bool(stopped.ended)) == ("stopped", "Stopped before it began.", True)
@@ -201,28 +201,28 @@ def test_cancel(service: ServiceWithoutWorker) -> None:
     assert service.cancel(running.id).state == "stopping"
     assert JobFolder(service.root, running.id).stop_path.exists()
     assert service.cancel(running.id).state == "stopping", "a second cancel changes nothing"
-    with pytest.raises(PromptOrTuneError, match=messages.NOT_RUNNING_STOPPED):
+    with pytest.raises(PromptOrTuneError, match=messages.NOT_RUNNING):
         service.cancel(waiting.id)
 
 
 def test_only_stopped_and_failed_jobs_resume(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "lora-1")
-    with pytest.raises(PromptOrTuneError, match=messages.QUEUED_ONLY_STOPPED_FAILED_ONE):
+    with pytest.raises(PromptOrTuneError, match=messages.QUEUED_JOB_CANNOT_RESUME):
         service.resume(job.id)
     set_state(service, job, "failed")
     assert service.resume(job.id).state == "queued"
     with open_queue(service.root) as queue:
         assert (job.id, 2) in queue.pending()
     set_state(service, job, "done")
-    with pytest.raises(PromptOrTuneError, match=messages.DONE):
+    with pytest.raises(PromptOrTuneError, match=messages.JOB_IS_DONE):
         service.resume(job.id)
 
 
-def test_finish_needs_checkpoint(service: ServiceWithoutWorker) -> None:
+def test_finish_requires_a_checkpoint(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "lora-1")
     service.cancel(job.id)
     assert not service.has_checkpoint(job.id)
-    with pytest.raises(PromptOrTuneError, match=messages.NO_CHECKPOINT_MAKE_ADAPTER):
+    with pytest.raises(PromptOrTuneError, match=messages.NO_CHECKPOINT_TO_FINISH):
         service.finish_from_checkpoint(job.id)
     with_checkpoint(service, job)
     assert service.has_checkpoint(job.id)
@@ -230,7 +230,7 @@ def test_finish_needs_checkpoint(service: ServiceWithoutWorker) -> None:
     assert JobFolder(service.root, job.id).read_state().finish
 
 
-def test_checkpoint_of_other_run_is_not_the_jobs(service: ServiceWithoutWorker) -> None:
+def test_checkpoint_of_another_run_does_not_belong_to_the_job(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "lora-1")
     service.cancel(job.id)
     with_checkpoint(service, replace(job, config={**job.config, "learning_rate": 0.5}))
@@ -241,7 +241,7 @@ def test_checkpoint_of_other_run_is_not_the_jobs(service: ServiceWithoutWorker) 
 
 def test_delete_removes_job_and_checkpoints_only(service: ServiceWithoutWorker) -> None:
     job, other = submit_named(service, "lora-1"), submit_named(service, "lora-2")
-    with pytest.raises(PromptOrTuneError, match=messages.QUEUED_STOP_BEFORE):
+    with pytest.raises(PromptOrTuneError, match=messages.QUEUED_JOB_CANNOT_BE_DELETED):
         service.delete(job.id)
     service.cancel(job.id)
     with_checkpoint(service, job)
@@ -281,19 +281,19 @@ def test_state_of_earlier_version_is_read(service: ServiceWithoutWorker) -> None
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"id": 1}', '{"config": 3}'])
 def test_damaged_request_is_listed_and_can_be_deleted(service: ServiceWithoutWorker, content: str) -> None:
-    job, sound = submit_named(service, "lora-1"), submit_named(service, "lora-2")
+    job, valid = submit_named(service, "lora-1"), submit_named(service, "lora-2")
     (service.root / job.id / "job.json").write_text(content)
-    assert [each.id for each in service.list_jobs()] == [sound.id, job.id]
+    assert [each.id for each in service.list_jobs()] == [valid.id, job.id]
     assert "job.json cannot be read" in service.get_job(job.id).message
-    with pytest.raises(PromptOrTuneError, match=messages.JOBJSON_CANNOT_READ):
+    with pytest.raises(PromptOrTuneError, match=messages.JOB_FILE_UNREADABLE):
         service.resume(job.id)
     assert service.progress(job.id).step == 0
     assert service.verdict(job.id) is None
     service.delete(job.id)
-    assert [each.id for each in service.list_jobs()] == [sound.id]
+    assert [each.id for each in service.list_jobs()] == [valid.id]
 
 
-def test_concurrent_submissions_take_a_name_once(service: ServiceWithoutWorker) -> None:
+def test_concurrent_submissions_use_a_name_once(service: ServiceWithoutWorker) -> None:
     services = [ServiceWithoutWorker(service.home) for _ in range(6)]
     taken: list[Job] = []
     refused: list[PromptOrTuneError] = []
@@ -314,13 +314,13 @@ def test_concurrent_submissions_take_a_name_once(service: ServiceWithoutWorker) 
     assert [job.id for job in service.list_jobs()] == [taken[0].id]
 
 
-def test_a_full_disk_says_so_and_leaves_nothing(
+def test_full_disk_is_reported_and_leaves_no_files(
     service: ServiceWithoutWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "rows.csv"
     data.write_text("intent,code\na,b\n")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
-    with pytest.raises(DiskSpaceError, match=messages.FREE_SOME_ROOM):
+    with pytest.raises(DiskSpaceError, match=messages.DISK_FULL):
         service.submit({"adapter_name": "lora-1"}, ServingOptions(), data=data)
     monkeypatch.undo()
 
@@ -338,7 +338,7 @@ def test_a_full_disk_says_so_and_leaves_nothing(
     assert [path for path in service.root.iterdir() if path.is_dir()] == []
 
 
-def test_log_lines(service: ServiceWithoutWorker) -> None:
+def test_log_returns_the_last_lines(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "lora-1")
     assert service.log_lines(job.id) == []
     folder = JobFolder(service.root, job.id)

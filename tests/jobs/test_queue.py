@@ -1,4 +1,4 @@
-"""The queue: JSON messages only, one queue for each compute target, and a damaged file is replaced."""
+"""The queue: JSON messages, their order, messages of other programs, and damaged files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.jobs.service import ServiceWithoutWorker, submit_named
 
 
 class Exploit:
-    """Unpickled, this creates a folder."""
+    """An object whose unpickling creates a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,10 +40,10 @@ def test_no_message_is_unpickled(service: ServiceWithoutWorker, tmp_path: Path) 
         database.execute("insert into task (queue, data, priority) values ('here', ?, 9)", (exploit,))
     with open_queue(service.root) as queue:
         assert len(queue.pending()) == 1
-        with pytest.raises(ValueError, match=messages.UTF_EXPECTING_CODEC):
+        with pytest.raises(ValueError, match=messages.JSON_DECODE_ERROR):
             queue.hueys["here"].dequeue()
-        sound = queue.hueys["here"].dequeue()
-    assert sound.args == (service.list_jobs()[0].id, 1)
+        valid_message = queue.hueys["here"].dequeue()
+    assert valid_message.args == (service.list_jobs()[0].id, 1)
     assert not (tmp_path / "owned").exists()
 
 
@@ -56,7 +56,7 @@ def test_interrupted_jobs_come_first(service: ServiceWithoutWorker) -> None:
     assert order == [(jobs[2].id, 2), (jobs[0].id, 1), (jobs[1].id, 1), (jobs[2].id, 1)]
 
 
-def test_consumer_receives_message_of_other_program(service: ServiceWithoutWorker) -> None:
+def test_consumer_receives_messages_of_other_programs(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "lora-1", where="hub", flavor="a10g-small")
     done: list[tuple[str, int]] = []
     with open_queue(service.root, lambda id, generation: done.append((id, generation))) as queue:

@@ -1,4 +1,4 @@
-"""The process of one job, run inside the test's process: trains, scores, stops, continues, fails."""
+"""The program of one job, run in the test's process: training, scoring, stopping, continuing and failing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 @pytest.fixture(scope="module")
 def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServiceWithoutWorker, Job]]:
-    """A job that ran without interruption."""
+    """Run a job without interruption."""
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("undisturbed") / "home"
         patch.setenv("PROMPT_OR_TUNE_HOME", str(home))
@@ -48,7 +48,7 @@ def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def unscored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the scoring, which takes seconds."""
+    """Skip the scoring, which takes several seconds."""
     monkeypatch.setattr(runner._JobRunner, "_score", lambda *_: (None, []))
 
 
@@ -63,13 +63,13 @@ def log_of(service: ServiceWithoutWorker, job: Job) -> Path:
 
 @contextmanager
 def at_step(service: ServiceWithoutWorker, job: Job, step: int, act: Any) -> Iterator[None]:
-    """Call `act` as soon as the training in the block has finished that step."""
+    """Call `act` when the training in the block has finished that step."""
 
-    def look() -> None:
+    def watch() -> None:
         wait_for(lambda: last_step(log_of(service, job)) >= step, f"step {step}")
         act()
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=watch)
     thread.start()
     yield
     thread.join()
@@ -95,7 +95,7 @@ def test_job_is_trained_and_scored(undisturbed: tuple[ServiceWithoutWorker, Job]
     assert "8 of 8 examples" in run.results("rag-8")[0].notes[0], "the examples are too long for this base"
 
 
-def test_curve_and_log_outlive_the_adapter(undisturbed: tuple[ServiceWithoutWorker, Job]) -> None:
+def test_curve_and_log_remain_after_the_adapter_is_deleted(undisturbed: tuple[ServiceWithoutWorker, Job]) -> None:
     service, job = undisturbed
     progress = service.progress(job.id)
     assert (progress.step, progress.steps) == (6, 6)
@@ -116,7 +116,7 @@ def test_curve_and_log_outlive_the_adapter(undisturbed: tuple[ServiceWithoutWork
         moved.rename(folder)
 
 
-def test_adapter_of_same_name_is_not_the_jobs(undisturbed: tuple[ServiceWithoutWorker, Job]) -> None:
+def test_adapter_of_the_same_name_does_not_belong_to_the_job(undisturbed: tuple[ServiceWithoutWorker, Job]) -> None:
     service, job = undisturbed
     folder = service.adapter_folder(job.id)
     assert folder is not None
@@ -131,7 +131,7 @@ def test_adapter_of_same_name_is_not_the_jobs(undisturbed: tuple[ServiceWithoutW
     assert service.adapter_folder(job.id) == folder
 
 
-def test_anchor_is_first_step_of_attempt(service: ServiceWithoutWorker, base: Path) -> None:
+def test_anchor_is_the_first_step_of_the_attempt(service: ServiceWithoutWorker, base: Path) -> None:
     job = begin(service, base, "lora-pace")
     attempt = runner._JobRunner(service.home, JobFolder(service.root, job.id), attached=True)
     log = log_of(service, job)
@@ -149,17 +149,17 @@ def test_anchor_is_first_step_of_attempt(service: ServiceWithoutWorker, base: Pa
     assert JobFolder(service.root, job.id).read_state().anchor == (4, later)
     log.write_text(log.read_text() + '{"step": 5, "loss": 1.0}\n')
     attempt._record_first_step()
-    assert JobFolder(service.root, job.id).read_state().anchor == (4, later), "the first one stays"
+    assert JobFolder(service.root, job.id).read_state().anchor == (4, later), "the anchor does not change"
 
 
 def test_finished_job_is_not_run_again(undisturbed: tuple[ServiceWithoutWorker, Job]) -> None:
     service, job = undisturbed
-    with pytest.raises(PromptOrTuneError, match=messages.NOT_QUEUED_DONE):
+    with pytest.raises(PromptOrTuneError, match=messages.NOT_QUEUED):
         run_job(service.home, job.id)
 
 
 @pytest.mark.usefixtures("unscored")
-def test_job_stopped_by_system_and_by_person_gives_same_bytes(
+def test_job_stopped_by_signals_and_by_the_user_gives_the_same_bytes(
     service: ServiceWithoutWorker,
     base: Path,
     undisturbed: tuple[ServiceWithoutWorker, Job],
@@ -167,7 +167,7 @@ def test_job_stopped_by_system_and_by_person_gives_same_bytes(
 ) -> None:
     job = begin(service, base, "lora-stopped")
     handler = signal.getsignal(signal.SIGTERM)
-    # As under a worker, but the standard input of the tests stays unread.
+    # As under a worker, without reading the standard input of the tests.
     monkeypatch.setattr(StopWatcher, "_wait_for_worker_exit", lambda _: None)
     with at_step(service, job, 1, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         assert run_job(service.home, job.id, attached=True) == EXIT_STOPPED
@@ -209,7 +209,7 @@ def test_stopped_job_can_be_finished_from_checkpoint(service: ServiceWithoutWork
     assert service.adapter_folder(job.id) is not None
 
 
-def test_cancel_before_first_checkpoint(
+def test_job_cancelled_before_its_first_checkpoint_is_stopped(
     service: ServiceWithoutWorker, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = begin(service, base, "lora-none")
@@ -292,6 +292,6 @@ def test_second_process_is_refused(service: ServiceWithoutWorker, base: Path) ->
     job = begin(service, base, "lora-one")
     lock = acquire_lock(JobFolder(service.root, job.id).lock_path)
     assert lock is not None
-    with lock, pytest.raises(PromptOrTuneError, match=messages.ANOTHER_PROCESS_RUNS_JOB_LORA_ONE):
+    with lock, pytest.raises(PromptOrTuneError, match=messages.JOB_RUNS_ALREADY):
         run_job(service.home, job.id)
     assert service.get_job(job.id).state == "queued"

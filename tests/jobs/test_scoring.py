@@ -1,4 +1,4 @@
-"""Scoring on held-out rows: the rows, continuing after an interruption, the manifest's scores, and the verdict."""
+"""Scoring on held-out rows: choice of rows, resuming, scores in the manifest, and the verdict."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from tests.jobs.service import ServiceWithoutWorker, submit_named
 from train.config import TrainConfig
 from train.settings import make_config
 
-ROWS = HeldOutRows("mine.csv", problems(40), [Example(f"e{at}", f"say {at}", f"print({at})") for at in range(9)])
+ROWS = HeldOutRows(
+    "mine.csv", problems(40), [Example(f"e{index}", f"say {index}", f"print({index})") for index in range(9)]
+)
 
 
 def config(path: Path, **more: object) -> TrainConfig:
@@ -35,18 +37,18 @@ def config(path: Path, **more: object) -> TrainConfig:
 
 
 def upload(path: Path, rows: int) -> Path:
-    path.write_text("intent,code\n" + "".join(f"print the number {at},print({at})\n" for at in range(rows)))
+    path.write_text("intent,code\n" + "".join(f"print the number {index},print({index})\n" for index in range(rows)))
     return path
 
 
-def test_rows_are_those_held_out_by_training(tmp_path: Path) -> None:
+def test_rows_equal_those_held_out_by_training(tmp_path: Path) -> None:
     rows = load_held_out_rows(config(upload(tmp_path / "mine.csv", 30)))
     assert (rows.name, len(rows.problems), len(rows.example_pool)) == ("mine.csv", 3, 27)
     assert not {problem.intent for problem in rows.problems} & {example.intent for example in rows.example_pool}
     assert all(problem.reference and problem.reference.startswith("print(") for problem in rows.problems)
 
 
-def test_many_rows_are_sampled_with_seed(tmp_path: Path) -> None:
+def test_many_rows_are_sampled_with_a_seed(tmp_path: Path) -> None:
     path = upload(tmp_path / "mine.csv", 400)
     first, again = (
         load_held_out_rows(config(path, validation_split=0.5)),
@@ -67,7 +69,7 @@ def test_max_new_tokens_follows_references() -> None:
     assert max_new_tokens_for(count, [Problem("p", "x", "y" * 1000)]) == 256
 
 
-def test_three_methods_answer_greedily_and_are_scored(tmp_path: Path) -> None:
+def test_three_methods_are_scored_with_greedy_answers(tmp_path: Path) -> None:
     engine, lines = FakeEngine(), list[str]()
     run = generate_and_score(engine, ROWS, "lora-tiny", tmp_path / "scores.jsonl", 42, 64, lines.append)
     assert list(run.methods) == ["zero-shot", "rag-8", "lora-tiny"]
@@ -94,13 +96,13 @@ def test_interrupted_scoring_continues_after_last_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense\n", b'{"kind": "run"}\n'])
-def test_other_run_file_is_replaced(tmp_path: Path, content: bytes) -> None:
+def test_file_of_another_run_is_replaced(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "scores.jsonl"
     path.write_bytes(content)
     generate_and_score(FakeEngine(), ROWS, "lora-tiny", path, 42, 64, lambda _: None)
     engine = FakeEngine()
     generate_and_score(engine, ROWS, "lora-tiny", path, 42, 64, lambda _: None)
-    assert engine.calls == [], "everything is there"
+    assert engine.calls == [], "all answers are in the file"
     generate_and_score(engine, ROWS, "lora-tiny", path, 42, 99, lambda _: None)
     assert len(engine.calls) == 9, "other settings are answered again"
 
@@ -112,14 +114,14 @@ SETTINGS = {
 
 
 def run_of(n: int, **em: list[int]) -> Run:
-    """A scored run of n rows; `em` says which of them each method got exactly right."""
-    run = Run(Path("none.jsonl"), {**SETTINGS, "n": n}, [{"id": f"p{at}"} for at in range(n)])
+    """Return a scored run of n rows; `em` lists the rows with an exact match by method."""
+    run = Run(Path("none.jsonl"), {**SETTINGS, "n": n}, [{"id": f"p{index}"} for index in range(n)])
     for name, right in em.items():
         method = name.replace("_", "-")
         run.set_method(method, {"pool_digest": "sha256:2", "adapter_digest": "sha256:3"})
-        for at in range(n):
-            hit = float(at in right)
-            run.add([Result(method, f"p{at}", {"em@1": hit, "codebleu": 0.5 + hit / 10})])
+        for index in range(n):
+            hit = float(index in right)
+            run.add([Result(method, f"p{index}", {"em@1": hit, "codebleu": 0.5 + hit / 10})])
     return run
 
 
@@ -130,10 +132,10 @@ def compared(**changes: object) -> ScoreComparison:
 
 
 def both(**changes: object) -> list[ScoreComparison]:
-    return [compared(**{"other": rival, **changes}) for rival in ("zero-shot", "rag-8")]
+    return [compared(**{"other": method_name, **changes}) for method_name in ("zero-shot", "rag-8")]
 
 
-def test_significant_difference_names_the_better() -> None:
+def test_verdict_names_the_significantly_better_method() -> None:
     assert verdict_text(both(), "LoRA", 40) == (
         "LoRA beats zero-shot by 12 points of EM@1, 95 % interval 6 to 18 (n = 40). "
         "LoRA beats RAG-8 by 12 points of EM@1, 95 % interval 6 to 18 (n = 40)."
@@ -144,7 +146,7 @@ def test_significant_difference_names_the_better() -> None:
     )
 
 
-def test_no_difference_is_stated() -> None:
+def test_verdict_without_a_significant_difference_states_it() -> None:
     unclear = both(value=-0.02, low=-0.09, high=0.05, p=0.8)
     assert verdict_text(unclear, "LoRA", 40).endswith(
         "No difference shown between LoRA and RAG-8 at n = 40: -2 points of EM@1, 95 % interval -9 to 5."
@@ -171,7 +173,7 @@ def test_metrics_that_agree_are_joined() -> None:
     ("changes", "expected"),
     [({}, True), ({"p": 0.06}, False), ({"low": 0.0}, False), ({"value": -0.1, "low": -0.2, "high": -0.01}, True)],
 )
-def test_significance_needs_interval_and_p(changes: dict[str, float], expected: bool) -> None:
+def test_significance_requires_interval_and_p(changes: dict[str, float], expected: bool) -> None:
     assert is_significant(compared(**changes)) is expected
 
 
@@ -204,7 +206,7 @@ def test_verdict_has_values_and_provenance(service: ServiceWithoutWorker) -> Non
 
 
 def test_p_values_are_corrected() -> None:
-    # Six rows of 40 in one direction: alone p = 2/64, which is not significant with four comparisons.
+    # Six of 40 rows differ, in one direction: p = 2/64, which is not significant after correction for four comparisons.
     run = run_of(40, zero_shot=[], rag_8=list(range(6)), lora_mine=list(range(12)))
     verdict = make_verdict(run, "lora-mine", "LoRA")
     assert verdict.compared[2].p == pytest.approx(4 * 2 / 64 / 2, rel=0.5)

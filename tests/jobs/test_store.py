@@ -22,7 +22,7 @@ def entry(step: int, **more: Any) -> dict[str, Any]:
     return {"step": step, "epoch": round(step / 7, 4), "seconds": 2.0 * step, "tokens_per_second": 250.0, **more}
 
 
-def test_progress_before_first_step(tmp_path: Path) -> None:
+def test_progress_is_zero_before_the_first_step(tmp_path: Path) -> None:
     progress = read_progress(JobState(), [tmp_path / "none.jsonl"], 2.0)
     assert (progress.step, progress.steps, progress.left_seconds, progress.losses) == (0, 0, None, ())
 
@@ -45,7 +45,7 @@ def test_curves_are_sorted_and_repeated_steps_count_once(tmp_path: Path) -> None
     assert last_step(log) == 3
 
 
-def test_number_of_steps_of_the_training_comes_first(tmp_path: Path) -> None:
+def test_number_of_steps_in_the_state_has_precedence(tmp_path: Path) -> None:
     log = write(tmp_path / "log.jsonl", entry(3, loss=1.0))
     assert read_progress(JobState(steps=20), [log], 2.0).steps == 20
 
@@ -57,16 +57,16 @@ def test_unreadable_log_is_ignored(tmp_path: Path) -> None:
     assert last_step(broken) == 0
 
 
-def test_remaining_time_follows_this_attempt(tmp_path: Path) -> None:
+def test_remaining_time_is_estimated_from_the_current_attempt(tmp_path: Path) -> None:
     log = write(tmp_path / "log.jsonl", *(entry(step, loss=1.0) for step in range(1, 11)))
     now = time.time()
     os.utime(log, (now, now))
-    # Resumed at step 4, whose end was noted 12 s ago: six steps since, two seconds each, and ten more to go.
+    # Resumed at step 4, 12 s ago: six steps since then at two seconds each, and ten remaining steps.
     running = JobState(state="running", stage="training", steps=20, anchor=(4, now - 12))
     left = read_progress(running, [log], 2.0).left_seconds
     assert left == pytest.approx(20.0, abs=1.0)
     for other in (
-        JobState(state="running", stage="training", steps=20),  # no step of this attempt is done
+        JobState(state="running", stage="training", steps=20),  # no step of this attempt has finished
         JobState(state="running", stage="scoring", steps=20, anchor=(4, now - 12)),
         JobState(state="stopped", steps=20, anchor=(4, now - 12)),
     ):

@@ -1,4 +1,4 @@
-"""Worker: real processes that are killed and continue, recovery of jobs without a process, and the command line."""
+"""Worker: killed and restarted processes, recovery of jobs without a process, and the command line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 @pytest.fixture
 def real_service(jobs_home: Path) -> Iterator[JobService]:
-    """A service that starts its worker, which is ended with the test."""
+    """Yield a service that starts its worker; end the worker after the test."""
     yield JobService(jobs_home)
     worker = find_process(jobs_home, "work")
     if worker is not None:
@@ -62,7 +62,7 @@ def test_kills_during_training_and_scoring_change_no_result(
 ) -> None:
     config, serving = tiny_job(base, "lora-killed", num_train_epochs=4.0, max_eval_samples=3)
     job = real_service.submit(config, serving)
-    behind = real_service.submit({**config, "adapter_name": "lora-behind"}, serving)
+    queued_job = real_service.submit({**config, "adapter_name": "lora-queued"}, serving)
     log = jobs_home / "adapters" / ".lora-killed.run" / "log.jsonl"
     first = find(jobs_home, "work")
     wait_for(lambda: last_step(log) >= 3, "three steps")
@@ -72,15 +72,15 @@ def test_kills_during_training_and_scoring_change_no_result(
     wait_for(lambda: real_service.get_job(job.id).stage == "scoring", "the scoring")
     os.kill(first.pid, signal.SIGKILL)
     first.wait(10)
-    real_service = JobService(jobs_home)  # another program, which begins a worker while the job's process still lives
+    real_service = JobService(jobs_home)  # another program, which starts a worker while the job's process still runs
     real_service.ensure_worker()
-    assert {each.id for each in real_service.list_jobs()} == {job.id, behind.id}
-    wait_for(lambda: real_service.get_job(behind.id).is_ended, "both jobs")
-    assert [real_service.get_job(each.id).state for each in (job, behind)] == ["done", "done"]
+    assert {each.id for each in real_service.list_jobs()} == {job.id, queued_job.id}
+    wait_for(lambda: real_service.get_job(queued_job.id).is_ended, "both jobs")
+    assert [real_service.get_job(each.id).state for each in (job, queued_job)] == ["done", "done"]
     store = jobs_home / "adapters"
-    assert sorted(path.name for path in store.iterdir()) == ["lora-behind", "lora-killed"]
-    assert (store / "lora-killed" / WEIGHTS).read_bytes() == (store / "lora-behind" / WEIGHTS).read_bytes()
-    interrupted, undisturbed = real_service.verdict(job.id), real_service.verdict(behind.id)
+    assert sorted(path.name for path in store.iterdir()) == ["lora-killed", "lora-queued"]
+    assert (store / "lora-killed" / WEIGHTS).read_bytes() == (store / "lora-queued" / WEIGHTS).read_bytes()
+    interrupted, undisturbed = real_service.verdict(job.id), real_service.verdict(queued_job.id)
     assert interrupted is not None
     assert undisturbed is not None
     assert interrupted.compared == undisturbed.compared
@@ -93,7 +93,7 @@ def test_kills_during_training_and_scoring_change_no_result(
 
 @contextmanager
 def worker_in_thread(home: Path, idle_seconds: float, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Thread]:
-    """A worker without a process of its own; it can take no signals there."""
+    """Run a worker in a thread, where it receives no signals."""
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     thread = threading.Thread(target=run_worker, args=(home, idle_seconds))
     thread.start()
@@ -103,7 +103,7 @@ def worker_in_thread(home: Path, idle_seconds: float, monkeypatch: pytest.Monkey
 
 
 def fake_process(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """In place of `python -m jobs run ID`, with the folder of the job as its argument."""
+    """Replace `python -m jobs run ID` by a script, which gets the folder of the job as its argument."""
     start = subprocess.Popen
 
     def popen(command: list[str], **options: Any) -> Any:
@@ -113,7 +113,7 @@ def fake_process(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     monkeypatch.setattr(subprocess, "Popen", popen)
 
 
-def test_worker_ends_without_jobs(
+def test_worker_exits_when_there_are_no_jobs(
     service: ServiceWithoutWorker, jobs_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = "import sys, pathlib as p; f = p.Path(sys.argv[1]) / 'state.json'; f.write_text('{\"state\": \"done\"}')"
@@ -128,7 +128,7 @@ def test_worker_ends_without_jobs(
         wait_for(lambda: not is_locked(worker_lock_path(jobs_home)), "the worker's end", 30)
 
 
-def test_second_worker_ends_at_once(
+def test_second_worker_exits_immediately(
     service: ServiceWithoutWorker, jobs_home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "jobs.worker")
@@ -165,14 +165,16 @@ def test_worker_is_started_only_when_needed(jobs_home: Path, monkeypatch: pytest
     job = submit_named(service, "lora-1")
     assert started == [1]
     service.ensure_worker()
-    assert started == [1], "one that ends at once is not started again and again"
+    assert started == [1], "a worker that ends immediately is not restarted repeatedly"
     service.cancel(job.id)
     service._launcher._last_start = float("-inf")
     service.ensure_worker()
     assert started == [1]
 
 
-def test_commands(service: ServiceWithoutWorker, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_prints_jobs_or_one_error(
+    service: ServiceWithoutWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["list"]) == 0
     assert "There are no jobs" in capsys.readouterr().out
     job = submit_named(service, "lora-1")
@@ -206,7 +208,7 @@ def set_state(service: ServiceWithoutWorker, job: Job, state: JobState) -> JobFo
 
 
 def empty_queue(service: ServiceWithoutWorker) -> None:
-    """As after a worker took all messages and was killed."""
+    """Empty the queue, as after a worker received all messages and was killed."""
     with open_queue(service.root) as queue:
         for huey in queue.hueys.values():
             huey.storage.flush_queue()
@@ -234,7 +236,7 @@ def test_recovery_queues_each_job_once(service: ServiceWithoutWorker) -> None:
     assert not JobFolder(service.root, stopping.id).stop_path.exists()
 
 
-def test_job_with_living_process_is_not_changed(service: ServiceWithoutWorker) -> None:
+def test_job_with_a_running_process_is_not_changed(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "ran")
     folder = set_state(service, job, JobState(state="running", generation=1))
     lock = acquire_lock(folder.lock_path)
@@ -259,16 +261,16 @@ def test_job_fails_after_repeated_crashes(service: ServiceWithoutWorker) -> None
     assert folder.read_state().crashes == 0
 
 
-def test_end_before_start_counts_as_crash(service: ServiceWithoutWorker) -> None:
+def test_process_that_ends_before_it_starts_the_job_counts_as_a_crash(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "ran")
     folder = JobFolder(service.root, job.id)
     with open_queue(service.root) as queue:
         recover_job(folder, queue)
-        assert folder.read_state().crashes == 0, "it simply waits"
+        assert folder.read_state().crashes == 0, "a waiting job has not crashed"
         recover_job(folder, queue, 1)
         assert (folder.read_state().crashes, folder.read_state().generation) == (1, 2)
         recover_job(folder, queue, 1)
-        assert folder.read_state().generation == 2, "that message was an old one"
+        assert folder.read_state().generation == 2, "an old message is ignored"
 
 
 def test_deleted_job_is_ignored(service: ServiceWithoutWorker) -> None:
@@ -303,5 +305,5 @@ def test_lock_is_held_once_and_released(tmp_path: Path) -> None:
     assert acquire_lock(path, timeout=0.05) is None
     first.lock.release()
     assert not is_locked(path)
-    with pytest.raises(Exception, match=messages.CANNOT_WRITE_2):
+    with pytest.raises(Exception, match=messages.CANNOT_WRITE):
         acquire_lock(tmp_path / "nowhere" / "lock")

@@ -39,14 +39,14 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path))
 
 
-def test_the_nearest_intent_comes_first(embedder: Embedder) -> None:
+def test_nearest_intent_is_first(embedder: Embedder) -> None:
     retriever = make_retriever(embedder, "d1")
     assert retriever.nearest("order the values descending", 1)[0].id == "sort"
     assert retriever.nearest("get the content of notes.txt line by line", 1)[0].id == "file"
     assert len(retriever.nearest("anything", 9)) == len(EXAMPLES)
 
 
-def test_the_order_is_that_of_cosine_similarity(embedder: Embedder) -> None:
+def test_examples_are_ordered_by_cosine_similarity(embedder: Embedder) -> None:
     intent = "turn text into a datetime"
     vectors = embedder.embed([example.intent for example in EXAMPLES])
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
@@ -83,5 +83,5 @@ def test_missing_package_gives_one_message(monkeypatch: pytest.MonkeyPatch) -> N
         raise importlib.metadata.PackageNotFoundError
 
     monkeypatch.setattr(importlib.metadata, "files", missing)
-    with pytest.raises(PromptOrTuneError, match=messages.PIP_INSTALL_R_REQUIREMENTSTXT):
+    with pytest.raises(PromptOrTuneError, match=messages.INSTALL_REQUIREMENTS):
         Embedder().embed(["x"])

@@ -16,15 +16,15 @@ MEGABYTE = 2**20
 
 
 def _fill(megabytes: int) -> bytearray:
-    """Return memory whose pages are written, not only reserved."""
+    """Allocate memory and write to its pages, so that they are resident."""
     return bytearray(b"\1") * (megabytes * MEGABYTE)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Elsewhere the peak cannot be forgotten.")
-def test_peak_is_remembered_and_reset() -> None:
+def test_peak_is_stored_until_it_is_reset() -> None:
     peak = PeakMemory("cpu")
     if not peak.start():
-        pytest.skip("This system lets no process forget its peak.")
+        pytest.skip("This system cannot reset the peak memory of a process.")
     before = peak.bytes()
     block = _fill(200)
     del block
@@ -39,7 +39,7 @@ def test_peak_is_at_least_the_loaded_size() -> None:
     assert len(block) == 50 * MEGABYTE
 
 
-def test_without_proc_the_peak_of_the_process_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_peak_of_the_process_is_used_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
     monkeypatch.setattr(memory, "_CLEAR_REFS", tmp_path / "none" / "none")
     peak = PeakMemory("cpu")
@@ -47,7 +47,7 @@ def test_without_proc_the_peak_of_the_process_is_used(monkeypatch: pytest.Monkey
     assert peak.bytes() >= psutil.Process().memory_info().rss - MEGABYTE
 
 
-def test_on_a_gpu_torch_statistics_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_statistics_are_used_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only torch's two statistics functions are replaced."""
     asked: list[str] = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", asked.append)

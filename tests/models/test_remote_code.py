@@ -1,4 +1,4 @@
-"""Code of base models: it runs only with the option and a pinned revision."""
+"""Remote code of base models runs only with the flag and a pinned revision."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def _logits(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["codegen", "codegen2-own"])
-def test_nothing_runs_without_the_flag(tmp_path: Path, mark: Path, kind: str) -> None:
-    """With and without a class of that model type in transformers."""
+def test_remote_code_does_not_run_without_the_flag(tmp_path: Path, mark: Path, kind: str) -> None:
+    """The model types are one with and one without a class in transformers."""
     base = make_own_code_base(tmp_path / "base", mark, kind)
     assert _refused(base, trusted=False) == (
         "The base 'base' needs code of its own (configuration_own.py, modeling_own.py), which is not run "
@@ -85,7 +85,7 @@ def test_nothing_runs_without_the_flag(tmp_path: Path, mark: Path, kind: str) ->
 
 
 @pytest.mark.parametrize("kind", ["codegen", "codegen2-own"])
-def test_with_the_flag_the_base_runs_its_own_code(tmp_path: Path, mark: Path, kind: str) -> None:
+def test_remote_code_runs_with_the_flag(tmp_path: Path, mark: Path, kind: str) -> None:
     base = make_own_code_base(tmp_path / "base", mark, kind)
     loaded = _load(base, trusted=True)
     assert set(mark.read_text().split()) == {"configuration", "model"}
@@ -95,7 +95,7 @@ def test_with_the_flag_the_base_runs_its_own_code(tmp_path: Path, mark: Path, ki
     assert not torch.allclose(_logits(loaded.model), _logits(native), atol=0.1)
 
 
-def test_target_modules_are_those_of_codegen(own: Path) -> None:
+def test_target_modules_equal_those_of_codegen(own: Path) -> None:
     identity = _load(own, trusted=True).identity
     assert attention_target_modules(identity) == ["out_proj", "qkv_proj"]
     assert paper_lora_target_modules(identity) == ["qkv_proj"]
@@ -103,7 +103,7 @@ def test_target_modules_are_those_of_codegen(own: Path) -> None:
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_an_adapter_is_served_on_it(tmp_path: Path, own: Path, quantization: str) -> None:
+def test_adapter_is_served_on_a_base_with_remote_code(tmp_path: Path, own: Path, quantization: str) -> None:
     loaded = load_base(str(own), "none", "cpu", _silent, trust_remote_code=True, training=True)
     config = LoraConfig(r=8, target_modules=attention_target_modules(loaded.identity), init_lora_weights=False)
     make_adapter(tmp_path / "lora", loaded.identity, loaded.model, config, seed=1)
@@ -131,7 +131,7 @@ def test_hub_base_is_trusted_at_a_full_commit_only(hub: Hub, mark: Path, revisio
     assert hub.requests == []
 
 
-def test_a_pinned_hub_base_runs(hub: Hub, mark: Path) -> None:
+def test_pinned_hub_base_is_loaded(hub: Hub, mark: Path) -> None:
     commit = hub.commit("someone/own")
     loaded = _load(f"someone/own@{commit}", trusted=True)
     assert (loaded.identity.id, loaded.identity.revision) == ("someone/own", commit)
@@ -146,7 +146,7 @@ def test_code_of_another_repository_is_refused(own: Path, mark: Path) -> None:
     assert not mark.exists()
 
 
-def test_a_tokenizers_own_code_does_not_run_either(tmp_path: Path, mark: Path) -> None:
+def test_remote_code_of_a_tokenizer_does_not_run(tmp_path: Path, mark: Path) -> None:
     base = make_base("llama", tmp_path / "base")
     (base / "tokenization_own.py").write_text(f"open({str(mark)!r}, 'w').write('tokenizer')\nOwn = None\n")
     values = json.loads((base / "tokenizer_config.json").read_text())
@@ -157,23 +157,23 @@ def test_a_tokenizers_own_code_does_not_run_either(tmp_path: Path, mark: Path) -
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "expected"),
     [
         ("import transformers.utils.model_parallel_utils", "ModuleNotFoundError: No module named"),
         ("raise AttributeError('is_gone')", "AttributeError: is_gone"),
         ("CodeGenModel.forward = lambda self, *_, **__: self.get_head_mask(None, 2)", "get_head_mask"),
     ],
 )
-def test_broken_code_gives_one_message(own: Path, error: str, says: str) -> None:
+def test_broken_code_gives_one_message(own: Path, error: str, expected: str) -> None:
     with (own / "modeling_own.py").open("a") as file:
         file.write(f"\n{error}\n")
     message = _refused(own, trusted=True)
     assert message.startswith("The base 'own' does not run with its own code and transformers 5.")
-    assert says in message
+    assert expected in message
     assert message.endswith("look for a newer revision of it.")
 
 
-def test_a_base_without_code_needs_no_flag_and_may_have_it(tmp_path: Path) -> None:
+def test_base_without_remote_code_loads_with_and_without_the_flag(tmp_path: Path) -> None:
     base = make_base("codegen", tmp_path / "base")
     plain, trusted = _load(base, trusted=False), _load(base, trusted=True)
     assert torch.equal(_logits(plain.model), _logits(trusted.model))

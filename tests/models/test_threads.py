@@ -1,4 +1,4 @@
-"""OpenMP thread pools: threads beside the one that runs the model keep none, because it would slow each step."""
+"""OpenMP thread pools: only the thread that runs the model may have one, as others would slow down each step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _threads() -> int:
 
 
 def _settled() -> int:
-    """Return the number of threads once ending ones have ended."""
+    """Wait until the number of threads is stable and return it."""
     seen = [_threads()]
     while len(seen) < 10 or len(set(seen[-10:])) > 1:
         time.sleep(0.005)
@@ -52,21 +52,21 @@ def _multiply() -> None:
 
 
 def test_thread_pool_stays_until_released() -> None:
-    assert _in_a_thread(_multiply) >= 1, "torch made no team, so this test would prove nothing"
+    assert _in_a_thread(_multiply) >= 1, "torch started no thread pool, so this test checks nothing"
 
-    def alone() -> None:
+    def use_single_thread() -> None:
         with single_thread():
             assert torch.get_num_threads() == 1
             _multiply()
         assert torch.get_num_threads() > 1
 
-    assert _in_a_thread(alone) == 0
+    assert _in_a_thread(use_single_thread) == 0
 
-    def lets_go() -> None:
+    def release_after_use() -> None:
         _multiply()
         release_thread_pool()
 
-    assert _in_a_thread(lets_go) == 0
+    assert _in_a_thread(release_after_use) == 0
 
 
 def test_embedding_leaves_no_thread_pool() -> None:

@@ -58,7 +58,7 @@ def make_cache(root: Path, backend: RecordingBackend, **limits: Any) -> AdapterC
 
 
 def write(root: Path, name: str, value: float = 1.0) -> Path:
-    """Write an adapter whose first weight is `value`, in place of an earlier one of that name."""
+    """Write an adapter whose first weight is `value`, replacing an earlier one of that name."""
     weights = tensors()
     weights[key(LAYERS[0], "A")][:] = value
     if (root / name).is_dir():
@@ -78,7 +78,7 @@ MAX_COUNT, MAX_BYTES = 3, 100
 SIZES = {"a": 5, "b": 10, "c": 20, "d": 60, "e": 101}
 
 
-class Versions:
+class VersionedStore:
     """A store with one folder per name of SIZES, whose version a test can change."""
 
     def __init__(self, root: Path) -> None:
@@ -124,7 +124,7 @@ class ModelEntry:
 
 @dataclass
 class CacheModel:
-    """The rules of the cache for one thread. `loaded` is in LRU order; `replaced` are leased versions of before."""
+    """The rules of the cache for one thread. `loaded` is in LRU order; `replaced` are earlier versions with leases."""
 
     loaded: list[ModelEntry] = field(default_factory=list)
     replaced: list[ModelEntry] = field(default_factory=list)

@@ -64,7 +64,7 @@ class CountingBatch:
         assert not self.broken, "the batch was used after an exception"
         assert key not in self.rows
         assert self.supports_continuous_batching or not any(row.tokens for row in self.rows.values()), (
-            "this batch takes no rows now"
+            "the batch accepts no rows while rows are running"
         )
         assert (sampling_params.mode == "beam") == (self.mode == "beam")
         if "refuse me" in row.prompt:
@@ -114,7 +114,7 @@ class CountingBackend:
 
     @property
     def rows(self) -> list[Row]:
-        """All rows that were ever added to a batch."""
+        """Return all rows that were added to any batch."""
         return [row for batch in self.batches for row in batch.added]
 
     def open_batch(self, mode: Literal["step", "beam"]) -> CountingBatch:

@@ -1,4 +1,4 @@
-"""A tiny base with code of its own, like CodeGen2, that writes a file when the code runs."""
+"""A tiny base with remote code, like CodeGen2, which writes a file when it runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.models.codegen import modeling_codegen
 
 from tests.serve.tiny import tokenizer
 
-# What the code does when it is imported, before anything else.
+# The first lines of the code, which run when it is imported.
 _MARK = "from pathlib import Path\nPath({mark!r}).open('a').write('{name}\\n')\n"
 _CONFIG = """
 from transformers import CodeGenConfig as _CodeGenConfig
@@ -25,8 +25,8 @@ class OwnConfig(_CodeGenConfig):
 def make_own_code_base(folder: Path, mark: Path, kind: str = "codegen") -> Path:
     """Save the base to `folder`; every import of its code writes a line to `mark`.
 
-    The code is transformers' own CodeGen with CodeGen2's arrangement of queries, keys and values: eight groups in
-    place of four, so that the same weights give other answers. `kind` is the model_type that its config states.
+    The code is transformers' own CodeGen with CodeGen2's arrangement of queries, keys and values: eight groups
+    instead of four, so that the same weights give other answers. `kind` is the model_type that its config states.
     """
     torch.manual_seed(0)
     config = CodeGenConfig(
@@ -71,6 +71,6 @@ def _modeling() -> str:
     code = code.replace("from .configuration_codegen import CodeGenConfig", "from .configuration_own import OwnConfig")
     code = code.replace("CodeGenConfig", "OwnConfig")
     code = code.replace("from ... import", "from transformers import").replace("from ...", "from transformers.")
-    # It looks for documentation by the place of the file in transformers.
+    # auto_docstring uses the path of the file in transformers.
     plain = "def auto_docstring(given=None, **_):\n    return given or (lambda documented: documented)\n"
     return code.replace("    auto_docstring,\n", "").replace("logger = logging", plain + "\nlogger = logging", 1)

@@ -31,7 +31,7 @@ from tests.serve.adapter_cache_backend import (
     ModelEntry,
     RecordingBackend,
     VersionedBackend,
-    Versions,
+    VersionedStore,
     first_weight,
     make_cache,
     write,
@@ -65,7 +65,7 @@ def within(seconds: float, is_so: Callable[[], bool]) -> bool:
     return is_so()
 
 
-def test_an_adapter_is_loaded_once(root: Path) -> None:
+def test_adapter_is_loaded_once(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend)
     with cache.acquire("a") as lease:
@@ -80,7 +80,7 @@ def test_an_adapter_is_loaded_once(root: Path) -> None:
     assert time.time() - status.adapters[0].last_used < 10
 
 
-def test_the_least_recently_used_adapter_is_evicted(root: Path) -> None:
+def test_least_recently_used_adapter_is_evicted(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend, max_count=3)
     use(cache, "a", "b", "c", "a", "d")
@@ -90,7 +90,7 @@ def test_the_least_recently_used_adapter_is_evicted(root: Path) -> None:
     assert cache.status().evictions == 1
 
 
-def test_the_limit_in_bytes_holds(root: Path) -> None:
+def test_limit_in_bytes_is_not_exceeded(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend, max_bytes=2 * SIZE + (root / "a" / WEIGHTS_NAME).stat().st_size - SIZE)
     for name in NAMES:
@@ -109,15 +109,15 @@ def test_memory_is_freed_for_an_adapter_larger_than_its_file(root: Path) -> None
     assert set(backend.loaded) == {"b", "c"}
 
 
-def test_an_adapter_larger_than_the_limit_is_refused(root: Path) -> None:
+def test_adapter_larger_than_the_limit_is_refused(root: Path) -> None:
     backend = RecordingBackend(factor=100.0)
     cache = make_cache(root, backend, max_bytes=10 * SIZE)
-    with pytest.raises(AdapterError, match=messages.ADAPTER_TAKES_MB_ALL_ADAPTERS_TOGETHER):
+    with pytest.raises(AdapterError, match=messages.ADAPTER_LARGER_THAN_LIMIT):
         cache.acquire("a")
     assert (cache.status().count, cache.status().bytes, backend.loaded) == (0, 0, {})
 
 
-def test_a_pinned_adapter_stays_until_it_is_unpinned(root: Path) -> None:
+def test_pinned_adapter_stays_until_it_is_unpinned(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend, max_count=2)
     cache.pin("a")
@@ -129,12 +129,12 @@ def test_a_pinned_adapter_stays_until_it_is_unpinned(root: Path) -> None:
     assert set(backend.loaded) == {"b", "c"}
 
 
-def test_it_does_not_wait_if_all_adapters_are_pinned(root: Path) -> None:
+def test_acquire_does_not_wait_if_all_adapters_are_pinned(root: Path) -> None:
     cache = make_cache(root, RecordingBackend(), max_count=2)
     cache.pin("a")
     cache.pin("b")
     begin = time.monotonic()
-    with pytest.raises(AdapterError, match=messages.NO_ROOM_ADAPTER_C_THOSE_MEMORY):
+    with pytest.raises(AdapterError, match=messages.ALL_ADAPTERS_PINNED):
         cache.acquire("c")
     assert time.monotonic() - begin < 5
     with pytest.raises(UnknownNameError):
@@ -142,10 +142,10 @@ def test_it_does_not_wait_if_all_adapters_are_pinned(root: Path) -> None:
     assert [adapter.pinned for adapter in cache.status().adapters] == [True, True]
 
 
-def test_it_raises_busy_after_the_timeout_if_all_adapters_are_leased(root: Path) -> None:
+def test_acquire_raises_busy_after_the_timeout_if_all_adapters_are_leased(root: Path) -> None:
     cache = make_cache(root, RecordingBackend(), max_count=2, timeout=0.05)
     leases = [cache.acquire("a"), cache.acquire("b")]
-    with pytest.raises(BusyError, match=messages.USE_TRY_AGAIN_ABOUT_S) as caught:
+    with pytest.raises(BusyError, match=messages.ADAPTERS_IN_USE) as caught:
         cache.acquire("c")
     assert caught.value.seconds >= 1
     with pytest.raises(BusyError):
@@ -155,7 +155,7 @@ def test_it_raises_busy_after_the_timeout_if_all_adapters_are_leased(root: Path)
     leases[1].release()
 
 
-def test_a_waiting_acquire_continues_when_a_lease_is_released(root: Path) -> None:
+def test_waiting_acquire_continues_when_a_lease_is_released(root: Path) -> None:
     cache = make_cache(root, RecordingBackend(), max_count=1, timeout=20)
     leases = cache.acquire("a")
     with ThreadPoolExecutor(1) as threads:
@@ -179,7 +179,7 @@ def test_concurrent_acquires_load_an_adapter_once(root: Path) -> None:
     assert cache.status().adapters[0].leases == 0
 
 
-def test_a_load_does_not_block_other_adapters(root: Path) -> None:
+def test_load_does_not_block_other_adapters(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend)
     use(cache, "a")
@@ -229,7 +229,7 @@ def test_other_exceptions_of_a_load_are_raised_and_the_adapter_can_be_loaded_lat
     assert cache.status().count == 1
 
 
-def test_a_replaced_version_counts_while_it_is_leased(root: Path) -> None:
+def test_replaced_version_counts_towards_the_limit_while_it_is_leased(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend)
     old = cache.acquire("a")
@@ -246,7 +246,7 @@ def test_a_replaced_version_counts_while_it_is_leased(root: Path) -> None:
     assert backend.loads == ["a", "a"]
 
 
-def test_a_new_version_replaces_the_old_one_in_a_cache_of_one(root: Path) -> None:
+def test_new_version_replaces_the_old_one_in_a_cache_of_one(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend, max_count=1)
     use(cache, "a")
@@ -256,18 +256,18 @@ def test_a_new_version_replaces_the_old_one_in_a_cache_of_one(root: Path) -> Non
     assert cache.status().bytes == SIZE
 
 
-def test_an_invalid_new_version_is_refused_although_the_old_one_is_loaded(root: Path) -> None:
+def test_invalid_new_version_is_refused_although_the_old_one_is_loaded(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend)
     use(cache, "a")
     weights = root / "a" / WEIGHTS_NAME
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(AdapterError, match=messages.CUT_SHORT):
+    with pytest.raises(AdapterError, match=messages.STREAM_CUT_SHORT):
         cache.acquire("a")
     assert cache.status().adapters[0].leases == 0
 
 
-def test_a_deleted_folder_is_unknown_although_its_adapter_is_loaded(root: Path) -> None:
+def test_deleted_folder_is_unknown_although_its_adapter_is_loaded(root: Path) -> None:
     cache = make_cache(root, RecordingBackend())
     use(cache, "a")
     (root / "a").rename(root / ".a")
@@ -275,7 +275,7 @@ def test_a_deleted_folder_is_unknown_although_its_adapter_is_loaded(root: Path) 
         cache.acquire("a")
 
 
-def test_a_file_that_changes_between_check_and_load_is_loaded_again(root: Path) -> None:
+def test_file_that_changes_between_check_and_load_is_loaded_again(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend)
 
@@ -290,7 +290,7 @@ def test_a_file_that_changes_between_check_and_load_is_loaded_again(root: Path) 
     assert backend.loads == ["a", "a"]
 
 
-def test_a_file_that_changes_in_every_load_is_refused(root: Path) -> None:
+def test_file_that_changes_in_every_load_is_refused(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend)
 
@@ -298,7 +298,7 @@ def test_a_file_that_changes_in_every_load_is_refused(root: Path) -> None:
         write(root, "a", float(len(backend.loads)) + 10)
 
     backend.before = changes
-    with pytest.raises(AdapterError, match=messages.ADAPTER_CHANGED_WHILE_BEING_LOADED):
+    with pytest.raises(AdapterError, match=messages.ADAPTER_CHANGED_DURING_LOAD):
         cache.acquire("a")
     assert (cache.status().count, backend.loaded) == (0, {})
 
@@ -317,7 +317,7 @@ def test_unloading_waits_for_the_last_lease(root: Path) -> None:
     assert backend.unloads == ["a"]
 
 
-def test_unloading_works_for_pinned_adapters_and_is_undone_by_an_acquire(root: Path) -> None:
+def test_pinned_adapter_can_be_unloaded_and_acquired_again(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend)
     cache.pin("a")
@@ -350,7 +350,7 @@ def test_unloading_waits_for_a_load(root: Path) -> None:
     assert backend.loaded == {}
 
 
-def test_many_threads_with_a_small_cache(root: Path) -> None:
+def test_concurrent_threads_do_not_exceed_a_small_cache(root: Path) -> None:
     backend = RecordingBackend()
     backend.before = lambda _: time.sleep(0.001)
     cache = make_cache(root, backend, max_count=2)
@@ -380,7 +380,7 @@ class CacheComparison(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.root = Path(tempfile.mkdtemp(prefix="adapter-cache-"))
-        self.versions, self.backend, self.model = Versions(self.root), VersionedBackend(), CacheModel()
+        self.versions, self.backend, self.model = VersionedStore(self.root), VersionedBackend(), CacheModel()
         self.cache = AdapterCache(
             cast("Backend", self.backend), cast("Store", self.versions), max_count=MAX_COUNT, max_bytes=MAX_BYTES
         )

@@ -83,7 +83,7 @@ def module_local(tmp_path_factory: pytest.TempPathFactory) -> Setup:
 
 @pytest.fixture
 def local(module_local: Setup) -> Setup:
-    """The local with its three adapters and none of them in memory."""
+    """Return the set-up with its three adapters, none of them in memory."""
     for entry in module_local.folders.iterdir():
         if entry.is_symlink() or entry.is_file():
             entry.unlink()
@@ -109,7 +109,7 @@ def in_memory(local: Setup) -> set[str]:
     return set(local.backend._registry._adapters)
 
 
-def test_an_adapter_takes_the_memory_of_its_file(local: Setup) -> None:
+def test_loaded_adapter_uses_as_much_memory_as_its_file(local: Setup) -> None:
     before = live_bytes()
     cache = local.make_cache()
     with cache.acquire("one"):
@@ -119,7 +119,7 @@ def test_an_adapter_takes_the_memory_of_its_file(local: Setup) -> None:
         assert live_bytes() - before <= 1.05 * size
 
 
-def test_an_evicted_adapter_is_freed(local: Setup) -> None:
+def test_evicted_adapter_is_freed(local: Setup) -> None:
     before = live_bytes()
     cache = local.make_cache(count=1)
     for name in ("one", "prompt"):
@@ -150,7 +150,7 @@ def test_process_memory_does_not_grow_with_the_number_of_loads(local: Setup) -> 
     assert cycle(60) - before < 5 * size, "60 loads take as much as five adapters"
 
 
-def test_a_running_row_keeps_its_version_and_the_next_row_gets_the_new_one(local: Setup) -> None:
+def test_running_row_uses_the_old_version_and_the_next_row_the_new_one(local: Setup) -> None:
     folder = shutil.copytree(local.folders / "one", local.folders / "hot")
     cache = local.make_cache()
     with cache.acquire("hot"):
@@ -160,7 +160,7 @@ def test_a_running_row_keeps_its_version_and_the_next_row_gets_the_new_one(local
     lease = cache.acquire("hot")
     batch.add(0, Row("sort a list", PLAIN, "hot"), DECODING)
     batch.step()
-    # Overwritten in place, as by `cp`: the tensors of a running row must not be a mapping of the file.
+    # Overwrite the file in place, as `cp` does: the tensors of a running row must not be mapped from it.
     with (folder / WEIGHTS_NAME).open("r+b") as file:
         file.write((local.folders / "two" / WEIGHTS_NAME).read_bytes())
     again = cache.acquire("hot")
@@ -177,7 +177,7 @@ def test_a_running_row_keeps_its_version_and_the_next_row_gets_the_new_one(local
     assert cache.status().count == 2
 
 
-def test_a_running_row_ends_normally_after_its_adapter_is_unloaded(local: Setup) -> None:
+def test_running_row_ends_normally_after_its_adapter_is_unloaded(local: Setup) -> None:
     cache = local.make_cache()
     expected = local.generate_with(cache, "one")
     batch = local.backend.open_batch("step")
@@ -267,41 +267,41 @@ def many_settings(folder: Path) -> None:
     (folder / CONFIG_NAME).write_text(json.dumps({**config, **{f"s{number}": None for number in range(10_000)}}))
 
 
-DAMAGES = [
+DAMAGE_FUNCTIONS = [
     nan, infinite, other_shape, truncated, pickle, link, linked_folder, another_base, another_prompt, gigantic_rank,
     many_settings,
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_folder_is_refused_and_nothing_of_it_is_loaded(local: Setup, damage: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("damage", DAMAGE_FUNCTIONS)
+def test_damaged_folder_is_refused_and_not_loaded(local: Setup, damage: Callable[[Path], None]) -> None:
     folder = shutil.copytree(local.folders / "one", local.folders / "bad")
     cache = local.make_cache()
     with cache.acquire("one"), cache.acquire("two"):
         before, outputs = cache.status(), local.generate("two")
         damage(folder)
         for _ in range(2):
-            with pytest.raises(AdapterError, match=messages.ADAPTER_BAD):
+            with pytest.raises(AdapterError, match=messages.ONE_LINE_ABOUT_ADAPTER_BAD):
                 cache.acquire("bad")
         assert cache.status() == before
         assert in_memory(local) == {"one", "two"}
         assert local.generate("two") == outputs
 
 
-def test_a_damaged_new_version_does_not_affect_the_running_one(local: Setup) -> None:
+def test_damaged_new_version_does_not_affect_the_loaded_one(local: Setup) -> None:
     folder = shutil.copytree(local.folders / "one", local.folders / "hot")
     cache = local.make_cache()
     with cache.acquire("hot"):
         outputs = local.generate("hot")
         nan(folder)
-        with pytest.raises(AdapterError, match=messages.ADAPTER_HOT_HAS_NAN_INFINITE_VALUES):
+        with pytest.raises(AdapterError, match=messages.ADAPTER_HOT_NOT_FINITE):
             cache.acquire("hot")
         assert local.generate("hot") == outputs
         assert [(adapter.name, adapter.leases) for adapter in cache.status().adapters] == [("hot", 1)]
 
 
 @pytest.mark.parametrize("mode", ["greedy", "sample", "beam"])
-def test_an_adapter_with_huge_weights_affects_only_its_own_rows(
+def test_adapter_with_huge_weights_affects_only_its_own_rows(
     local: Setup, mode: Literal["greedy", "sample", "beam"]
 ) -> None:
     """Each weight is finite but products overflow; the other rows of the batch must not change."""
@@ -312,12 +312,12 @@ def test_an_adapter_with_huge_weights_affects_only_its_own_rows(
     sampling_params = SamplingParams(mode, 10, 1 if mode == "greedy" else 2, temperature=1e-30, seed=3)
     with cache.acquire("one"), cache.acquire("huge"):
         rows = [Row("sort a list", PLAIN, name) for name in (None, "one")]
-        alone, beside = (
+        alone, with_huge = (
             {row.index: [one.text for one in row.candidates] for row in local.row_outputs(batch, sampling_params)}
             for batch in (rows, [*rows, Row("sort a list", PLAIN, "huge")])
         )
-    assert len(beside) == 3
-    assert {index: beside[index] for index in alone} == alone
+    assert len(with_huge) == 3
+    assert {index: with_huge[index] for index in alone} == alone
 
 
 def ratios(backend: LocalBackend) -> dict[str, torch.Tensor]:
@@ -325,7 +325,7 @@ def ratios(backend: LocalBackend) -> dict[str, torch.Tensor]:
     return {name: delta.ratio for name, delta in deltas.items()}
 
 
-# DoRA reads the weights of the layers that decode. One base runs its own forward with hooks, one the fused forward.
+# DoRA reads the weights of the running layers. One base has its own forward with hooks, the other the fused forward.
 @pytest.mark.parametrize(("kind", "quantization", "targets"), [
     ("codegen", "nf4", ["qkv_proj"]),
     ("qwen2", "int8", ["q_proj", "v_proj"]),

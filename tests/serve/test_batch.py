@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("continuous", [True, False])
 @pytest.mark.parametrize("chunk_size", [4, 1000])
-def test_rows_added_one_by_one_match_each_alone(continuous: bool, chunk_size: int) -> None:
+def test_rows_added_one_by_one_equal_each_row_alone(continuous: bool, chunk_size: int) -> None:
     bench = Bench(noise(), continuous=continuous, chunk_size=chunk_size)
     events: list[PartialOutput | RowOutput] = []
     for key, (row, decoding) in enumerate(zip(ROWS, DECODINGS, strict=True)):
@@ -64,7 +64,7 @@ def test_prefill_runs_between_steps_of_running_rows() -> None:
     assert len(bench.batch) == 4
 
 
-def test_without_continuous_batching_rows_wait_and_samples_fork() -> None:
+def test_rows_wait_without_continuous_batching() -> None:
     bench = Bench(noise(), continuous=False)
     bench.batch.add(0, ROWS[0], SamplingParams("sample", 3, 3))
     bench.batch.step()
@@ -77,7 +77,7 @@ def test_without_continuous_batching_rows_wait_and_samples_fork() -> None:
     assert "fork" not in bench.runner.calls
 
 
-def test_beams_in_a_batch_match_each_alone() -> None:
+def test_beams_in_a_batch_equal_each_beam_search_alone() -> None:
     bench = Bench(noise(), "beam")
     decodings = [SamplingParams("beam", 6 + key, 2 + key % 3) for key in range(len(ROWS))]
     for key, (row, decoding) in enumerate(zip(ROWS, decodings, strict=True)):
@@ -110,7 +110,7 @@ def test_16_bit_logits_are_accepted() -> None:
 
 @pytest.mark.parametrize("kind", ["step", "beam"])
 @pytest.mark.parametrize("after", [0, 1, 2, 4, 6])
-def test_cancelled_row_keeps_its_text_and_others_are_unchanged(kind: str, after: int) -> None:
+def test_cancelled_row_returns_its_text_and_others_are_unchanged(kind: str, after: int) -> None:
     decoding = SamplingParams("sample", 15, 2, seed=3) if kind == "step" else SamplingParams("beam", 15, 3)
     bench = Bench(noise(), kind, chunk_size=4)
     rows = [ROWS[0], ROWS[1], ROWS[2]]
@@ -147,7 +147,7 @@ def test_cancelling_all_rows_in_prefill_ends_the_prefill() -> None:
     assert was_prefilling == [True, False]
     runner = bench.runner
     bench.batch.cancel(0)
-    assert bench.runner is not runner, "an empty batch has a fresh runner"
+    assert bench.runner is not runner, "an empty batch has a new runner"
     assert bench.batch.step() == []
 
 
@@ -212,14 +212,14 @@ def test_finished_rows_release_their_adapter(kind: str, end: str) -> None:
 
 def test_refused_rows_leave_the_batch_unchanged() -> None:
     bench = Bench(noise())
-    with pytest.raises(PromptOrTuneError, match=messages.PROMPT_EMPTY):
+    with pytest.raises(PromptOrTuneError, match=messages.PROMPT_IS_EMPTY):
         bench.batch.add(0, Row("", None), SamplingParams())
-    with pytest.raises(ValueError, match=messages.BATCH_OWN):
+    with pytest.raises(ValueError, match=messages.NEEDS_OWN_BATCH):
         bench.batch.add(0, ROWS[0], SamplingParams("beam"))
-    with pytest.raises(ValueError, match=messages.BEAM_SEARCH_ALONE):
+    with pytest.raises(ValueError, match=messages.ONLY_BEAM_SEARCH):
         Bench(noise(), "beam").batch.add(0, ROWS[0], SamplingParams())
     bench.batch.add(0, ROWS[0], SamplingParams())
-    with pytest.raises(ValueError, match=messages.BATCH_ALREADY):
+    with pytest.raises(ValueError, match=messages.KEY_IN_BATCH_ALREADY):
         bench.batch.add(0, ROWS[1], SamplingParams())
     assert len(bench.batch) == 1
 
@@ -243,7 +243,7 @@ def test_run_to_end_empties_the_batch_on_cancel_and_close() -> None:
     assert isinstance(next(iter(events)), RowOutput)
     events.close()  # type: ignore[attr-defined]
     assert len(bench.batch) == 0
-    with pytest.raises(PromptOrTuneError, match=messages.PROMPT_EMPTY):
+    with pytest.raises(PromptOrTuneError, match=messages.PROMPT_IS_EMPTY):
         list(run_to_end(bench.batch, [ROWS[0], Row("", None)], SamplingParams(), Event()))
     assert len(bench.batch) == 0
     bench.runner.fail_at = "decode"

@@ -1,4 +1,4 @@
-"""KV groups for decoding: which sequences share a group, and that each attends to its own tokens only."""
+"""KV groups for decoding: grouping of sequences, and attention of each sequence to its own tokens only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _model() -> Any:
 
 
 class GroupsWithReference:
-    """A DecodeBatch of random keys and values, with a copy of each sequence's own ones as the reference."""
+    """A DecodeBatch of random keys and values, with a copy for each sequence as the reference."""
 
     def __init__(self, seed: int) -> None:
         self.groups = DecodeBatch(_model())
@@ -56,45 +56,45 @@ class GroupsWithReference:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_sequences_attend_to_their_own_tokens_while_others_come_and_go(seed: int) -> None:
-    choices = random.Random(seed)
-    reported = GroupsWithReference(seed)
-    reported.add(*(choices.choice([3, 20, 300, 2000]) for _ in range(3)))
+def test_sequences_attend_to_their_own_tokens_while_others_are_added_and_removed(seed: int) -> None:
+    rng = random.Random(seed)
+    groups = GroupsWithReference(seed)
+    groups.add(*(rng.choice([3, 20, 300, 2000]) for _ in range(3)))
     for _ in range(25):
-        reported.step()
-        doing = choices.random()
-        if doing < 0.3:
-            reported.add(*(choices.choice([1, 25, 400, 2100]) for _ in range(choices.randint(1, 3))))
-        elif doing < 0.6:
-            saved = [index for index in range(len(reported.sequences)) if choices.random() < 0.7]
-            reported.select(saved or [0])
-        elif doing < 0.7:
-            reported.select(sorted(choices.choices(range(len(reported.sequences)), k=len(reported.sequences) + 1)))
+        groups.step()
+        operation = rng.random()
+        if operation < 0.3:
+            groups.add(*(rng.choice([1, 25, 400, 2100]) for _ in range(rng.randint(1, 3))))
+        elif operation < 0.6:
+            saved = [index for index in range(len(groups.sequences)) if rng.random() < 0.7]
+            groups.select(saved or [0])
+        elif operation < 0.7:
+            groups.select(sorted(rng.choices(range(len(groups.sequences)), k=len(groups.sequences) + 1)))
 
 
-def test_groups_grow_beyond_their_spare_columns() -> None:
-    reported = GroupsWithReference(1)
-    reported.add(5, 9)
+def test_groups_are_enlarged_when_their_spare_columns_are_used() -> None:
+    groups = GroupsWithReference(1)
+    groups.add(5, 9)
     for _ in range(2 * SPARE_COLUMNS + 3):
-        reported.step()
+        groups.step()
 
 
 def test_similar_lengths_share_a_group() -> None:
-    reported = GroupsWithReference(2)
-    reported.add(50, 60, 2 * MAX_PADDING_TOKENS, 55, 2 * MAX_PADDING_TOKENS - 10)
-    assert sorted(len(members) for members in reported.groups._members) == [2, 3]
-    reported.add(58)
-    assert sorted(len(members) for members in reported.groups._members) == [2, 4]
-    reported.select([0, 1, 3, 4, 5])
-    assert sorted(len(members) for members in reported.groups._members) == [1, 4]
-    reported.step()
+    groups = GroupsWithReference(2)
+    groups.add(50, 60, 2 * MAX_PADDING_TOKENS, 55, 2 * MAX_PADDING_TOKENS - 10)
+    assert sorted(len(members) for members in groups.groups._members) == [2, 3]
+    groups.add(58)
+    assert sorted(len(members) for members in groups.groups._members) == [2, 4]
+    groups.select([0, 1, 3, 4, 5])
+    assert sorted(len(members) for members in groups.groups._members) == [1, 4]
+    groups.step()
 
 
 def test_padding_of_a_removed_long_sequence_is_dropped() -> None:
-    reported = GroupsWithReference(3)
-    reported.add(400, *[30] * 3)
-    assert len(reported.groups._groups) == 1
-    reported.add(*[30] * 8)
-    reported.select([*range(1, 12)])
-    assert sum(group.padding for group in reported.groups._groups) <= MAX_PADDING_TOKENS
-    reported.step()
+    groups = GroupsWithReference(3)
+    groups.add(400, *[30] * 3)
+    assert len(groups.groups._groups) == 1
+    groups.add(*[30] * 8)
+    groups.select([*range(1, 12)])
+    assert sum(group.padding for group in groups.groups._groups) <= MAX_PADDING_TOKENS
+    groups.step()

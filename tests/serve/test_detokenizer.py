@@ -101,7 +101,7 @@ def test_answer_ends_before_a_stop_string_and_partials_never_include_it() -> Non
     assert "one\n" not in partial_texts
 
 
-def test_first_stop_string_wins_and_may_be_the_whole_text() -> None:
+def test_answer_ends_at_the_first_stop_string_even_if_it_is_the_whole_text() -> None:
     assert _run("abcd", SamplingParams(stop=("bcd", "cd")))[0].candidates[0].text == "a"
     assert _run("abcd", SamplingParams(stop=("bcde", "c")))[0].candidates[0].text == "ab"
     assert _run("abcd", SamplingParams(stop=("a",)))[0].candidates[0].text == ""
@@ -110,7 +110,7 @@ def test_first_stop_string_wins_and_may_be_the_whole_text() -> None:
     assert partial_texts == ["a", "a"]
 
 
-def test_finish_reason() -> None:
+def test_finish_reason_is_stop_or_length() -> None:
     assert _run("abc", SamplingParams())[0].candidates[0].finish == "stop"
     limited = _run("abc", SamplingParams(max_new_tokens=3))[0].candidates[0]
     assert (limited.text, limited.tokens, limited.finish) == ("abc", 3, "length")
@@ -158,7 +158,7 @@ def test_logprob_tokens_join_to_the_answer() -> None:
     assert _run("one", SamplingParams())[0].candidates[0].token_logprobs == ()
 
 
-def test_text_of_a_single_token() -> None:
+def test_text_of_a_single_token_is_decoded() -> None:
     detokenizer = _pieces()
     assert [detokenizer.token_text(token) for token in (2, 4, 5, 1, BYTE + 0xC3)] == [
         " the",
@@ -177,7 +177,7 @@ def test_early_finished_samples_are_reported_at_once() -> None:
     last = {event.candidate: event.text for event in events if isinstance(event, PartialOutput)}
     assert len(finished.samples) == 8
     ends = {sample.tokens for sample in finished.samples}
-    assert ends == {3, 20}, "else nothing ends early"
+    assert ends == {3, 20}, "some samples must end early"
     for copy, sample in enumerate(finished.samples):
         assert sample.finish == ("length" if sample.tokens == 20 else "stop")
         if sample.finish == "stop":
@@ -195,7 +195,7 @@ def test_equal_candidates_are_merged() -> None:
     ]
 
 
-def test_find_stop_and_stable_prefix() -> None:
+def test_find_stop_and_stable_prefix_on_examples() -> None:
     assert find_stop("abcd", ("d", "bc")) == 1
     assert find_stop("abcd", ("bc",), begin=3) is None
     assert find_stop("abcd", ("bcd",), begin=3) == 1

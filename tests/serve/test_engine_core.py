@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 __all__ = ["build"]
 
 
-def test_a_short_row_does_not_wait_for_long_rows_of_another_owner(build: Build) -> None:
+def test_short_row_does_not_wait_for_long_rows_of_another_owner(build: Build) -> None:
     engine, backend = build(gated=True)
     long = engine.stream([request()] * 100, SamplingParams(max_new_tokens=1000), owner="many")
     wait_for(lambda: engine.status().num_seqs == MAX_OWNER_SEQS)
@@ -55,7 +55,7 @@ def test_owners_share_the_batch_evenly(build: Build) -> None:
     wait_for(lambda: engine.status().num_seqs == MAX_OWNER_SEQS)
     second = engine.stream([request(intent="b" * 5)] * 90, SamplingParams(max_new_tokens=10), owner="second")
     wait_for(lambda: num_ready_of(engine, "second") >= MAX_OWNER_SEQS)
-    # Each row that ends is replaced by one of the owner with fewer sequences, until both have the same number.
+    # Each finished row is replaced by one of the owner with fewer sequences, until both owners have the same number.
     step(backend, 25)
     is_second = [row.row.prompt.count("b" * 5) for row in backend.batches[0].rows.values()]
     assert MAX_OWNER_SEQS <= len(is_second) <= MAX_SEQS
@@ -113,7 +113,7 @@ def test_without_continuous_batching_rows_wait_for_the_end_of_the_batch(build: B
     assert backend.batches[0].sizes == [2, 2, 2, 1, 1]
 
 
-def test_a_row_with_more_sequences_than_the_limit_runs_alone(build: Build) -> None:
+def test_row_with_more_sequences_than_the_limit_runs_alone(build: Build) -> None:
     engine, backend = build(EngineConfig(max_num_seqs=4))
     decoding = SamplingParams("sample", max_new_tokens=3, candidates=10)
     assert len(engine.answer([request(), request()], decoding)[1].candidates) == 10
@@ -145,7 +145,7 @@ def test_one_beam_search_at_a_time_with_equal_sampling_params(build: Build) -> N
     assert [batch.sizes for batch in backend.batches] == [[2, 2], [3, 3], [4, 4]]
 
 
-def test_times_and_metrics(build: Build) -> None:
+def test_metrics_count_requests_and_times(build: Build) -> None:
     engine, backend = build(EngineConfig(max_num_seqs=1), pause=0.005)
     first, second = engine.answer([request("lora-1"), request("lora-1")], SamplingParams(max_new_tokens=10))
     assert first.queued_seconds > 0
@@ -184,21 +184,19 @@ def test_fifty_clients_get_their_own_outputs(build: Build) -> None:
     engine, backend = build(config, pause=0.0)
 
     def ask(client: int) -> int:
-        chance = random.Random(client)
+        rng = random.Random(client)
         num_finished = 0
         for turn in range(12):
-            names = [
-                f"lora-{chance.randrange(8)}" if chance.random() < 0.8 else "icl-2" for _ in range(chance.randint(1, 9))
-            ]
+            names = [f"lora-{rng.randrange(8)}" if rng.random() < 0.8 else "icl-2" for _ in range(rng.randint(1, 9))]
             requests = [request(name, f"{client} {turn} {index}") for index, name in enumerate(names)]
-            samples = chance.choice((1, 1, 1, 4))
-            mode = chance.choice(("sample", "beam")) if samples > 1 else "greedy"
-            decoding = SamplingParams(cast("Any", mode), max_new_tokens=chance.randint(1, 30), candidates=samples)
+            samples = rng.choice((1, 1, 1, 4))
+            mode = rng.choice(("sample", "beam")) if samples > 1 else "greedy"
+            decoding = SamplingParams(cast("Any", mode), max_new_tokens=rng.randint(1, 30), candidates=samples)
             cancel = Event()
             for number, event in enumerate(engine.stream(requests, decoding, cancel, owner=f"client {client % 7}")):
-                if number > 20 and chance.random() < 0.02:
+                if number > 20 and rng.random() < 0.02:
                     cancel.set()
-                if chance.random() < 0.001:
+                if rng.random() < 0.001:
                     break
                 digest = None if (name := names[event.index]) == "icl-2" else f"digest of {name}"
                 if isinstance(event, RequestOutput):

@@ -42,7 +42,7 @@ def test_cancelled_rows_are_removed_within_one_step_in_every_status(build: Build
     }
     wait_for(lambda: num_ready(engine) == 10)
     step(backend, 1)
-    wait_for(lambda: num_ready(engine) == 4)  # of both calls some are running and some ready
+    wait_for(lambda: num_ready(engine) == 4)  # each call has running and ready rows
     streams["preparing"] = engine.stream([request("lora-1")], SamplingParams(max_new_tokens=90), preparing, "c")
     assert load_started.wait(5)
     streams["waiting"] = engine.stream([request("lora-2")], SamplingParams(max_new_tokens=90), waiting, "d")
@@ -71,7 +71,7 @@ def test_dropping_a_stream_removes_its_rows(build: Build) -> None:
     assert [adapter.leases for adapter in engine.adapter_cache.status().adapters] == [0]
 
 
-def test_an_unread_stream_keeps_only_the_newest_partial_outputs(build: Build) -> None:
+def test_unread_stream_keeps_only_the_newest_partial_outputs(build: Build) -> None:
     engine, backend = build(pause=0.0)
     stream = engine.stream([request(), request("gone")], SamplingParams("sample", max_new_tokens=500, candidates=3))
     wait_for(lambda: engine.status().phase == "idle")
@@ -94,11 +94,11 @@ def test_notify_is_called_and_outputs_are_read_without_blocking(build: Build) ->
     assert stream.get_nowait() == []
 
 
-def test_a_full_queue_refuses_calls_with_an_estimated_wait(build: Build) -> None:
+def test_full_queue_refuses_calls_with_an_estimated_wait(build: Build) -> None:
     engine, backend = build(EngineConfig(max_num_seqs=2, max_queued=4), gated=True)
     running = engine.stream([request()] * 6, SamplingParams(max_new_tokens=10))
     wait_for(lambda: engine.status().num_seqs == 2)
-    with pytest.raises(BusyError, match=messages.QUEUE_FULL_ROWS_WAIT_BUSY_ABOUT) as caught:
+    with pytest.raises(BusyError, match=messages.QUEUE_FULL) as caught:
         engine.stream([request()], SamplingParams(max_new_tokens=10))
     assert caught.value.seconds >= 1
     assert engine.status().queued == 4
@@ -110,7 +110,7 @@ def test_a_full_queue_refuses_calls_with_an_estimated_wait(build: Build) -> None
     assert b"prompt_or_tune_busy_refusals_total 1.0" in generate_latest(engine.metrics.registry)
 
 
-def test_the_estimated_wait_follows_the_duration_of_rows(build: Build) -> None:
+def test_estimated_wait_follows_the_duration_of_rows(build: Build) -> None:
     engine, _ = build(EngineConfig(max_num_seqs=1, max_queued=3), pause=0.002)
     durations = [engine.answer([request()], SamplingParams(max_new_tokens=20))[0].seconds for _ in range(20)]
     running = engine.stream([request()] * 4, SamplingParams(max_new_tokens=400))
@@ -139,7 +139,7 @@ def test_only_the_owner_of_an_adapter_without_memory_waits(build: Build) -> None
     assert remaining_outputs(fourth)[0].text.split("|")[2] == "lora-2"
 
 
-def test_an_exception_in_a_step_ends_only_that_batch(build: Build) -> None:
+def test_exception_in_a_step_ends_only_that_batch(build: Build) -> None:
     engine, backend = build(EngineConfig(max_num_seqs=2), gated=True)
     failing = [engine.stream([request("lora-1")], SamplingParams(max_new_tokens=9)) for _ in range(2)]
     wait_for(lambda: engine.status().num_seqs == 2)
@@ -150,7 +150,7 @@ def test_an_exception_in_a_step_ends_only_that_batch(build: Build) -> None:
     backend.error = RuntimeError("out of memory at 0x7f")
     step(backend, 2)
     for stream in failing:
-        with pytest.raises(RuntimeError, match=messages.OUT_MEMORY):
+        with pytest.raises(RuntimeError, match=messages.OUT_OF_MEMORY):
             remaining_outputs(stream)
         assert remaining_outputs(stream) == [], "a stream that raised is finished"
     run_freely(backend)
@@ -161,7 +161,7 @@ def test_an_exception_in_a_step_ends_only_that_batch(build: Build) -> None:
     assert remaining_outputs(fresh)[0].text == words(backend.rows[0], "digest of lora-1", 0, 2)
 
 
-def test_a_row_refused_by_the_backend_gets_an_error(build: Build) -> None:
+def test_row_refused_by_the_backend_gets_an_error(build: Build) -> None:
     engine, _ = build()
     answers = engine.answer([request(intent="refuse me"), request()], SamplingParams(max_new_tokens=2))
     assert answers[0].error == "This row is refused."
@@ -169,7 +169,7 @@ def test_a_row_refused_by_the_backend_gets_an_error(build: Build) -> None:
     assert answers[1].tokens == 2
 
 
-def test_a_closed_engine_finishes_running_rows_and_cancels_waiting_ones(build: Build) -> None:
+def test_closed_engine_finishes_running_rows_and_cancels_waiting_ones(build: Build) -> None:
     engine, backend = build(EngineConfig(max_num_seqs=1), gated=True)
     stream = engine.stream([request(), request()], SamplingParams(max_new_tokens=3))
     wait_for(lambda: engine.status().num_seqs == 1)
@@ -189,7 +189,7 @@ def test_a_closed_engine_finishes_running_rows_and_cancels_waiting_ones(build: B
     assert engine.status().phase == "closed"
 
 
-def test_an_unreferenced_engine_ends_after_its_streams(build: Build) -> None:
+def test_unreferenced_engine_ends_after_its_streams(build: Build) -> None:
     threads = threading.active_count()
     pools = ExamplePools(load=lambda _: POOL, index=lambda *_: FirstExamples())
     stream = LLMEngine(cast("Any", CountingBackend()), cast("Store", FakeStore()), pools).stream(

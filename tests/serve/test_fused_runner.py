@@ -1,4 +1,4 @@
-"""Fused runner: rows with many adapters in one forward, joining at any time, match PEFT for each adapter alone."""
+"""Fused runner: rows of many adapters in one forward, which join at any time, match PEFT with each adapter alone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LORAS: dict[str, tuple[int, list[str]]] = {
 }
 
 
-class Arena:
+class Setup:
     """A tiny base with many LoRA adapters and an IA3 adapter on one module of a fused projection."""
 
     def __init__(self, kind: str, root: Path) -> None:
@@ -79,13 +79,13 @@ class Arena:
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
-def arena(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Arena:
-    return Arena(request.param, tmp_path_factory.mktemp(request.param))
+def local(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    return Setup(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def _generate(arena: Arena, arrivals: dict[int, list[Row]]) -> list[tuple[Row, str]]:
+def _generate(local: Setup, arrivals: dict[int, list[Row]]) -> list[tuple[Row, str]]:
     """Return the texts of rows that join before the given steps."""
-    batch = arena.backend.open_batch("step")
+    batch = local.backend.open_batch("step")
     assert batch.supports_continuous_batching
     rows: list[Row] = []
     texts: dict[int, str] = {}
@@ -101,64 +101,64 @@ def _generate(arena: Arena, arrivals: dict[int, list[Row]]) -> list[tuple[Row, s
     return [(row, texts[key]) for key, row in enumerate(rows)]
 
 
-def test_rows_with_all_adapters_in_one_batch(arena: Arena) -> None:
+def test_rows_of_all_adapters_in_one_batch_match_peft(local: Setup) -> None:
     names = [None, *LORAS, "ia3"]
     rows = [Row(PROMPTS[index % 3], PLAIN, name) for index, name in enumerate([*names, *reversed(names)])]
-    for row, generated_text in _generate(arena, {0: rows}):
-        assert generated_text == arena.expected(row), row
+    for row, generated_text in _generate(local, {0: rows}):
+        assert generated_text == local.expected(row), row
 
 
-def test_joining_rows_reuse_free_slots(arena: Arena) -> None:
+def test_rows_that_join_later_match_peft_and_reuse_free_slots(local: Setup) -> None:
     names: Iterator[str | None] = iter([*LORAS, None, "ia3", *LORAS, *LORAS])
     arrivals = {
         step: [Row(PROMPTS[step % 3], PLAIN, name)] for step, name in zip(range(0, 200, 3), names, strict=False)
     }
-    for row, generated_text in _generate(arena, arrivals):
-        assert generated_text == arena.expected(row), row
+    for row, generated_text in _generate(local, arrivals):
+        assert generated_text == local.expected(row), row
 
 
-def test_scale_multiplies_the_adapter(arena: Arena) -> None:
+def test_scale_multiplies_the_adapter(local: Setup) -> None:
     rows = [Row(PROMPTS[0], PLAIN, name, scale) for name in ("all", "attention", "ia3") for scale in (0.25, 1.0, 2.0)]
-    texts = _generate(arena, {0: rows})
+    texts = _generate(local, {0: rows})
     for row, generated_text in texts:
-        assert generated_text == arena.expected(row), row
+        assert generated_text == local.expected(row), row
     assert len({generated_text for _, generated_text in texts}) > 5, (
         "the scale changes nothing, so this test would prove little"
     )
 
 
-def test_adapters_that_cannot_be_scaled_are_refused(arena: Arena) -> None:
+def test_adapters_that_cannot_be_scaled_are_refused(local: Setup) -> None:
     dora = LoraConfig(r=4, use_dora=True, target_modules=["q_proj"], init_lora_weights=False)
     for name, config in (("dora", dora), ("prompt", PromptTuningConfig(num_virtual_tokens=4))):
-        make_adapter(arena.root / "store" / name, arena.backend.base, arena.bare(), config, 60)
-        arena.load(name)
-        batch = arena.backend.open_batch("step")
-        with pytest.raises(PromptOrTuneError, match=f"'{name}' cannot be scaled"):
+        make_adapter(local.root / "store" / name, local.backend.base, local.bare(), config, 60)
+        local.load(name)
+        batch = local.backend.open_batch("step")
+        with pytest.raises(PromptOrTuneError, match=messages.ADAPTER_CANNOT_BE_SCALED.format(name=name)):
             batch.add(0, Row("x", PLAIN, name, 0.5), SamplingParams())
         assert len(batch) == 0
 
 
-def test_running_row_keeps_its_adapter_after_unload(arena: Arena, tmp_path: Path) -> None:
-    before = arena.expected(Row(PROMPTS[0], PLAIN, "two"))
-    batch = arena.backend.open_batch("step")
+def test_running_row_uses_its_adapter_after_unload(local: Setup, tmp_path: Path) -> None:
+    before = local.expected(Row(PROMPTS[0], PLAIN, "two"))
+    batch = local.backend.open_batch("step")
     batch.add(0, Row(PROMPTS[0], PLAIN, "two"), SamplingParams(max_new_tokens=TOKENS))
     batch.step()
-    old_folder = arena.root / "store" / "two"
+    old_folder = local.root / "store" / "two"
     old_folder.rename(tmp_path / "old")
-    make_lora(old_folder, arena.backend.base, arena.bare(), 2, ["q_proj", "v_proj"], 77)
-    arena.load("two")
+    make_lora(old_folder, local.backend.base, local.bare(), 2, ["q_proj", "v_proj"], 77)
+    local.load("two")
     batch.add(1, Row(PROMPTS[0], PLAIN, "two"), SamplingParams(max_new_tokens=TOKENS))
     texts: dict[int, str] = {}
     while len(batch):
         texts |= {event.index: event.candidates[0].text for event in batch.step() if isinstance(event, RowOutput)}
     assert texts[0] == before
-    assert texts[1] == arena.expected(Row(PROMPTS[0], PLAIN, "two")) != before
+    assert texts[1] == local.expected(Row(PROMPTS[0], PLAIN, "two")) != before
 
 
-def test_an_error_inside_the_forward_leaves_a_clean_state(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_in_the_forward_leaves_a_consistent_state(local: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [Row(PROMPTS[0], PLAIN, name) for name in (None, "all", "ia3", "mlp")]
     for name in ("prefill", "step"):
-        batch = arena.backend.open_batch("step")
+        batch = local.backend.open_batch("step")
         for key, row in enumerate(rows):
             batch.add(key, row, SamplingParams(max_new_tokens=TOKENS))
         if name == "step":
@@ -174,36 +174,36 @@ def test_an_error_inside_the_forward_leaves_a_clean_state(arena: Arena, monkeypa
                 raise RuntimeError("in the middle")
 
         monkeypatch.setattr(BatchedAdapters, "change_outputs", failing)
-        with pytest.raises(RuntimeError, match=messages.MIDDLE):
+        with pytest.raises(RuntimeError, match=messages.FAILURE_IN_FORWARD):
             batch.step()
         monkeypatch.undo()
         assert len(batch) == 0
-        for row, generated_text in _generate(arena, {0: rows}):
-            assert generated_text == arena.expected(row), f"after an error in a {name}: {row}"
+        for row, generated_text in _generate(local, {0: rows}):
+            assert generated_text == local.expected(row), f"after an error in a {name}: {row}"
 
 
-def test_prompts_are_prefilled_in_chunks_between_steps(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_are_prefilled_in_chunks_between_steps(local: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.backends.local.prefill.PREFILL_CHUNK", 16)
     long = Row(PROMPTS[2], PLAIN, "all")
-    texts = _generate(arena, {0: [Row("x", PLAIN, "mlp")], 2: [long, Row(PROMPTS[0], PLAIN)]})
+    texts = _generate(local, {0: [Row("x", PLAIN, "mlp")], 2: [long, Row(PROMPTS[0], PLAIN)]})
     for row, generated_text in texts:
-        assert generated_text == arena.expected(row), row
-    assert len(tokenizer()(long.prompt)["input_ids"]) > 3 * 16, "a single chunk, so this test would prove nothing"
+        assert generated_text == local.expected(row), row
+    assert len(tokenizer()(long.prompt)["input_ids"]) > 3 * 16, "a single chunk, so this test checks nothing"
 
 
-def test_logits_are_close_to_those_of_one_forward(arena: Arena) -> None:
+def test_logits_are_close_to_those_of_one_forward(local: Setup) -> None:
     """Compare logits, not only tokens, of sequences in several groups and in another order."""
-    runner = arena.backend._make_runner()
+    runner = local.backend._make_runner()
     assert isinstance(runner, FusedModelRunner)
     prompts = [tokenizer()(prompt)["input_ids"] for prompt in PROMPTS]
     adapter_names = [None, "all", "up"]
     prompt_inputs = [
-        PromptInput(tuple(prompt), None if name is None else AppliedAdapter(arena.backend._registry[name]))
+        PromptInput(tuple(prompt), None if name is None else AppliedAdapter(local.backend._registry[name]))
         for prompt, name in zip(prompts, adapter_names, strict=True)
     ]
     *_, logits = runner.prefill(prompt_inputs)
     assert logits is not None
-    models = [arena.peft(name) for name in adapter_names]
+    models = [local.peft(name) for name in adapter_names]
     for step in range(4):
         for index, model in enumerate(models):
             with torch.no_grad():

@@ -51,7 +51,7 @@ def test_all_requests_of_a_call_are_one_batch(engine: LLMEngine, backend: Counti
     assert all(answer.style == STYLES["plain"] for answer in answers)
 
 
-def test_a_note_names_a_quantization_other_than_in_training(engine: LLMEngine) -> None:
+def test_note_names_a_quantization_other_than_in_training(engine: LLMEngine) -> None:
     answers = engine.answer([_request("lora-8"), _request("lora-1")], SamplingParams())
     assert answers[0].notes == (
         "'lora-8' was trained on the NF4 base and answers on the unquantized one here: its answers may be worse.",
@@ -59,7 +59,7 @@ def test_a_note_names_a_quantization_other_than_in_training(engine: LLMEngine) -
     assert answers[1].notes == ()
 
 
-def test_a_fine_tuned_base_gets_the_prompt_style_of_its_training(
+def test_fine_tuned_base_gets_the_prompt_style_of_its_training(
     engine: LLMEngine, backend: CountingBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "base", replace(BASE, has_chat_template=True, prompt_style="plain"))
@@ -68,7 +68,7 @@ def test_a_fine_tuned_base_gets_the_prompt_style_of_its_training(
     assert engine.answer([_request("zero-shot")], SamplingParams())[0].style == STYLES["plain-short"]
 
 
-def test_a_failing_request_does_not_affect_the_others(engine: LLMEngine) -> None:
+def test_failing_request_does_not_affect_the_others(engine: LLMEngine) -> None:
     answers = engine.answer([_request(name) for name in ("broken", "zero-shot", "gone", "rag-2")], SamplingParams())
     assert [answer.index for answer in answers] == [0, 1, 2, 3]
     assert answers[0].error == "Adapter 'broken' is broken: train it again."
@@ -79,7 +79,7 @@ def test_a_failing_request_does_not_affect_the_others(engine: LLMEngine) -> None
     assert answers[3].code
 
 
-def test_an_empty_intent_is_refused(engine: LLMEngine) -> None:
+def test_empty_intent_is_refused(engine: LLMEngine) -> None:
     answer = engine.answer([_request("zero-shot", " \n ")], SamplingParams())[0]
     assert answer.error == "The intent is empty: describe in a sentence what the Python should do."
 
@@ -87,14 +87,14 @@ def test_an_empty_intent_is_refused(engine: LLMEngine) -> None:
 def test_examples_are_dropped_from_a_prompt_that_is_too_long(engine: LLMEngine) -> None:
     answer = engine.answer([_request("rag-8")], SamplingParams(max_new_tokens=300))[0]
     assert 0 < len(answer.examples) < 8
-    assert answer.examples == tuple(POOL[: len(answer.examples)]), "the nearest are kept"
+    assert answer.examples == tuple(POOL[: len(answer.examples)]), "the nearest examples are used"
     assert answer.notes == (
         f"{8 - len(answer.examples)} of 8 examples were left out: the prompt would not fit the context.",
     )
     assert answer.prompt_tokens + 300 <= BASE.context_length
 
 
-def test_a_prompt_that_is_too_long_without_examples_is_refused(engine: LLMEngine) -> None:
+def test_prompt_that_is_too_long_without_examples_is_refused(engine: LLMEngine) -> None:
     answer = engine.answer([_request("icl-2", "x" * 1000)], SamplingParams(max_new_tokens=100))[0]
     assert answer.error == (
         "The prompt has 1032 tokens and 500 fit (context 600, 100 kept for the answer): shorten the intent."
@@ -121,7 +121,7 @@ def test_virtual_tokens_reduce_the_context(engine: LLMEngine) -> None:
         assert f"The prompt has {fits + 1} tokens and {fits} fit" in error
 
 
-def test_a_problem_is_never_its_own_example(engine: LLMEngine) -> None:
+def test_problem_is_never_its_own_example(engine: LLMEngine) -> None:
     by_id = engine.answer([_request("rag-3", problem_id="e1")], SamplingParams())[0]
     assert [example.id for example in by_id.examples] == ["e0", "e2", "e3"]
     by_intent = engine.answer([_request("rag-3", "Intent  number 0")], SamplingParams())[0]
@@ -132,7 +132,7 @@ def test_a_problem_is_never_its_own_example(engine: LLMEngine) -> None:
     assert again[:2] == examples[1:]
 
 
-def test_a_note_names_a_pool_with_too_few_examples(backend: CountingBackend) -> None:
+def test_note_reports_a_pool_with_too_few_examples(backend: CountingBackend) -> None:
     few = LLMEngine(
         cast("Any", backend), cast("Store", FakeStore()), ExamplePools(lambda _: POOL[:2], lambda *_: FirstExamples())
     )
@@ -140,7 +140,7 @@ def test_a_note_names_a_pool_with_too_few_examples(backend: CountingBackend) -> 
     assert answer.notes == ("The pool has only 2 of the 4 examples asked for.",)
 
 
-def test_a_raw_prompt_is_used_as_it_is(engine: LLMEngine, backend: CountingBackend) -> None:
+def test_raw_prompt_is_used_unchanged(engine: LLMEngine, backend: CountingBackend) -> None:
     raw = "def fibonacci(n):\n"
     answers = engine.answer(
         [
@@ -204,7 +204,7 @@ def test_closing_the_stream_cancels_the_batch(engine: LLMEngine, backend: Counti
     stream.close()  # type: ignore[attr-defined]
     assert cancel.is_set()
     engine.answer([_request("zero-shot")], SamplingParams(max_new_tokens=1))
-    assert backend.steps < 500, "the engine went on with a cancelled batch"
+    assert backend.steps < 500, "the engine continued a cancelled batch"
 
 
 def test_cancelled_rows_return_their_text_so_far(engine: LLMEngine) -> None:
@@ -235,7 +235,7 @@ def test_callers_in_several_threads_get_their_own_outputs(engine: LLMEngine) -> 
     }
 
 
-def test_the_adapter_limit_holds_within_one_call(backend: CountingBackend) -> None:
+def test_adapter_limit_is_not_exceeded_within_one_call(backend: CountingBackend) -> None:
     pools = ExamplePools(load=lambda _: POOL, index=lambda *_: FirstExamples())
     small = LLMEngine(
         cast("Any", backend), cast("Store", FakeStore()), pools, config=EngineConfig(max_loaded_adapters=2)
@@ -247,28 +247,28 @@ def test_the_adapter_limit_holds_within_one_call(backend: CountingBackend) -> No
     assert small.adapter_cache.status().evictions == 1
 
 
-def test_an_exception_in_a_step_reaches_the_caller(engine: LLMEngine, backend: CountingBackend) -> None:
+def test_exception_in_a_step_reaches_the_caller(engine: LLMEngine, backend: CountingBackend) -> None:
     backend.error = RuntimeError("a defect")
-    with pytest.raises(RuntimeError, match=messages.DEFECT):
+    with pytest.raises(RuntimeError, match=messages.STEP_DEFECT):
         engine.answer([_request("zero-shot")], SamplingParams())
     assert engine.answer([_request("zero-shot")], SamplingParams())[0].code
 
 
-def test_an_exception_in_preparation_reaches_only_its_caller(engine: LLMEngine, backend: CountingBackend) -> None:
+def test_exception_in_preparation_reaches_only_its_caller(engine: LLMEngine, backend: CountingBackend) -> None:
     def fail(folder: object) -> None:
         raise RuntimeError("a defect")
 
     stream = engine.stream([_request("zero-shot")], SamplingParams(max_new_tokens=100))
     assert isinstance(next(stream), PartialOutput)
     backend.loading = fail
-    with pytest.raises(RuntimeError, match=messages.DEFECT):
+    with pytest.raises(RuntimeError, match=messages.STEP_DEFECT):
         engine.answer([_request("zero-shot"), _request("lora-1")], SamplingParams(max_new_tokens=300))
     answer = list(stream)[-1]
     assert isinstance(answer, RequestOutput)
     assert answer.tokens == 100
 
 
-def test_the_loader_reports_progress_and_loads_once() -> None:
+def test_loader_reports_progress_and_loads_once() -> None:
     may_end = threading.Event()
     built: list[FakeEngine] = []
 
@@ -292,20 +292,20 @@ def test_the_loader_reports_progress_and_loads_once() -> None:
     assert len(built) == 1
 
 
-def test_the_loader_raises_the_error_of_a_failed_load() -> None:
+def test_loader_raises_the_error_of_a_failed_load() -> None:
     def build(report: ProgressFn) -> FakeEngine:
         raise BaseModelError("No base 'x': check the name.")
 
     loader = EngineLoader(build)
-    with pytest.raises(PromptOrTuneError, match=messages.NO_BASE_X_CHECK_NAME):
+    with pytest.raises(PromptOrTuneError, match=messages.UNKNOWN_BASE_X_ADVICE):
         loader.engine()
     assert loader.state().phase == "failed"
 
 
-def test_the_loader_reports_an_unexpected_exception(caplog: pytest.LogCaptureFixture) -> None:
+def test_loader_reports_an_unexpected_exception(caplog: pytest.LogCaptureFixture) -> None:
     def build(report: ProgressFn) -> FakeEngine:
         raise ZeroDivisionError("oh")
 
-    with pytest.raises(PromptOrTuneError, match=messages.ZERODIVISIONERROR_OH):
+    with pytest.raises(PromptOrTuneError, match=messages.LOADING_FAILED):
         EngineLoader(build).engine()
     assert "Traceback" in caplog.text

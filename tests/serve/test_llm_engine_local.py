@@ -42,7 +42,7 @@ Case = tuple[str, str, SamplingParams]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base with eight different adapters of four techniques."""
+    """Make a tiny base with eight different adapters of four techniques."""
     root = tmp_path_factory.mktemp("many")
     make_base("llama", root / "base")
     base = load_base(str(root / "base"), "none", "cpu", lambda _: None, dtype=torch.float32).identity
@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def engine(folder: Path) -> Iterator[LLMEngine]:
-    """An engine that can hold five of the eight adapters in memory."""
+    """Open an engine that can have five of the eight adapters in memory."""
     backend = LocalBackend(load_base(str(folder / "base"), "none", "cpu", lambda _: None, dtype=torch.float32))
     store = Store((folder / "store",), fingerprints={name: style.fingerprint for name, style in STYLES.items()})
     pools = ExamplePools(load=lambda _: POOL, index=lambda *_: FirstExamples())
@@ -82,7 +82,7 @@ def texts_of(candidates: tuple[Candidate, ...]) -> list[tuple[str, int]]:
 
 @pytest.fixture
 def alone(engine: LLMEngine) -> dict[Case, RequestOutput]:
-    """The output of each case without other rows in the batch."""
+    """Return the output of each case without other rows in the batch."""
     return {
         case: engine.answer([request(case[0], case[1])], case[2])[0] for case in product(METHODS, INTENTS, DECODINGS)
     }
@@ -94,13 +94,13 @@ def test_fifty_clients_get_the_outputs_of_single_requests(engine: LLMEngine, alo
     assert len(texts) == len(METHODS), "all methods have different answers, so that a mixed-up adapter would be noticed"
 
     def ask(client: int) -> tuple[int, int]:
-        chance = random.Random(client)
+        rng = random.Random(client)
         num_finished = num_cancelled = 0
         for _ in range(TURNS):
-            decoding = chance.choice(DECODINGS)
-            cases = [(chance.choice(METHODS), chance.choice(INTENTS), decoding) for _ in range(chance.randint(1, 4))]
+            decoding = rng.choice(DECODINGS)
+            cases = [(rng.choice(METHODS), rng.choice(INTENTS), decoding) for _ in range(rng.randint(1, 4))]
             cancel = Event()
-            cancel_after = chance.randint(1, 60)
+            cancel_after = rng.randint(1, 60)
             stream = engine.stream([request(*case[:2]) for case in cases], decoding, cancel, owner=f"{client % 9}")
             for number, event in enumerate(stream):
                 if number == cancel_after:
@@ -150,7 +150,7 @@ def test_outputs_after_an_exception_in_a_step_are_those_of_a_new_engine(
 
     monkeypatch.setattr(type(layer), "forward", fail)
     names = ["zero-shot", "icl-2", "lora-c", "ia3-a", "prompt"]
-    with pytest.raises(RuntimeError, match=messages.OUT_MEMORY):
+    with pytest.raises(RuntimeError, match=messages.OUT_OF_MEMORY):
         engine.answer([request(name, INTENTS[0]) for name in names], replace(DECODINGS[0], max_new_tokens=20))
     again = engine.answer([request(name, INTENTS[0]) for name in names], DECODINGS[0])
     for name, answer in zip(names, again, strict=True):

@@ -57,7 +57,7 @@ def test_greedy_rows_match_generate(kind: str, tmp_path: Path) -> None:
     texts = [event.candidates[0].text for event in outputs]
     expected = [_reference(model, kind, prompt)[0] for prompt in PROMPTS]
     assert [text.rstrip("\ufffd") for text in expected] == texts
-    assert len(set(texts)) == len(PROMPTS), "all references are equal, so this test would prove nothing"
+    assert len(set(texts)) == len(PROMPTS), "all references are equal, so this test checks nothing"
 
 
 def test_beams_match_generate(kind: str, tmp_path: Path) -> None:
@@ -92,10 +92,10 @@ def test_rows_with_adapters_match_peft(kind: str, tmp_path: Path) -> None:
     same_prompt = {
         event.candidates[0].text for row, event in zip(rows, outputs, strict=True) if row.prompt == PROMPTS[0]
     }
-    assert len(same_prompt) == 2, "the adapter changes nothing, so this test would prove nothing"
+    assert len(same_prompt) == 2, "the adapter has no effect, so this test checks nothing"
 
 
-def test_rows_joining_running_ones_match_each_alone(kind: str, tmp_path: Path) -> None:
+def test_rows_that_join_running_rows_match_each_row_alone(kind: str, tmp_path: Path) -> None:
     backend, model = _load(kind, tmp_path / "base")
     targets = {"llama": ["q_proj", "down_proj"], "codegen": ["qkv_proj"], "t5": ["q", "wo"]}[kind]
     make_lora(tmp_path / "store" / "one", backend.base, model, 8, targets, 1)
@@ -149,7 +149,7 @@ def test_logprobs_match_the_model(tmp_path: Path) -> None:
     assert event.candidates[0].logprob == pytest.approx(expected, abs=1e-3)
 
 
-def test_cancel_stops_within_a_step_and_keeps_the_text(tmp_path: Path) -> None:
+def test_cancel_stops_within_a_step_and_returns_the_text(tmp_path: Path) -> None:
     backend, _ = _load("llama", tmp_path)
     for decoding in (SamplingParams(max_new_tokens=200), SamplingParams(mode="beam", candidates=4, max_new_tokens=200)):
         cancel, seen, after = Event(), 0, 0
@@ -167,7 +167,7 @@ def test_cancel_stops_within_a_step_and_keeps_the_text(tmp_path: Path) -> None:
         assert all(event.candidates[0].tokens > 0 for event in finished)
 
 
-def test_closed_generator_leaves_no_hooks(tmp_path: Path) -> None:
+def test_closed_generator_removes_its_hooks(tmp_path: Path) -> None:
     backend, model = _load("codegen", tmp_path / "base")
     make_lora(tmp_path / "store" / "one", backend.base, model, 8, ["qkv_proj"], 1)
     backend.load_adapter(Store((tmp_path / "store",), fingerprints=FINGERPRINTS).open("one", backend.base))
@@ -195,7 +195,7 @@ def test_nan_weights_are_refused(tmp_path: Path) -> None:
     next(iter(tensors.values()))[0, 0] = float("nan")
     save_file(tensors, folder / "adapter_model.safetensors")
     store = Store((tmp_path / "store",), fingerprints=FINGERPRINTS)
-    with pytest.raises(AdapterError, match=messages.NAN):
+    with pytest.raises(AdapterError, match=messages.HAS_NAN):
         backend.load_adapter(store.open("one", backend.base))
 
 

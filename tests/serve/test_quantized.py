@@ -1,4 +1,4 @@
-"""The embedded base as it serves: NF4 and int8, adapters that come after the first answer, a clean base always."""
+"""The embedded base in NF4 and int8: adapters loaded after the first answer leave its weights unchanged."""
 
 from __future__ import annotations
 
@@ -39,14 +39,16 @@ def test_base_is_unchanged_bit_for_bit_after_an_adapter(backend: LocalBackend) -
     folder = Store(fingerprints=fingerprints).open("lora-starter", backend.base)
     backend.load_adapter(folder)
     mixed = _answers(backend, [*ROWS, Row(ROWS[0].prompt, PLAIN, "lora-starter")])
-    assert mixed[2][0] != mixed[0][0], "the adapter changes nothing, so this test would prove nothing"
+    assert mixed[2][0] != mixed[0][0], "the adapter has no effect, so this test checks nothing"
     assert _answers(backend, ROWS) == first
     backend.load_adapter(folder)
     backend.unload_adapter("lora-starter")
     assert _answers(backend, ROWS) == first
 
 
-def test_an_error_in_the_middle_leaves_the_base_clean(backend: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_during_a_forward_leaves_the_base_unchanged(
+    backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = _answers(backend, ROWS)
     fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
     backend.load_adapter(Store(fingerprints=fingerprints).open("lora-starter", backend.base))
@@ -61,7 +63,7 @@ def test_an_error_in_the_middle_leaves_the_base_clean(backend: LocalBackend, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.functional, "silu", breaks)
-        with pytest.raises(RuntimeError, match=messages.OUT_MEMORY):
+        with pytest.raises(RuntimeError, match=messages.OUT_OF_MEMORY):
             _answers(backend, [Row(ROWS[0].prompt, PLAIN, "lora-starter"), *ROWS])
     assert _answers(backend, ROWS) == first
 
@@ -69,8 +71,8 @@ def test_an_error_in_the_middle_leaves_the_base_clean(backend: LocalBackend, mon
 def test_state_dict_of_a_serving_base_raises(backend: LocalBackend) -> None:
     first = _answers(backend, ROWS)
     if backend.base.quantization == "nf4":
-        with pytest.raises(RuntimeError, match=messages.STATE_DICT):
+        with pytest.raises(RuntimeError, match=messages.STATE_DICT_UNAVAILABLE):
             backend._model.state_dict()
     else:
-        backend._model.state_dict()  # harmless to int8, so it is not refused
+        backend._model.state_dict()  # no problem for int8, so it is not refused
     assert _answers(backend, ROWS) == first

@@ -32,7 +32,7 @@ def test_distribution_matches_transformers_warpers(size: int, top_p: float, spre
     assert set(frequencies.nonzero()[:, 0].tolist()) <= set(warped.nonzero()[:, 0].tolist())
 
 
-def test_uniform_near_one_stays_in_the_nucleus() -> None:
+def test_uniform_number_near_one_selects_a_token_of_the_nucleus() -> None:
     probs = torch.tensor([[0.5, 0.3, 0.2], [1.0, 0.0, 0.0]])
     uniforms = torch.full((2,), 1 - 1e-16, dtype=torch.float64)
     for top_p, expected in ((1.0, [2, 0]), (0.6, [1, 0]), (0.5, [0, 0])):

@@ -121,7 +121,7 @@ def test_counters_match_the_requests_after_every_operation(seed: int) -> None:
     assert not random_scheduling.with_status("waiting", "preparing", "ready", "running")
 
 
-def test_a_group_starts_when_its_last_request_is_prepared_or_finished() -> None:
+def test_group_starts_when_its_last_request_is_prepared_or_finished() -> None:
     scheduler = FairScheduler(CONFIG)
     scheduler.add(call("a", 3, SamplingParams()).make_start_groups(count(), 14))
     first, second = scheduler.next_to_prepare(), scheduler.next_to_prepare()
@@ -136,7 +136,7 @@ def test_a_group_starts_when_its_last_request_is_prepared_or_finished() -> None:
     assert [scheduler.next_to_run("step", 0), scheduler.next_to_run("step", 1)] == [first, second]
 
 
-def test_a_reader_is_notified_again_for_the_exception_after_the_outputs() -> None:
+def test_reader_is_notified_again_for_an_exception_after_the_outputs() -> None:
     notified = Event()
     output_queue = OutputQueue(2, notified.set)
     stream = OutputStream(output_queue, lambda _: None)
@@ -145,7 +145,7 @@ def test_a_reader_is_notified_again_for_the_exception_after_the_outputs() -> Non
     notified.clear()
     assert [event.index for event in stream.get_nowait()] == [0, 1]
     assert notified.is_set()
-    with pytest.raises(RuntimeError, match=messages.DEFECT):
+    with pytest.raises(RuntimeError, match=messages.STEP_DEFECT):
         stream.get_nowait()
     assert stream.finished
     output_queue.put([RequestOutput(0, REQUEST)])

@@ -65,7 +65,7 @@ def test_common_prefix_is_computed_again_for_another_adapter(tmp_path: Path) -> 
     bare = _generate(backend, [Row(prompt, PLAIN) for prompt in PROMPTS])
     rows = [Row(prompt, PLAIN, "one") for prompt in PROMPTS]
     applied = _generate(backend, rows)
-    assert applied != bare, "the adapter changes nothing, so this test would prove nothing"
+    assert applied != bare, "the adapter has no effect, so this test checks nothing"
     alone: Any = PeftModel.from_pretrained(_load("llama", tmp_path / "base")[1], tmp_path / "store" / "one").eval()
     assert applied == [_reference(alone, prompt) for prompt in PROMPTS]
     make_lora(tmp_path / "store" / "two", backend.base, _load("llama", tmp_path / "base")[1], 8, ["q_proj"], 2)
@@ -85,7 +85,7 @@ def test_virtual_tokens_precede_the_common_prefix(config: Any, tmp_path: Path) -
     rows = [Row(prompt, PLAIN, "one") for prompt in PROMPTS]
     alone = []
     for row in rows:
-        backend.prefix_cache.clear()  # nothing is shared then: these are what test_techniques.py holds to PEFT
+        backend.prefix_cache.clear()  # so that nothing is shared, as in test_techniques.py
         alone.append(_generate(backend, [row])[0])
     backend.prefix_cache.clear()
     before = backend.prefix_cache.hits
@@ -114,7 +114,7 @@ def test_merged_attention_equals_attention_over_all_keys(shared: int) -> None:
     for rows in ([0, 0, 1, 2, 2, 2], [0, 2, 3, 5], [1, 1, 3]):
         prefixes.reorder(torch.tensor(rows))
         owners = [owners[row] for row in rows]
-    assert owners == [1, 1, 2], "the first stem is dropped, the others have lines in different number"
+    assert owners == [1, 1, 2], "the first prefix is dropped, and the others have different numbers of sequences"
     query = noise(len(owners), groups * each, size)
     own_keys, own_values = noise(len(owners), groups, tail, size), noise(len(owners), groups, tail, size)
     seen = torch.empty(0)

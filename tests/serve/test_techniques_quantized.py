@@ -1,4 +1,4 @@
-"""Every technique on an NF4 and an int8 base: close to PEFT on the same weights, and the base stays bit for bit equal.
+"""Every technique on an NF4 and an int8 base: outputs close to PEFT's, and a base that is unchanged bit for bit.
 
 The tiny base is in bfloat16 and the CPU kernel rounds NF4's block scales, so logits are close and not equal.
 """
@@ -60,12 +60,12 @@ def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def test_base_is_unchanged_bit_for_bit_after_each_technique(quantized: Quantized) -> None:
     for name, folder in quantized.folders.items():
         quantized.backend.load_adapter(folder)
-        assert quantized.generate(ROWS) == quantized.first, f"after {name} came"
+        assert quantized.generate(ROWS) == quantized.first, f"after loading {name}"
         mixed = quantized.generate([*ROWS, *(Row(row.prompt, PLAIN, name) for row in ROWS)])
         assert mixed[: len(ROWS)] != mixed[len(ROWS) :], f"{name} changes nothing, so this test would prove nothing"
-        assert quantized.generate(ROWS) == quantized.first, f"after {name} was applied"
+        assert quantized.generate(ROWS) == quantized.first, f"after applying {name}"
         quantized.backend.unload_adapter(name)
-        assert quantized.generate(ROWS) == quantized.first, f"after {name} went"
+        assert quantized.generate(ROWS) == quantized.first, f"after unloading {name}"
 
 
 def test_dora_weight_norm_for_packed_and_unpacked_weights(quantized: Quantized) -> None:

@@ -1,4 +1,4 @@
-"""Tiny bases with random weights, of the architectures that the study uses, and adapter folders for them."""
+"""Tiny bases with random weights in the architectures of the study, and adapter folders for them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def make_base(kind: str, folder: Path, seed: int = 0) -> Path:
         )
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if name.endswith("bias"):  # zero in a new model, and large in the real one
+                if name.endswith("bias"):  # zero in a new model, and large in trained models
                     parameter.normal_(std=3.0)
     elif kind == "codegen":
         model = CodeGenForCausalLM(

@@ -39,7 +39,7 @@ def digest(folder: Path) -> str:
     return state.hexdigest()
 
 
-def test_the_space_holds_the_program_and_nothing_else(built: building.BuiltSpace) -> None:
+def test_space_contains_only_the_program(built: building.BuiltSpace) -> None:
     assert {path.name for path in built.folder.iterdir()} == TOP
     names = {path.relative_to(built.folder).as_posix() for path in built.folder.rglob("*") if path.is_file()}
     assert names == set(built.files)
@@ -71,7 +71,7 @@ def test_every_own_module_that_is_imported_is_included(built: building.BuiltSpac
             assert {f"{path}.py", f"{path}/__init__.py"} & set(built.files), f"{name} imports {node.module}"
 
 
-def test_of_the_docs_only_the_runs_are_included(built: building.BuiltSpace) -> None:
+def test_only_run_files_of_the_docs_are_included(built: building.BuiltSpace) -> None:
     docs = [name for name in built.files if name.startswith("docs/")]
     assert docs
     assert all(name.startswith("docs/results/") and name.endswith((".jsonl", ".jsonl.gz")) for name in docs)
@@ -79,14 +79,15 @@ def test_of_the_docs_only_the_runs_are_included(built: building.BuiltSpace) -> N
     assert "docs/results/study/conala.scores.jsonl.gz" in docs
 
 
-def test_the_whole_library_is_included(built: building.BuiltSpace) -> None:
+def test_all_bundled_adapters_are_included(built: building.BuiltSpace) -> None:
     names = sorted(path.name for path in (ROOT / "adapters" / "library").iterdir() if path.is_dir())
+    assert names
     for name in names:
         for file in ("adapter_config.json", "adapter_model.safetensors", "manifest.json"):
             assert f"adapters/library/{name}/{file}" in built.files
 
 
-def test_the_space_is_smaller_than_thirty_megabytes(built: building.BuiltSpace) -> None:
+def test_space_is_smaller_than_thirty_megabytes(built: building.BuiltSpace) -> None:
     size = sum(path.stat().st_size for path in built.folder.rglob("*") if path.is_file())
     assert size == built.size <= MAX_BYTES == 30_000_000
 
@@ -95,13 +96,13 @@ def test_packages_txt_lists_the_debian_packages(built: building.BuiltSpace) -> N
     assert (built.folder / "packages.txt").read_text() == "bubblewrap\n"
 
 
-def test_the_same_checkout_gives_the_same_bytes(built: building.BuiltSpace, tmp_path: Path) -> None:
+def test_build_is_reproducible(built: building.BuiltSpace, tmp_path: Path) -> None:
     again = build_space(tmp_path / "again")
     assert again.files == built.files
     assert digest(again.folder) == digest(built.folder)
 
 
-def test_a_published_card_has_the_address_of_its_thumbnail() -> None:
+def test_published_card_contains_the_address_of_its_thumbnail() -> None:
     found = space_files("someone/arena")
     card = found["README.md"]
     assert isinstance(card, bytes)
@@ -112,7 +113,7 @@ def test_a_published_card_has_the_address_of_its_thumbnail() -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_that_is_not_empty_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     assert main(["build", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
@@ -124,15 +125,15 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path, capsys: pytest.Ca
 def test_overwriting_refuses_a_folder_that_is_not_a_space(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text("mine")
     (tmp_path / "holiday.jpg").write_text("mine")
-    with pytest.raises(PromptOrTuneError, match=messages.HOLDS_MORE_THAN_SPACE_HOLIDAYJPG_NAME):
+    with pytest.raises(PromptOrTuneError, match=messages.NOT_A_SPACE_FOLDER):
         build_space(tmp_path, overwrite=True)
     assert (tmp_path / "app.py").read_text() == "mine"
 
 
-def test_overwriting_leaves_only_the_space_and_keeps_a_clone(tmp_path: Path, built: building.BuiltSpace) -> None:
+def test_overwriting_replaces_all_files_except_the_git_folder(tmp_path: Path, built: building.BuiltSpace) -> None:
     target = tmp_path / "space"
     (target / "ui").mkdir(parents=True)
-    (target / "ui" / "gone.py").write_text("of a former version")
+    (target / "ui" / "gone.py").write_text("of an earlier version")
     (target / ".git").mkdir()
     (target / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
     assert main(["build", str(target), "--overwrite"]) == 0
@@ -141,15 +142,15 @@ def test_overwriting_leaves_only_the_space_and_keeps_a_clone(tmp_path: Path, bui
     assert {path.name for path in target.iterdir()} == TOP | {".git"}
 
 
-def test_a_file_in_location_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_file_with_the_name_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(PromptOrTuneError, match=messages.FILE_NAME_FOLDER):
+    with pytest.raises(PromptOrTuneError, match=messages.PATH_IS_FILE):
         build_space(tmp_path / "file")
 
 
-def test_a_space_that_is_too_large_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_space_that_is_too_large_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "MAX_BYTES", 1_000_000)
-    with pytest.raises(PromptOrTuneError, match=messages.WOULD_HAVE_MB_MB_LIMIT):
+    with pytest.raises(PromptOrTuneError, match=messages.SPACE_TOO_LARGE):
         build_space(tmp_path / "space")
     assert not (tmp_path / "space").exists()
 
@@ -160,12 +161,12 @@ def test_a_space_that_is_too_large_is_not_written(tmp_path: Path, monkeypatch: p
      ("docs/results/a.jsonl", True), ("README.md", True), (".gitattributes", False),
      ("docs/mine.md", False), ("notes.txt", False)],
 )  # fmt: skip
-def test_files_of_this_program_are_recognised(path: str, expected: bool) -> None:
+def test_files_of_the_program_are_recognised(path: str, expected: bool) -> None:
     assert is_project_file(path) is expected
 
 
 @pytest.mark.parametrize(("arguments", "status"), [([], 2), (["--help"], 0), (["paint"], 2)])
-def test_without_a_command_the_usage_is_printed(
+def test_usage_is_printed_without_a_command(
     arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == status

@@ -1,4 +1,4 @@
-"""The card of the Space: what the Hub reads from it, and its agreement with the program."""
+"""The card of the Space: its metadata for the Hub, and its agreement with the program."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests import messages
 
 TEXT = CARD.read_text(encoding="utf-8")
 LIST = REQUIREMENTS.read_text(encoding="utf-8")
-# The manual's "Currently supported scopes"; these write nothing that the Space did not create itself.
+# From "Currently supported scopes" in the Hub's manual: they write only what the Space itself created.
 NARROW_SCOPES = {"openid", "profile", "contribute-repos", "jobs"}
 
 
-def test_the_card_is_valid_for_the_hub() -> None:
+def test_card_is_valid_for_the_hub() -> None:
     values = check_card(TEXT, LIST)
     assert values["sdk"] == "gradio"
     assert values["app_file"] == "app.py"
@@ -30,16 +30,16 @@ def test_the_card_is_valid_for_the_hub() -> None:
     assert re.fullmatch(r"\d+[hm]", values["startup_duration_timeout"])
 
 
-def test_gradio_is_the_same_in_the_card_the_requirements_and_here() -> None:
+def test_gradio_version_is_the_same_in_card_requirements_and_environment() -> None:
     assert front_matter(TEXT)["sdk_version"] == pinned_version("gradio", LIST) == version("gradio")
 
 
-def test_the_python_version_is_supported_by_zero_gpu_and_this_program() -> None:
+def test_python_version_is_supported_by_zero_gpu_and_this_program() -> None:
     # ZeroGPU has 3.10.13 and 3.12.12 ("Spaces ZeroGPU", Supported Versions); this program needs 3.11 or newer.
     assert front_matter(TEXT)["python_version"] == "3.12.12"
 
 
-def test_the_login_asks_only_for_the_scopes_of_publishing_and_jobs() -> None:
+def test_login_requests_only_the_scopes_of_publishing_and_jobs() -> None:
     values = front_matter(TEXT)
     assert values["hf_oauth"] is True
     assert set(values["hf_oauth_scopes"]) <= NARROW_SCOPES
@@ -63,18 +63,18 @@ def test_all_links_of_the_card_are_absolute() -> None:
         (("---\n", "", 1), "has no front matter"),
     ],
 )
-def test_an_invalid_card_is_refused(change: tuple[str, str], expected: str) -> None:
+def test_invalid_card_is_refused(change: tuple[str, str], expected: str) -> None:
     with pytest.raises(PromptOrTuneError, match=expected) as caught:
         check_card(TEXT.replace(*change), LIST)
     assert str(caught.value).endswith(".")
 
 
 def test_requirements_without_a_pin_are_refused() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.PINS_NO_VERSION_GRADIO_ADD_GRADIO):
+    with pytest.raises(PromptOrTuneError, match=messages.GRADIO_NOT_PINNED):
         check_card(TEXT, "gradio>=6\n")
 
 
-def test_the_thumbnail_is_added_to_the_front_matter() -> None:
+def test_thumbnail_is_added_to_the_front_matter() -> None:
     text = with_thumbnail(TEXT, "https://example.org/a.png")
     assert front_matter(text) == front_matter(TEXT) | {"thumbnail": "https://example.org/a.png"}
     assert text.count("thumbnail:") == 1

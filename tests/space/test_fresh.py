@@ -1,6 +1,6 @@
-"""A built Space in a fresh environment with only its own requirements: it starts, answers and can train.
+"""A built Space in a new environment with only its requirements: start, answers and training.
 
-This is the slowest test of the Space: installing takes most of its time.
+These are the slowest tests of the Space; installation takes most of their time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ START_SECONDS = 300  # the embedded base may have to be converted first
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningSpace:
     """A running Space: its address, its Python, its files, its environment and its log."""
 
     url: str
@@ -45,7 +45,7 @@ def free_port() -> int:
 
 
 def space_environment(port: int, home: Path) -> dict[str, str]:
-    """The variables that the Hub sets for a Space with a login, without those of this environment."""
+    """Return the variables that the Hub sets for a Space with a login, without those of this environment."""
     inherited = {
         key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "HF_"))
     }
@@ -67,7 +67,7 @@ def space_environment(port: int, home: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def running(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSpace]:
     """Build the Space, install only its requirements, and start it as the Hub does."""
     folder = tmp_path_factory.mktemp("fresh")
     space = build_space(folder / "space").folder
@@ -78,7 +78,7 @@ def running(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
         (own / shared).symlink_to(home / shared)
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
-    # Modules are compiled at their first import, and few of the installed ones are ever imported.
+    # Do not compile modules: few of the installed ones are ever imported.
     install = [str(python), "-m", "pip", "install", "-q", "--no-compile", "-r", "requirements.txt"]
     done = subprocess.run(install, cwd=space, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -89,7 +89,7 @@ def running(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
         process = subprocess.Popen([python, "app.py"], cwd=space, env=environment, stdout=output, stderr=output)
     try:
         wait_for("Ready: ", log, process)
-        yield Running(f"http://127.0.0.1:{port}", python, space, environment, log)
+        yield RunningSpace(f"http://127.0.0.1:{port}", python, space, environment, log)
     finally:
         process.terminate()
         try:
@@ -97,7 +97,7 @@ def running(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        shutil.rmtree(folder / "venv")  # gigabytes, which pytest would not delete for days
+        shutil.rmtree(folder / "venv")  # several gigabytes, which pytest would not delete immediately
 
 
 def wait_for(line: str, log: Path, process: subprocess.Popen[bytes]) -> None:
@@ -109,7 +109,7 @@ def wait_for(line: str, log: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.model
-def test_a_space_with_only_its_requirements_answers(running: Running) -> None:
+def test_space_with_only_its_requirements_answers(running: RunningSpace) -> None:
     with urllib.request.urlopen(running.url, timeout=20) as answer:
         assert "Prompt or Tune" in answer.read().decode()
     client = Client(running.url, verbose=False)
@@ -119,7 +119,7 @@ def test_a_space_with_only_its_requirements_answers(running: Running) -> None:
         assert record["error"] is None, record
         assert record["code"].strip(), record
     assert [len(record["examples"]) for record in records] == [0, 2, 0]
-    # An adapter of the library, on the real base, generates Python for this intent.
+    # A bundled adapter on the real base generates Python for this intent.
     ast.parse(records[-1]["code"])
     assert "zip" in records[-1]["code"]
     # Gradio itself misses the package `spaces` here, which the Hub also installs; our own files must not fail.
@@ -127,7 +127,7 @@ def test_a_space_with_only_its_requirements_answers(running: Running) -> None:
 
 
 @pytest.mark.model
-def test_training_and_jobs_start_in_the_space(running: Running) -> None:
+def test_training_and_jobs_start_in_the_space(running: RunningSpace) -> None:
     for command in (["-m", "jobs", "list"], ["-m", "train", "--help"]):
         done = subprocess.run(
             [running.python, *command], cwd=running.folder, env=running.environment, capture_output=True, text=True

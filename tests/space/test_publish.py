@@ -1,4 +1,4 @@
-"""`python -m space publish` with the real client, against a local server in place of the Hub."""
+"""`python -m space publish` with the real client and a local server in place of the Hub."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAME = "ada/arena"
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A local Hub with the account "ada", whose token the client uses."""
+    """Serve a local Hub with the account "ada", whose token the client uses."""
     with hub_standin() as running:
         use_hub(running, monkeypatch, tmp_path)
         running.accounts = {TOKEN: Account("ada", orgs={"lab": "read"})}
@@ -36,7 +36,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Path | bytes]:
-    """A Space of four files in place of all of them."""
+    """Replace the built Space by one of four files."""
     picture = space_files(NAME)["thumbnail.png"]
     made: dict[str, Path | bytes] = {
         "README.md": b"---\ntitle: Prompt or Tune\nsdk: gradio\n---\n",
@@ -49,7 +49,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Path | bytes]:
 
 
 def error_message(call: Callable[[], object]) -> str:
-    """The message of the error that the call raises, on one line."""
+    """Return the message of the error that the call raises; it must be one line."""
     with pytest.raises(PromptOrTuneError) as caught:
         call()
     message = str(caught.value)
@@ -63,7 +63,7 @@ def ignore(_: str) -> None:
     return
 
 
-def test_a_new_space_gets_all_files_and_settings_and_runs(
+def test_new_space_gets_all_files_and_settings_and_runs(
     hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "wait_until_running", partial(wait_until_running, poll_seconds=0))
@@ -86,16 +86,14 @@ def test_a_new_space_gets_all_files_and_settings_and_runs(
     assert front_matter(remote["README.md"].decode())["thumbnail"].endswith(
         f"/spaces/{NAME}/resolve/main/thumbnail.png"
     )
-    assert len(hub.history[f"spaces/{NAME}"]) == 2, "all in one commit on top of the Hub's own first one"
+    assert len(hub.history[f"spaces/{NAME}"]) == 2, "one commit after the Hub's initial commit"
     assert "  Cloning\n" in out
     assert "  Installing torch\n" in out
     assert out.splitlines()[-1] == f"It runs on t4-small: {hub.url}/spaces/{NAME}"
     assert "hf_secret" not in out
 
 
-def test_publishing_the_same_again_makes_no_commit_and_restarts_nothing(
-    hub: Hub, small: dict[str, Path | bytes]
-) -> None:
+def test_publishing_an_unchanged_space_makes_no_commit_and_no_restart(hub: Hub, small: dict[str, Path | bytes]) -> None:
     options = SpaceOptions(hardware="l4x1", storage="ada/kept", variables={"A": "1"})
     first = publish_space(NAME, options, ignore)
     assert first.changed
@@ -103,9 +101,9 @@ def test_publishing_the_same_again_makes_no_commit_and_restarts_nothing(
     again = publish_space(NAME, options, ignore)
     assert (again.changed, again.commit) == (False, first.commit)
     written = [line for line in hub.requests[num_requests:] if not line.startswith(("GET", "HEAD"))]
-    # The bucket and what the client asks before a commit; no commit, no setting.
-    harmless = ("/api/buckets/", "/preupload/", "/api/validate-yaml", "/lfs/objects/batch")
-    assert [line for line in written if not any(part in line for part in harmless)] == []
+    # The bucket and the requests before a commit, but no commit and no change of a setting.
+    expected_writes = ("/api/buckets/", "/preupload/", "/api/validate-yaml", "/lfs/objects/batch")
+    assert [line for line in written if not any(part in line for part in expected_writes)] == []
 
 
 def test_changed_files_are_sent_and_removed_files_deleted(hub: Hub, small: dict[str, Path | bytes]) -> None:
@@ -119,12 +117,12 @@ def test_changed_files_are_sent_and_removed_files_deleted(hub: Hub, small: dict[
     remote = files(hub, NAME)
     assert remote["app.py"] == b"print('newer')\n"
     assert "ui/gone.py" not in remote
-    assert remote["notes.txt"] == b"mine", "a file of somebody else stays"
+    assert remote["notes.txt"] == b"mine", "files that were not published from here are not deleted"
     space = hub.spaces.known[NAME]
     assert (space.hardware, space.variables, space.secrets) == ("t4-small", {"A": "2"}, {"S": "x"})
 
 
-def test_other_volumes_stay_mounted(hub: Hub, small: dict[str, Path | bytes]) -> None:
+def test_other_volumes_remain_mounted(hub: Hub, small: dict[str, Path | bytes]) -> None:
     publish_space(NAME, SpaceOptions(storage="ada/old"), ignore)
     model = {"type": "model", "source": "ada/base", "mountPath": "/base", "readOnly": True}
     hub.spaces.known[NAME].volumes.append(model)
@@ -133,7 +131,9 @@ def test_other_volumes_stay_mounted(hub: Hub, small: dict[str, Path | bytes]) ->
     assert sources == [("ada/base", "/base"), ("ada/new", "/data")]
 
 
-def test_a_model_of_the_same_name_is_ignored(hub: Hub, small: dict[str, Path | bytes], tmp_path: Path) -> None:
+def test_model_repository_of_the_same_name_is_not_changed(
+    hub: Hub, small: dict[str, Path | bytes], tmp_path: Path
+) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     hub.add(NAME, tmp_path / "model")
@@ -143,7 +143,7 @@ def test_a_model_of_the_same_name_is_ignored(hub: Hub, small: dict[str, Path | b
 
 
 @pytest.mark.parametrize("marker", ["serve/engine/llm_engine.py", "serve/engine.py"])
-def test_a_space_of_this_or_an_earlier_version_is_updated(
+def test_space_of_the_current_or_an_earlier_version_is_updated(
     marker: str, hub: Hub, small: dict[str, Path | bytes]
 ) -> None:
     hub.spaces.known[NAME] = Space()
@@ -152,7 +152,7 @@ def test_a_space_of_this_or_an_earlier_version_is_updated(
     assert set(files(hub, NAME)) == set(small)
 
 
-def test_a_space_with_another_program_is_refused(hub: Hub, small: dict[str, Path | bytes]) -> None:
+def test_space_with_another_program_is_refused(hub: Hub, small: dict[str, Path | bytes]) -> None:
     hub.spaces.known[NAME] = Space()
     hub.append(f"spaces/{NAME}", {"README.md": Blob(b"x", 1), "chess.py": Blob(b"x", 1)})
     message = error_message(lambda: publish_space(NAME, SpaceOptions(), ignore))
@@ -172,7 +172,7 @@ def test_a_space_with_another_program_is_refused(hub: Hub, small: dict[str, Path
         (Account("ada", role="fineGrained", scopes=("lab",)), NAME, "The fine-grained token may not create"),
     ],
 )
-def test_missing_rights_are_reported_before_anything_is_sent(
+def test_missing_rights_are_reported_before_any_write(
     account: Account | None, name: str, expected: str, hub: Hub, small: dict[str, Path | bytes]
 ) -> None:
     hub.accounts = {TOKEN: account} if account else {}
@@ -180,7 +180,7 @@ def test_missing_rights_are_reported_before_anything_is_sent(
     assert not [line for line in hub.requests if line.startswith(("POST", "PUT"))]
 
 
-def test_without_a_token_the_message_says_how_to_log_in(
+def test_error_without_a_token_explains_how_to_log_in(
     hub: Hub, small: dict[str, Path | bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
@@ -189,7 +189,7 @@ def test_without_a_token_the_message_says_how_to_log_in(
     )
 
 
-def test_a_name_taken_by_a_hidden_space_is_reported(hub: Hub, small: dict[str, Path | bytes]) -> None:
+def test_name_taken_by_a_hidden_space_is_reported(hub: Hub, small: dict[str, Path | bytes]) -> None:
     hub.spaces.known[NAME] = Space(hidden=True)
     assert f"The name '{NAME}' is taken on the Hub" in error_message(
         lambda: publish_space(NAME, SpaceOptions(), ignore)
@@ -206,13 +206,13 @@ def test_hardware_without_a_payment_method_is_reported(exists: bool, hub: Hub, s
 
 
 @pytest.mark.parametrize("name", ["arena", "a/b/c", "ada/ar ena", "", "../x"])
-def test_an_invalid_name_is_refused(name: str, small: dict[str, Path | bytes]) -> None:
+def test_invalid_name_is_refused(name: str, small: dict[str, Path | bytes]) -> None:
     assert error_message(lambda: publish_space(name, SpaceOptions(), ignore)).startswith(
         "That cannot name a Space on the Hub"
     )
 
 
-def test_a_broken_connection_is_reported_and_the_next_run_finishes(
+def test_broken_connection_is_reported_and_the_next_run_succeeds(
     hub: Hub, small: dict[str, Path | bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.cuts["commit"] = 1
@@ -241,7 +241,7 @@ def test_invalid_options_are_refused(options: list[str], expected: str, capsys: 
     assert len(output.splitlines()) == 1
 
 
-def test_a_secret_may_come_from_the_environment(
+def test_secret_can_be_read_from_the_environment(
     hub: Hub, small: dict[str, Path | bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MY_KEY", "from-here")
@@ -262,7 +262,7 @@ class Clock:
 
 
 def wait_for_space(hub: Hub, space: Space, clock: Clock, commit: str | None = None) -> str:
-    """Wait for `commit`, by default the latest one, of a Space in this state."""
+    """Set the state of the Space, and wait until it runs `commit`, by default the latest one."""
     hub.spaces.known[NAME] = space
     hub.append(f"spaces/{NAME}", {"app.py": Blob(b"x", 1)})
     expected = commit or hub.history[f"spaces/{NAME}"][-1].oid
@@ -279,7 +279,7 @@ def wait_for_space(hub: Hub, space: Space, clock: Clock, commit: str | None = No
         ("PAUSED", "", "is paused: start it again in its settings"),
     ],
 )
-def test_the_reason_of_a_failed_start_is_reported(stage: str, error: str, expected: str, hub: Hub) -> None:
+def test_reason_of_a_failed_start_is_reported(stage: str, error: str, expected: str, hub: Hub) -> None:
     log = ["Installing\n", "ERROR: No matching distribution found\n"]
     space = Space(stages=["BUILDING", "BUILDING", stage], log=log, error=error)
     assert expected in error_message(lambda: wait_for_space(hub, space, Clock(1)))
@@ -292,19 +292,19 @@ def test_waiting_ends_at_the_timeout(hub: Hub) -> None:
     )
 
 
-def test_a_former_version_that_still_runs_does_not_count(hub: Hub) -> None:
+def test_running_earlier_commit_is_not_accepted_as_the_new_one(hub: Hub) -> None:
     space = Space(stages=["RUNNING"])
     error_message(lambda: wait_for_space(hub, space, Clock(10), commit="0" * 40))
     assert space.asked > 5
 
 
-def test_without_a_commit_in_the_status_the_stage_must_last(hub: Hub) -> None:
+def test_running_stage_must_persist_if_the_status_has_no_commit(hub: Hub) -> None:
     space = Space(stages=["RUNNING"], names_commit=False)
     assert wait_for_space(hub, space, Clock(1)) == "cpu-basic"
     assert space.asked > 5
 
 
-def test_each_line_of_the_build_log_is_reported_once_and_printable(hub: Hub) -> None:
+def test_lines_of_the_build_log_are_printed_once_and_escaped(hub: Hub) -> None:
     lines: list[str] = []
     hub.spaces.known[NAME] = Space(
         stages=["BUILDING", "BUILDING", "BUILDING", "RUNNING"], log=["one\n", "two \x1b[31m\n", "three"]

@@ -24,7 +24,7 @@ def test_outside_a_space_all_settings_are_empty(tmp_path: Path) -> None:
     assert found.training_access == "everyone"
 
 
-def test_the_author_owns_the_space_and_alone_may_train(tmp_path: Path) -> None:
+def test_only_the_author_owns_the_space_and_may_train(tmp_path: Path) -> None:
     found = space_settings(SPACE, tmp_path / "none")
     assert found.is_space
     assert (found.id, found.owner, set(found.owners)) == ("someone/prompt-or-tune", "someone", {"someone"})
@@ -33,30 +33,30 @@ def test_the_author_owns_the_space_and_alone_may_train(tmp_path: Path) -> None:
     assert found.training_access == "owner"
 
 
-def test_the_owner_is_taken_from_the_id_without_an_author(tmp_path: Path) -> None:
+def test_owner_is_taken_from_the_id_without_an_author(tmp_path: Path) -> None:
     found = space_settings({"SPACE_ID": "lab/prompt-or-tune"}, tmp_path / "none")
     assert found.owner == "lab"
     assert not found.oauth
 
 
-def test_owners_are_added_by_a_variable(tmp_path: Path) -> None:
+def test_variable_adds_owners(tmp_path: Path) -> None:
     found = space_settings(SPACE | {"PROMPT_OR_TUNE_OWNERS": "ada, grace ,"}, tmp_path / "none")
     assert set(found.owners) == {"someone", "ada", "grace"}
 
 
 @pytest.mark.parametrize(("value", "expected"), [("true", True), ("1", True), ("false", False), ("", False)])
-def test_nobody_trains_on_zero_gpu(value: str, expected: bool, tmp_path: Path) -> None:
+def test_training_is_disabled_on_zero_gpu(value: str, expected: bool, tmp_path: Path) -> None:
     found = space_settings(SPACE | {"SPACES_ZERO_GPU": value}, tmp_path / "none")
     assert found.zero_gpu is expected
     assert found.training_access == ("nobody" if expected else "owner")
 
 
-def test_mounted_storage_becomes_the_cache_folder(tmp_path: Path) -> None:
+def test_mounted_storage_is_the_cache_folder(tmp_path: Path) -> None:
     assert space_settings(SPACE, tmp_path).persistent_cache_dir == tmp_path / "prompt-or-tune"
-    assert list(tmp_path.iterdir()) == [], "the probe leaves nothing behind"
+    assert list(tmp_path.iterdir()) == [], "the probe leaves no files"
 
 
-def test_a_cache_folder_that_is_set_has_precedence(tmp_path: Path) -> None:
+def test_cache_folder_variable_has_precedence_over_storage(tmp_path: Path) -> None:
     assert space_settings(SPACE | {"PROMPT_OR_TUNE_HOME": "/elsewhere"}, tmp_path).persistent_cache_dir is None
 
 
@@ -71,5 +71,5 @@ def test_read_only_storage_is_not_used(tmp_path: Path) -> None:
 
 
 def test_storage_without_support_for_a_database_is_not_used() -> None:
-    # The kernel's folder accepts no files.
+    # No file can be created in /proc.
     assert not sqlite_works(Path("/proc"))

@@ -1,4 +1,4 @@
-"""A local server for data sets in place of the Hub, for the real client: folders on disk, one commit each."""
+"""Local server of data sets in place of the Hub, for the real client: folders on disk with one commit each."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DatasetHub:
 
 @contextmanager
 def dataset_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DatasetHub]:
-    """Serve on a free port, and point the client to it with its own cache."""
+    """Serve on a free port, and make the client use the server and a temporary cache."""
     hub = DatasetHub()
 
     class Handler(_Handler):

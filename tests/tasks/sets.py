@@ -1,4 +1,4 @@
-"""Rows of each data set, small folders of them, and the folder of the real ones."""
+"""Rows of each data set, helpers to write them, and the folder of the real data sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.problem import AssertTest, Problem
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = Path(os.environ.get("PROMPT_OR_TUNE_TEST_DATA") or ROOT.parent / "shared" / "data")
-# The fixture skips where there is no data, and fails where CI is set.
+# The fixture skips the test if there is no data.
 needs_real_data = pytest.mark.usefixtures("data_dir")
 
 PAIR = {"id": "q-1", "nl": "add 1 to `x`", "cmd": "x += 1"}
@@ -43,7 +43,7 @@ def write_rows(path: Path, *rows: dict[str, Any]) -> Path:
 
 
 def run(problem: Problem, code: str) -> None:
-    """Run the problem's asserts after `code`, as the sandbox does: code, set-up, assert."""
+    """Run the problem's asserts in the order of the sandbox: code, set-up, assert."""
     limit = sys.get_int_max_str_digits()
     try:
         for test in problem.tests:
@@ -63,5 +63,5 @@ class FakeHub:
 
     def _load(self, format: str, *, data_files: str, split: str) -> Any:
         self.requests.append((format, data_files))
-        assert split == "train"  # the one split that a single data file has
+        assert split == "train"  # the only split of a single data file
         return datasets.Dataset.from_list(self._rows)

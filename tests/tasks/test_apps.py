@@ -19,12 +19,12 @@ from tests.tasks.sets import APPS_ROW, REAL, FakeHub, needs_real_data, run, writ
 
 def test_apps_folders_have_no_training_split(tmp_path: Path) -> None:
     write_rows(tmp_path / "apps" / "apps_unique128.jsonl", APPS_ROW)
-    with pytest.raises(DataError, match=messages.HAS_ONLY_SPLIT_TEST_LEAVE_DATA):
+    with pytest.raises(DataError, match=messages.ONLY_TEST_SPLIT):
         load_examples("apps", tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("files", "says"),
+    ("files", "expected"),
     [
         ({"question.txt": ""}, r"question\.txt: column 'text' is empty"),
         ({"solutions.json": "{"}, r"solutions\.json: not JSON"),
@@ -35,16 +35,16 @@ def test_apps_folders_have_no_training_split(tmp_path: Path) -> None:
         ({"metadata.json": "3"}, r"metadata\.json: must be a JSON object"),
     ],
 )
-def test_a_bad_folder_of_apps(tmp_path: Path, files: dict[str, str], says: str) -> None:
+def test_invalid_folder_of_apps_is_an_error(tmp_path: Path, files: dict[str, str], expected: str) -> None:
     folder = tmp_path / "0001"
     folder.mkdir()
     for name, text in {"question.txt": "Double it.", **files}.items():
         (folder / name).write_text(text)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=expected):
         load_problems("apps", "test", tmp_path)
 
 
-def test_apps_unique128_are_program_runs(tmp_path: Path) -> None:
+def test_apps_unique128_layout_has_program_runs(tmp_path: Path) -> None:
     call = {**APPS_ROW, "id": 8, "starter_code": "def double(x):", "test_list": [{"input": "1", "output": [[2, 5]]}]}
     write_rows(tmp_path / "apps_unique128.jsonl", APPS_ROW, call)
     plain, rewritten = load_problems("apps", "test", tmp_path)
@@ -60,7 +60,7 @@ def test_apps_unique128_are_program_runs(tmp_path: Path) -> None:
     assert rewritten.tests == (StdioTest("1", "[2, 5]"),)
 
 
-def test_apps_original_layout(tmp_path: Path) -> None:
+def test_apps_original_layout_is_read(tmp_path: Path) -> None:
     call = tmp_path / "0042"
     call.mkdir()
     (call / "question.txt").write_text("Double it.\r\n")
@@ -97,7 +97,7 @@ def test_apps_original_layout(tmp_path: Path) -> None:
         ("1" * 5000, f"def f(x): return int('{'1' * 5000}')", True),
     ],
 )
-def test_apps_calls_compare_as_in_its_own_checker(output: str, code: str, passes: bool) -> None:
+def test_apps_calls_are_compared_as_in_its_own_checker(output: str, code: str, passes: bool) -> None:
     tests = parse_tests(f'{{"fn_name": "f", "inputs": [[1]], "outputs": [{output}]}}', "here")
     problem = Problem("x", "x", tests=tests.tests)
     if passes:
@@ -107,14 +107,14 @@ def test_apps_calls_compare_as_in_its_own_checker(output: str, code: str, passes
             run(problem, code)
 
 
-def test_apps_inputs_may_be_lists_of_lines() -> None:
+def test_apps_inputs_can_be_lists_of_lines() -> None:
     tests = parse_tests('{"inputs": [["1 2", "3"], "4"], "outputs": [["a"], "b\\n"]}', "here")
     assert tests.tests == (StdioTest("1 2\n3", "a"), StdioTest("4", "b\n"))
     assert tests.function is None
 
 
 @needs_real_data
-def test_real_apps_in_both_layouts() -> None:
+def test_real_apps_is_read_in_both_layouts() -> None:
     problems = load_problems("apps", "test", REAL)
     assert len(problems) == 128
     assert sum(len(problem.tests) for problem in problems) == 1602
@@ -143,7 +143,7 @@ def apps_rows(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def test_apps_from_the_hub_as_the_study_splits_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_apps_from_the_hub_has_the_splits_of_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = apps_rows(900)
     hub = FakeHub(monkeypatch, rows)
     train, validation = load_problems("apps", "train"), load_problems("apps", "validation")
@@ -162,5 +162,5 @@ def test_apps_from_the_hub_as_the_study_splits_it(monkeypatch: pytest.MonkeyPatc
     ]
 
 
-def test_first_rows_of_each_difficulty() -> None:
+def test_limit_selects_the_first_rows_of_each_difficulty() -> None:
     assert first_per_difficulty("aabbba", 2) == [0, 1, 2, 3]

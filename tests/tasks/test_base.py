@@ -24,7 +24,7 @@ def write(path: Path, *lines: str | bytes) -> Path:
     return path
 
 
-def test_rows_are_those_that_the_datasets_library_reads(tmp_path: Path) -> None:
+def test_rows_equal_those_of_the_datasets_library(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", *(json.dumps(row, ensure_ascii=False) for row in ROWS))
     oracle = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
     assert [row.values for row in read_rows(path, "rows")] == oracle.to_list() == ROWS
@@ -40,7 +40,7 @@ def test_bom_blank_lines_and_windows_newlines_are_accepted(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "expected"),
     [
         ("{'nl': 1}", "line 2: not JSON (Expecting property name"),
         ('{"nl": "a", "cmd": "b"', "line 2: not JSON"),
@@ -52,32 +52,32 @@ def test_bom_blank_lines_and_windows_newlines_are_accepted(tmp_path: Path) -> No
         (b'{"nl": "gr\xfc\xdfe"}', "line 2: not UTF-8 (byte 11 of the line)."),
     ],
 )
-def test_a_bad_line_is_reported_with_its_number(tmp_path: Path, line: str | bytes, says: str) -> None:
+def test_invalid_line_is_reported_with_its_number(tmp_path: Path, line: str | bytes, expected: str) -> None:
     path = write(tmp_path / "rows.jsonl", json.dumps(ROWS[0]), line)
     with pytest.raises(DataError) as caught:
         read_rows(path, "rows")
-    assert str(caught.value).startswith(f"{path}, {says}")
+    assert str(caught.value).startswith(f"{path}, {expected}")
     assert "\n" not in str(caught.value)
 
 
 def test_utf16_is_reported_at_its_first_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(ROWS[0]), encoding="utf-16")
-    with pytest.raises(DataError, match=messages.LINE_NOT_UTF_BYTE_LINE):
+    with pytest.raises(DataError, match=messages.LINE_NOT_UTF8):
         read_rows(path, "rows")
 
 
-def test_missing_empty_and_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=messages.NO_SUCH_FILE_GONEJSONL_SHOULD_HOLD):
+def test_missing_empty_and_unreadable_files_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=messages.ROWS_FILE_MISSING):
         read_rows(tmp_path / "gone.jsonl", "the rows")
     with pytest.raises(DataError, match=messages.NO_SUCH_FILE):
         read_rows(tmp_path, "the rows")
-    with pytest.raises(DataError, match=messages.EMPTYJSONL_EMPTY_SHOULD_HOLD_ROWS):
+    with pytest.raises(DataError, match=messages.ROWS_FILE_EMPTY):
         read_rows(write(tmp_path / "empty.jsonl", "", "  "), "the rows")
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "expected"),
     [
         ({"id": 1, "text": "x"}, "here: column 'nl' is missing; the columns there are id, text."),
         ({}, "here: column 'nl' is missing; the columns there are none."),
@@ -89,13 +89,13 @@ def test_missing_empty_and_unreadable_files(tmp_path: Path) -> None:
         ({"nl": "\ud800"}, "here: column 'nl' has half a character (a lone surrogate)."),
     ],
 )
-def test_a_bad_text(values: dict[str, object], says: str) -> None:
+def test_value_that_is_not_a_text_is_an_error(values: dict[str, object], expected: str) -> None:
     with pytest.raises(DataError) as caught:
         DatasetRow("here", values).text("nl")
-    assert str(caught.value) == says
+    assert str(caught.value) == expected
 
 
-def test_other_columns() -> None:
+def test_columns_of_other_types_are_checked() -> None:
     row = DatasetRow("here", {"n": 3, "tests": ["a", "b"], "mixed": ["a", 1], "none": None, "question_id": "q-1"})
     assert (row.number("n"), row.texts("tests"), row.optional_text("none"), row.optional_text("gone")) == (
         3,
@@ -106,21 +106,21 @@ def test_other_columns() -> None:
     assert row.row_id("default") == "q-1"
     assert DatasetRow("here", {"id": 7}).row_id("default") == "7"
     assert DatasetRow("here", {"id": ""}).row_id("default") == "default"
-    with pytest.raises(DataError, match=messages.MUST_WHOLE_NUMBER_LIST):
+    with pytest.raises(DataError, match=messages.MUST_BE_WHOLE_NUMBER):
         row.number("tests")
-    with pytest.raises(DataError, match=messages.MUST_LIST_NUMBER):
+    with pytest.raises(DataError, match=messages.MUST_BE_LIST):
         row.texts("n")
-    with pytest.raises(DataError, match=messages.MUST_LIST_TEXTS_HAS_NUMBER):
+    with pytest.raises(DataError, match=messages.MUST_BE_LIST_OF_TEXTS):
         row.texts("mixed")
-    with pytest.raises(DataError, match=messages.MUST_TEXT_NUMBER):
+    with pytest.raises(DataError, match=messages.MUST_BE_TEXT):
         row.optional_text("n")
 
 
-def test_json_files(tmp_path: Path) -> None:
+def test_json_files_are_read_or_an_error(tmp_path: Path) -> None:
     assert read_json(write(tmp_path / "a.json", '\ufeff{"a": 1}')) == {"a": 1}
-    with pytest.raises(DataError, match=messages.BJSON_NOT_JSON):
+    with pytest.raises(DataError, match=messages.FILE_NOT_JSON):
         read_json(write(tmp_path / "b.json", "{"))
-    with pytest.raises(DataError, match=messages.CJSON_NOT_UTF):
+    with pytest.raises(DataError, match=messages.FILE_NOT_UTF8):
         read_json(write(tmp_path / "c.json", b"\xff"))
-    with pytest.raises(DataError, match=messages.THERE_NOT_JSON):
+    with pytest.raises(DataError, match=messages.TEXT_NOT_JSON):
         parse_json("nope", "there")

@@ -36,7 +36,7 @@ CODE = "def f(x):\n    return x"
         ("\n\n", ""),
     ],
 )
-def test_plain_answers(text: str, code: str) -> None:
+def test_code_of_plain_answers_is_extracted(text: str, code: str) -> None:
     assert extract_code(text, PLAIN) == code
 
 
@@ -50,7 +50,7 @@ def test_plain_answers(text: str, code: str) -> None:
         ('s = "```"\nprint(s)\n```', 's = "```"\nprint(s)'),
     ],
 )
-def test_answers_to_an_open_fence(text: str, code: str) -> None:
+def test_code_of_answers_to_an_open_fence_is_extracted(text: str, code: str) -> None:
     assert extract_code(text, OPEN) == code
 
 
@@ -58,31 +58,31 @@ def test_answers_to_an_open_fence(text: str, code: str) -> None:
 @pytest.mark.parametrize(
     "code", [CODE, "x", "x = [1,\n     2]", "# only a comment\npass", "for i in x:\n    pass\n\nprint(i)"]
 )
-def test_the_code_of_a_formatted_answer_is_extracted(style: object, code: str) -> None:
+def test_code_of_a_formatted_answer_is_extracted(style: object, code: str) -> None:
     chosen = next(item for item in STYLES.values() if item is style)
     assert extract_code(format_completion(code, chosen), chosen) == code
     assert extract_code(format_answer(code, chosen), chosen) == code
 
 
-def test_an_answer_ends_at_the_closing_fence() -> None:
+def test_answer_ends_at_the_closing_fence() -> None:
     text = f"```python\n{CODE}\n```\n"
     assert answer_end(text, CHAT) == len(text) - 1
     assert answer_end(f"{CODE}\n```", OPEN) == len(CODE) + 4
 
 
-def test_an_answer_ends_where_a_further_example_begins() -> None:
+def test_answer_ends_where_a_further_example_begins() -> None:
     assert answer_end("x.sort()\n\n### Instruction:", PLAIN) == len("x.sort()\n\n")
 
 
 @pytest.mark.parametrize(
     "text", ["", "x", "```python", "```python\n", "### Instruction:\nsort x\n### Response:\nx", "\n"]
 )
-def test_an_answer_does_not_end_before_it_begins(text: str) -> None:
+def test_incomplete_answer_has_no_end(text: str) -> None:
     assert answer_end(text, PLAIN) is None
 
 
 @given(st.text(alphabet="`#\n xI:<|>def()=_python", max_size=80), st.sampled_from(list(STYLES.values())))
-def test_any_text_is_read_without_an_error(text: str, style: object) -> None:
+def test_extraction_of_any_text_raises_no_error(text: str, style: object) -> None:
     chosen = next(item for item in STYLES.values() if item is style)
     end = answer_end(text, chosen)
     assert end is None or 0 <= end <= len(text)
@@ -90,7 +90,7 @@ def test_any_text_is_read_without_an_error(text: str, style: object) -> None:
 
 
 @pytest.mark.parametrize("code", ["x", "print(x)", "def f():\n    return 1", "  x = 1\n"])
-def test_programs_parse(code: str) -> None:
+def test_valid_programs_parse(code: str) -> None:
     assert is_valid_python(code)
 
 
@@ -99,7 +99,7 @@ def test_invalid_programs_do_not_parse(code: str) -> None:
     assert not is_valid_python(code)
 
 
-def test_doubtful_escapes_and_comparisons_cause_no_warning() -> None:
+def test_invalid_escapes_and_literal_comparisons_cause_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert is_valid_python("x = '\\d'; x is 1")

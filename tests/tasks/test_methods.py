@@ -22,14 +22,14 @@ ADAPTERS = ["lora-conala", "lora-starter"]
         ("lora-starter+icl-3", FixedExamples(3), "lora-starter"),
     ],
 )
-def test_a_name_is_parsed_and_the_method_has_that_name(name: str, examples: object, adapter: str | None) -> None:
+def test_method_name_is_parsed_and_restored(name: str, examples: object, adapter: str | None) -> None:
     method = parse_method(name, ADAPTERS)
     assert (method.examples, method.adapter) == (examples, adapter)
     assert method.name == name
     assert parse_method(method.name, ADAPTERS) == method
 
 
-def test_order_and_spaces_are_ignored() -> None:
+def test_order_of_parts_and_spaces_is_ignored() -> None:
     assert parse_method(" rag-8 + lora-conala ", ADAPTERS) == Method(
         "lora-conala+rag-8", NearestExamples(8), "lora-conala"
     )
@@ -45,7 +45,7 @@ def test_order_and_spaces_are_ignored() -> None:
         ("zero-shot+rag-8", "Unknown method"),
     ],
 )
-def test_the_error_for_an_unknown_name_has_the_most_similar_one(name: str, message: str) -> None:
+def test_error_for_an_unknown_name_suggests_the_most_similar_one(name: str, message: str) -> None:
     with pytest.raises(UnknownNameError, match=message.replace("(", r"\(")):
         parse_method(name, ADAPTERS)
 

@@ -12,7 +12,7 @@ from tasks.problem import AssertTest, Problem, StdioTest
 from tests.tasks.sets import run
 
 
-def test_asserts_with_the_lines_before_them() -> None:
+def test_asserts_are_parsed_with_the_lines_before_them() -> None:
     tests = parse_pasted_tests("import math\nassert f(0) == 0\n\nxs = [1,\n  2]\nassert f(xs) == math.pi, 'why'\r\n")
     assert tests == (
         AssertTest("assert f(0) == 0", "import math"),
@@ -20,7 +20,7 @@ def test_asserts_with_the_lines_before_them() -> None:
     )
 
 
-def test_a_session() -> None:
+def test_session_is_parsed() -> None:
     text = (
         "Some words.\n\n  >>> import math\n  >>> f(2)\n  4\n  >>> f('a')  # text\n  'aa'\n"
         "  >>> f([1,\n  ...    2])\n  [1, 2]\n"
@@ -41,14 +41,14 @@ def test_a_session() -> None:
         (">>> x = []\n>>> f(x)\n0\n>>> x.append(1)\n>>> f(x)\n1", "f = len"),
     ],
 )
-def test_the_asserts_of_a_session_are_equivalent(session: str, code: str) -> None:
+def test_session_is_converted_to_equivalent_asserts(session: str, code: str) -> None:
     tests = parse_pasted_tests(session)
     run(Problem("x", "x", tests=tests), code)
     with pytest.raises(AssertionError):
         run(Problem("x", "x", tests=tests), "def f(x): return 'something else'")
 
 
-def test_program_runs_in_blocks_and_on_one_line() -> None:
+def test_program_runs_are_parsed_in_blocks_and_on_one_line() -> None:
     text = "\nInput:\n2 3\n\n4\n\nOutput:\n5\n\ninput: 1 1\noutput: 2\nINPUT :\noutput:\nnothing read\n  indented \n"
     assert parse_pasted_tests(text) == (
         StdioTest("2 3\n\n4\n", "5\n"),
@@ -58,7 +58,7 @@ def test_program_runs_in_blocks_and_on_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ("", "There is no test in this text: write lines like"),
         ("import math\n", "There is no test in this text"),
@@ -84,8 +84,8 @@ def test_program_runs_in_blocks_and_on_one_line() -> None:
         ("#" * 100_001, "The tests have 100001 characters"),
     ],
 )
-def test_errors_are_one_line(text: str, says: str) -> None:
-    with pytest.raises(DataError, match=says) as caught:
+def test_errors_are_one_line(text: str, expected: str) -> None:
+    with pytest.raises(DataError, match=expected) as caught:
         parse_pasted_tests(text)
     assert "\n" not in str(caught.value)
 

@@ -22,11 +22,11 @@ def chat(messages: object) -> str:
     return "".join(f"<{turn['role']}>{turn['content']}</>" for turn in turns) + "<assistant>"
 
 
-def test_the_plain_style_is_exactly_the_template_of_the_study() -> None:
+def test_plain_style_equals_the_template_of_the_study() -> None:
     assert render_prompt("reverse `s`", [], STYLES["plain"]) == "### Instruction:\nreverse `s`\n### Response:\n"
 
 
-def test_examples_come_first_and_in_their_order() -> None:
+def test_examples_precede_the_intent_in_their_order() -> None:
     assert render_prompt("reverse `s`", EXAMPLES, STYLES["plain"]) == (
         "### Instruction:\nadd `x` and `y`\n### Response:\nx + y\n\n"
         "### Instruction:\nsort `z`\n### Response:\nz.sort()\nprint(z)\n\n"
@@ -34,12 +34,12 @@ def test_examples_come_first_and_in_their_order() -> None:
     )
 
 
-def test_examples_of_a_chat_are_earlier_turns() -> None:
+def test_examples_of_a_chat_style_are_earlier_turns() -> None:
     text = render_prompt("reverse `s`", EXAMPLES[:1], STYLES["chat"], chat)
     assert text == "<user>add `x` and `y`</><assistant>```python\nx + y\n```</><user>reverse `s`</><assistant>"
 
 
-def test_a_prefilled_style_opens_the_fence_that_training_continues() -> None:
+def test_completion_of_a_prefilled_style_continues_after_the_opened_fence() -> None:
     style = STYLES["chat-python-open"]
     assert render_prompt("x", [], style, chat).endswith("<assistant>```python\n")
     assert format_completion("x = 1", style) == "x = 1\n```"
@@ -47,8 +47,8 @@ def test_a_prefilled_style_opens_the_fence_that_training_continues() -> None:
 
 
 @pytest.mark.parametrize("style", STYLES.values(), ids=lambda style: style.name)
-def test_a_prompt_with_its_completion_is_the_turn_of_an_example(style: object) -> None:
-    """A training target has exactly the form of an example with that code."""
+def test_training_text_equals_the_turn_of_an_example(style: object) -> None:
+    """The prompt with its completion is the same text as an example in a few-shot prompt."""
     assert style in STYLES.values()
     chosen = get_style(style.name)  # type: ignore[attr-defined]
     training_text = render_prompt(EXAMPLES[0].intent, [], chosen, chat) + format_completion(EXAMPLES[0].code, chosen)
@@ -64,7 +64,7 @@ def test_fingerprints_differ_between_styles_and_change_with_the_text() -> None:
 
 
 def test_fingerprints_of_the_styles_have_not_changed() -> None:
-    """A change here makes every existing adapter unusable."""
+    """A changed fingerprint makes every existing adapter unusable."""
     assert {name: style.fingerprint for name, style in STYLES.items()} == {
         "plain": "8295293f1faa5233",
         "plain-python": "9f969445107fe6db",
@@ -81,17 +81,17 @@ def test_fingerprints_of_the_styles_have_not_changed() -> None:
     }
 
 
-def test_an_intent_with_braces_is_left_alone() -> None:
+def test_braces_in_an_intent_are_not_formatted() -> None:
     assert "format {x} and {}" in render_prompt("format {x} and {}", [], STYLES["plain-short"])
 
 
-def test_a_chat_style_without_a_template_is_refused() -> None:
+def test_chat_style_without_a_template_is_refused() -> None:
     with pytest.raises(PromptOrTuneError, match=expected.NEEDS_CHAT_TEMPLATE):
         render_prompt("x", [], STYLES["chat"])
 
 
-def test_an_unknown_style_is_reported_with_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match=expected.DID_YOU_MEAN_PLAIN_SHORT):
+def test_error_of_an_unknown_style_suggests_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match=expected.UNKNOWN_STYLE_SUGGESTS_PLAIN_SHORT):
         get_style("plain-shrt")
 
 
@@ -99,16 +99,16 @@ RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 
 
 @pytest.mark.parametrize("data", ["conala", "starter"])
-def test_each_baseline_gets_its_best_style_on_validation(data: str) -> None:
+def test_each_baseline_uses_its_best_style_on_validation(data: str) -> None:
     measured = json.loads((RESULTS / f"prompt-style-{data}.json").read_text(encoding="utf-8"))
     assert measured["settings"]["split"] == "validation"
     for shots in ("zero-shot", "few-shot"):
         scores = [score for score in measured["scores"] if score["shots"] == shots]
-        best = max(scores, key=lambda score: score["mean"])  # the first of equals, as in the command
+        best = max(scores, key=lambda score: score["mean"])  # the first of equal scores, as in the command
         chosen = choose_style(measured["settings"]["base_id"], True, data, shots == "few-shot")
         assert (chosen.name, chosen.fingerprint) == (best["style"], best["fingerprint"])
 
 
-def test_a_base_that_was_not_measured_gets_a_default() -> None:
+def test_default_style_is_used_for_a_base_without_results() -> None:
     assert choose_style("someone/new", True, "starter", False).format == "chat"
     assert choose_style("someone/new", False, "starter", True).format == "plain"

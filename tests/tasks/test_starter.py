@@ -1,4 +1,4 @@
-"""The starter data set: its rows, its splits, and its references run against its tests."""
+"""The starter data set: its rows, its splits, and its tests, which only the references pass."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOPICS = {
 }
 KEYS = ["id", "topic", "intent", "code"]
 
-# Reads [id, code, setup, tests] rows and prints {id: what went wrong}.
+# Program that reads [id, code, setup, tests] rows and prints {id: error}.
 RUNNER = """
 import json, sys
 failed = {}
@@ -70,7 +70,7 @@ def failures(problems: list[list[Any]]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("split", MIN_ROWS)
-def test_rows_have_the_keys_and_unique_ids(split: str) -> None:
+def test_rows_have_the_expected_keys_and_unique_ids(split: str) -> None:
     found = rows(split)
     keys = [*KEYS, "setup", "tests"] if split in TESTED else KEYS
     assert len(found) >= MIN_ROWS[split]
@@ -79,7 +79,7 @@ def test_rows_have_the_keys_and_unique_ids(split: str) -> None:
     assert {row["topic"] for row in found} == TOPICS
 
 
-def test_splits_share_no_intent_and_no_name() -> None:
+def test_splits_have_no_common_intents_and_names() -> None:
     intents = {split: {fold(row["intent"]) for row in rows(split)} for split in MIN_ROWS}
     names = {split: {name.casefold() for row in rows(split) for name in definitions(row["code"])} for split in MIN_ROWS}
     for one, other in combinations(MIN_ROWS, 2):
@@ -88,7 +88,7 @@ def test_splits_share_no_intent_and_no_name() -> None:
 
 
 @pytest.mark.parametrize("split", MIN_ROWS)
-def test_code_defines_what_the_intent_names(split: str) -> None:
+def test_code_defines_the_name_in_the_intent(split: str) -> None:
     wrong = [row["id"] for row in rows(split) if entry(row) not in definitions(row["code"])]
     assert wrong == []
 

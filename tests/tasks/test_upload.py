@@ -1,4 +1,4 @@
-"""Uploaded files: every format and all usual column names give the same examples."""
+"""Uploaded files: all formats and usual column names give the same examples."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_csv(path: Path, delimiter: str = ",", bom: str = "", end: str = "\r\n"
     return path
 
 
-def test_json_lines_with_a_bom_and_blank_lines(tmp_path: Path) -> None:
+def test_json_lines_with_a_bom_and_blank_lines_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + "\n\n".join(json.dumps(row) for row in ROWS).encode())
     assert pairs(path) == PAIRS
@@ -54,25 +54,25 @@ def test_json_lines_with_a_bom_and_blank_lines(tmp_path: Path) -> None:
     ("name", "value"),
     [("a.json", ROWS), ("a.jsonl", ROWS), ("a.json", {"version": [1], "data": ROWS}), ("a.json", {"train": ROWS})],
 )
-def test_a_json_list_with_either_ending(tmp_path: Path, name: str, value: Any, indent: int | None) -> None:
+def test_json_list_is_read_with_either_file_ending(tmp_path: Path, name: str, value: Any, indent: int | None) -> None:
     (tmp_path / name).write_text(json.dumps(value, indent=indent))
     assert pairs(tmp_path / name) == PAIRS
 
 
-def test_rows_of_a_json_list_have_their_lines(tmp_path: Path) -> None:
+def test_rows_of_a_json_list_have_line_numbers(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(ROWS, indent=1))
     assert list(read_upload(path).locations.values()) == ["line 2", "line 6"]
 
 
-def test_json_lines_with_the_ending_json(tmp_path: Path) -> None:
+def test_json_lines_with_the_file_ending_json_are_read(tmp_path: Path) -> None:
     assert pairs(jsonl(tmp_path / "a.json", *ROWS)) == PAIRS
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_csv_with_line_ends_inside_quotes(tmp_path: Path, delimiter: str, bom: str, end: str) -> None:
+def test_csv_with_line_ends_inside_quotes_is_read(tmp_path: Path, delimiter: str, bom: str, end: str) -> None:
     path = write_csv(tmp_path / "a.csv", delimiter, bom, end)
     assert pairs(path) == PAIRS
     assert list(read_upload(path).locations.values()) == ["line 2", "line 3"]
@@ -86,7 +86,7 @@ def test_csv_lines_are_counted_in_the_file(tmp_path: Path) -> None:
     assert list(upload.locations.values()) == ["line 2", "line 6"]
 
 
-def test_parquet(tmp_path: Path) -> None:
+def test_parquet_is_read(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([row | {"embedding": [0.5] * 9} for row in ROWS]), tmp_path / "a.parquet")
     upload = read_upload(tmp_path / "a.parquet")
     assert [(example.intent, example.code) for example in upload.examples] == PAIRS
@@ -128,15 +128,15 @@ def test_usual_columns_are_recognised(tmp_path: Path, row: dict[str, Any], mappi
     assert str(read_upload(path).mapping) == mapping
 
 
-def test_an_input_is_appended_to_its_instruction(tmp_path: Path) -> None:
+def test_input_is_appended_to_its_instruction(tmp_path: Path) -> None:
     rows = [{"instruction": "sum up", "input": text, "output": "s()"} for text in ("[1, 2]\n", "  ", "<noinput>")]
-    # The columns are those of the first rows; the input may be in a later one.
+    # The columns are detected in the first rows; the input can be in a later row.
     path = jsonl(tmp_path / "a.jsonl", {"instruction": "sum up", "output": "s()"}, *rows)
     joined = [intent for intent, _ in pairs(path)]
     assert joined == ["sum up", "sum up\n[1, 2]", "sum up", "sum up"]
 
 
-def test_a_chat_in_parquet_and_content_in_parts(tmp_path: Path) -> None:
+def test_chats_in_parquet_and_content_in_parts_are_read(tmp_path: Path) -> None:
     chat = {"messages": [{"role": "system", "content": "Be brief."}, user("do it"), assistant("it()")]}
     pq.write_table(pa.Table.from_pylist([chat]), tmp_path / "a.parquet")
     upload = read_upload(tmp_path / "a.parquet")
@@ -146,7 +146,7 @@ def test_a_chat_in_parquet_and_content_in_parts(tmp_path: Path) -> None:
     assert pairs(jsonl(tmp_path / "b.jsonl", parts)) == [("do it", "it()")]
 
 
-def test_a_mapping_overrides_the_detection(tmp_path: Path) -> None:
+def test_mapping_overrides_the_detection(tmp_path: Path) -> None:
     row = {"intent": "do it", "rewritten_intent": "do `it`", "snippet": "it()", "tested": "it(1)"}
     path = jsonl(tmp_path / "a.jsonl", row)
     assert pairs(path, intent_column="rewritten_intent") == [("do `it`", "it()")]
@@ -154,18 +154,18 @@ def test_a_mapping_overrides_the_detection(tmp_path: Path) -> None:
     assert pairs(path, intent_column="rewritten_intent", code_column="tested") == [("do `it`", "it(1)")]
 
 
-def test_a_chat_under_another_name_is_mapped_as_both(tmp_path: Path) -> None:
+def test_chat_column_of_another_name_is_mapped_as_both_columns(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"dialogue": [user("do it"), assistant("it()")]})
     assert pairs(path, intent_column="dialogue", code_column="dialogue") == [("do it", "it()")]
 
 
 def test_unknown_columns_are_listed_with_the_options_to_map_them(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"ask": "do it", "reply": "it()"})
-    with pytest.raises(DataError, match=messages.HAS_COLUMNS_ASK_REPLY_ADD_INTENT):
+    with pytest.raises(DataError, match=messages.COLUMNS_UNKNOWN):
         read_upload(path)
-    with pytest.raises(DataError, match=messages.NONE_KNOWN_CODE_ADD_CODE_COLUMN):
+    with pytest.raises(DataError, match=messages.CODE_COLUMN_UNKNOWN):
         read_upload(path, intent_column="ask")
-    with pytest.raises(DataError, match=messages.HAS_NO_COLUMN_REPLIES_DID_YOU):
+    with pytest.raises(DataError, match=messages.UNKNOWN_COLUMN_SUGGESTS_REPLY):
         read_upload(path, intent_column="ask", code_column="replies")
     assert pairs(path, intent_column="ask", code_column="reply") == [("do it", "it()")]
 
@@ -179,18 +179,18 @@ def test_unknown_columns_are_listed_with_the_options_to_map_them(tmp_path: Path)
         ("```\nx\n```\nor\n```\ny\n```", "```\nx\n```\nor\n```\ny\n```", 0),
     ],
 )
-def test_a_fence_around_the_code_is_removed_and_counted(tmp_path: Path, code: str, expected: str, removed: int) -> None:
+def test_fence_around_the_code_is_removed_and_counted(tmp_path: Path, code: str, expected: str, removed: int) -> None:
     upload = read_upload(jsonl(tmp_path / "a.jsonl", {"intent": "a", "code": code}))
     assert upload.examples[0].code == expected
     assert upload.changes.get(FENCE_REMOVED, 0) == removed
 
 
-def test_only_line_ends_and_surrounding_space_change(tmp_path: Path) -> None:
+def test_only_line_ends_and_surrounding_spaces_are_changed(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"intent": " a \r\n b\n", "code": "\n  \n    if x:\r\n\n        y  \n\n"})
     assert pairs(path) == [("a \n b", "    if x:\n\n        y")]
 
 
-def test_rows_have_their_own_ids_and_all_ids_differ(tmp_path: Path) -> None:
+def test_ids_of_rows_are_used_and_made_unique(tmp_path: Path) -> None:
     rows = [{"intent": "a", "code": "b", "id": id} for id in ("q-1", 7, "q-1", "x" * 300, None, "a-00005")]
     ids = [example.id for example in read_upload(jsonl(tmp_path / "a.jsonl", *rows)).examples]
     assert ids[:3] == ["q-1", "7", "a-00003"]

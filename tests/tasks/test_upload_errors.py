@@ -13,7 +13,7 @@ import pytest
 from errors import DataError
 from tasks.datasets import tables
 from tasks.datasets.upload import UploadResult, read_upload
-from tests import messages as expected
+from tests import messages
 
 GOOD = b'{"intent": "a", "code": "b"}\n'
 
@@ -45,7 +45,9 @@ def read(path: Path, content: bytes | str) -> UploadResult:
         ),
     ],
 )
-def test_a_bad_line_is_an_error_and_the_others_are_read(tmp_path: Path, line: bytes, message: str, column: str) -> None:
+def test_invalid_line_is_an_error_and_other_lines_are_read(
+    tmp_path: Path, line: bytes, message: str, column: str
+) -> None:
     upload = read(tmp_path / "a.jsonl", GOOD + line + b"\n" + GOOD)
     assert len(upload.examples) == 2
     assert upload.rows == 3
@@ -56,7 +58,7 @@ def test_a_bad_line_is_an_error_and_the_others_are_read(tmp_path: Path, line: by
 
 
 @pytest.mark.parametrize(
-    ("messages", "message"),
+    ("turns", "message"),
     [
         ([("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")], "has 2 user turns"),
         ([("assistant", "b")], "has no text of the user"),
@@ -66,12 +68,12 @@ def test_a_bad_line_is_an_error_and_the_others_are_read(tmp_path: Path, line: by
         ([("user", 3), ("assistant", "b")], "whose content is a number"),
     ],
 )
-def test_a_chat_that_is_not_one_question_and_one_answer(tmp_path: Path, messages: object, message: str) -> None:
-    def row(turns: object) -> str:
-        value = turns if isinstance(turns, str) else [{"role": role, "content": text} for role, text in turns]  # type: ignore[attr-defined]
+def test_chat_that_is_not_one_question_and_one_answer_is_an_error(tmp_path: Path, turns: object, message: str) -> None:
+    def row(chat: object) -> str:
+        value = chat if isinstance(chat, str) else [{"role": role, "content": text} for role, text in chat]  # type: ignore[attr-defined]
         return json.dumps({"messages": value})
 
-    upload = read(tmp_path / "a.jsonl", row([("user", "a"), ("assistant", "b")]) + "\n" + row(messages))
+    upload = read(tmp_path / "a.jsonl", row([("user", "a"), ("assistant", "b")]) + "\n" + row(turns))
     assert len(upload.examples) == 1
     assert upload.errors[0].message.startswith("line 2: column 'messages' ")
     assert message in upload.errors[0].message
@@ -106,7 +108,7 @@ def test_a_chat_that_is_not_one_question_and_one_answer(tmp_path: Path, messages
         ("txt", b"a", "is of no known format: give a file that ends in .jsonl, .json, .csv, .tsv, .parquet"),
     ],
 )
-def test_a_file_that_cannot_be_read(tmp_path: Path, ending: str, content: bytes, message: str) -> None:
+def test_file_that_cannot_be_read_is_an_error(tmp_path: Path, ending: str, content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         read(tmp_path / f"a.{ending}", content)
     assert "\n" not in str(caught.value)
@@ -115,40 +117,40 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, ending: str, content: bytes,
 
 def test_column_names_are_shortened_and_printable(tmp_path: Path) -> None:
     row = {"x\n\x1b" * 200: "a"} | {f"c{number}": "b" for number in range(30)}
-    with pytest.raises(DataError, match=expected.X_X_C0_MORE_NONE_KNOWN) as caught:
+    with pytest.raises(DataError, match=messages.MANY_COLUMNS_UNKNOWN) as caught:
         read(tmp_path / "a.jsonl", json.dumps(row))
     assert str(caught.value).isprintable()
 
 
-def test_a_pickle_is_refused_without_reading_it(tmp_path: Path) -> None:
-    class Trap:
+def test_pickle_is_refused_without_reading_it(tmp_path: Path) -> None:
+    class Exploit:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return (Path.touch, (tmp_path / "executed",))  # type: ignore[return-value]
 
     for name in ("a.pt", "a.pkl", "a.bin"):
-        with pytest.raises(DataError, match=expected.NO_KNOWN_FORMAT):
-            read(tmp_path / name, pickle.dumps(Trap()))
+        with pytest.raises(DataError, match=messages.FORMAT_UNKNOWN):
+            read(tmp_path / name, pickle.dumps(Exploit()))
     for name in ("a.json", "a.csv", "a.parquet"):
         with pytest.raises(DataError):
-            read(tmp_path / name, pickle.dumps(Trap()))
+            read(tmp_path / name, pickle.dumps(Exploit()))
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=expected.THERE_NO_FILE):
+def test_missing_file_and_folder_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=messages.NO_FILE):
         read_upload(tmp_path / "a.jsonl")
     (tmp_path / "b.jsonl").mkdir()
-    with pytest.raises(DataError, match=expected.FOLDER_NAME_FILE_2):
+    with pytest.raises(DataError, match=messages.PATH_IS_FOLDER_OF_FILES):
         read_upload(tmp_path / "b.jsonl")
 
 
-def test_limits_of_size_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_files_and_too_many_rows_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "MAX_ROWS", 3)
     for ending, content in (("jsonl", GOOD * 4), ("csv", b"intent,code\n" + b"a,b\n" * 4)):
-        with pytest.raises(DataError, match=expected.HAS_MORE_THAN_ROWS):
+        with pytest.raises(DataError, match=messages.TOO_MANY_ROWS):
             read(tmp_path / f"a.{ending}", content)
     monkeypatch.setattr(tables, "MAX_BYTES", 100)
-    with pytest.raises(DataError, match=expected.HAS_BYTES_LIMIT_BYTES):
+    with pytest.raises(DataError, match=messages.FILE_TOO_LARGE):
         read(tmp_path / "a.jsonl", GOOD * 4)
 
 
@@ -156,7 +158,7 @@ def codes(upload: UploadResult) -> list[str]:
     return [example.code for example in upload.examples]
 
 
-def test_csv_rows_with_too_many_or_too_few_cells(tmp_path: Path) -> None:
+def test_csv_rows_with_too_many_or_too_few_cells_are_errors(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", "intent,code\na,f(1, 2)\nb\nc,d,,\ne,f\n")
     assert codes(upload) == ["d", "f"]
     assert [error.message for error in upload.errors] == [
@@ -171,7 +173,7 @@ def test_csv_bytes_that_are_not_utf_8_affect_only_their_row(tmp_path: Path) -> N
     assert upload.errors[0].message == "line 3: column 'intent' is not UTF-8: save the file as UTF-8."
 
 
-def test_a_broken_quote_affects_only_its_row(tmp_path: Path) -> None:
+def test_broken_quote_affects_only_its_row(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", 'intent,code\na,b\nc,"print("d")"\ne,"f(1, ""2"")"\ng,h\n')
     assert codes(upload) == ["b", 'f(1, "2")', "h"]
     assert [error.message for error in upload.errors] == [
@@ -179,15 +181,15 @@ def test_a_broken_quote_affects_only_its_row(tmp_path: Path) -> None:
     ]
 
 
-def test_a_quote_that_never_closes_affects_only_its_row(tmp_path: Path) -> None:
+def test_quote_that_never_closes_affects_only_its_row(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", 'intent,code\na,b\nc,"print(d)\n' + "e,f\n" * 3000)
     assert codes(upload) == ["b"] + ["f"] * 3000
     assert [error.line for error in upload.errors] == [3]
     assert "a quote opens here and never closes" in upload.errors[0].message
 
 
-def test_parts_of_a_broken_cell_never_become_rows(tmp_path: Path) -> None:
-    """`foo(a, b)` looks like a row of two cells; the quote after it shows that it is code."""
+def test_parts_of_a_broken_cell_are_not_read_as_rows(tmp_path: Path) -> None:
+    """`foo(a, b)` has the form of a row of two cells; the quote after it shows that it is code."""
     broken = 'c,"print("hello")\nfoo(a, b)\nbar"\n'
     upload = read(tmp_path / "a.csv", "intent,code\na,b\n" + broken + "e,f\ng,h\n")
     assert codes(upload) == ["b", "f", "h"]
@@ -195,24 +197,24 @@ def test_parts_of_a_broken_cell_never_become_rows(tmp_path: Path) -> None:
     assert upload.errors[2].message == "line 5: is part of the broken quote in line 3, or has its own."
 
 
-def test_a_file_of_broken_quotes_is_given_up_soon(tmp_path: Path) -> None:
+def test_file_of_broken_quotes_is_rejected_quickly(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", "intent,code\na,b\n" + 'c,"d"e\n' * 500)
     assert codes(upload) == ["b"]
     assert len(upload.errors) == 102
     assert upload.errors[-1].message.endswith("the rest of the file is not read.")
 
 
-def test_a_cell_that_is_too_long(tmp_path: Path) -> None:
+def test_too_long_cell_is_an_error(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", "intent,code\na,b\nc," + "x" * 200_000 + "\nd,e\n")
     assert codes(upload) == ["b", "e"]
     assert [error.line for error in upload.errors] == [3]
 
 
-def test_parquet_of_other_types_and_nulls(tmp_path: Path) -> None:
+def test_parquet_values_of_other_types_and_nulls_are_errors(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     table = {"intent": pa.array(["a", None, "c"]), "code": pa.array([b"x", b"y", b"z"], pa.binary())}
     pq.write_table(pa.table(table), path)
-    with pytest.raises(DataError, match=expected.NONE_CAN_USED_ROW_COLUMN_CODE):
+    with pytest.raises(DataError, match=messages.NO_USABLE_ROW):
         read_upload(path)
     pq.write_table(pa.table(table | {"code": pa.array(["x", "y", "z"]).dictionary_encode()}), path)
     upload = read_upload(path)
@@ -221,25 +223,25 @@ def test_parquet_of_other_types_and_nulls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_parquet_that_unpacks_to_too_much(tmp_path: Path, nested: bool) -> None:
-    """A small file in which a page refers to one long text 5,000 times: 5 GB unpacked."""
+def test_parquet_that_unpacks_to_too_much_data_is_refused(tmp_path: Path, nested: bool) -> None:
+    """In this small file a page refers 5,000 times to one long text: 5 GB unpacked."""
     count, path = 5_000, tmp_path / "a.parquet"
     text = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array(["x" * 1_000_000]))
     role = pa.array(["user"] * count).dictionary_encode()
-    messages = pa.ListArray.from_arrays(
+    chats = pa.ListArray.from_arrays(
         pa.array(range(count + 1), pa.int32()), pa.StructArray.from_arrays([role, text], ["role", "content"])
     )
-    columns = {"messages": messages} if nested else {"intent": role, "code": text}
+    columns = {"messages": chats} if nested else {"intent": role, "code": text}
     pq.write_table(pa.table(columns), path, store_schema=False)
     assert path.stat().st_size < 200_000
-    with pytest.raises(DataError, match=expected.UNPACKS_MORE_THAN_MB):
+    with pytest.raises(DataError, match=messages.PARQUET_UNPACKS_TO_TOO_MUCH):
         read_upload(path)
 
 
-def test_a_truncated_parquet_file(tmp_path: Path) -> None:
+def test_truncated_parquet_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"intent": ["a"] * 2000, "code": [f"f({i})" for i in range(2000)]}), path)
     content = bytearray(path.read_bytes())
     content[20:2000] = b"\xff" * 1980  # the footer is intact, the pages are not
-    with pytest.raises(DataError, match=expected.CANNOT_READ_PARQUET):
+    with pytest.raises(DataError, match=messages.FILE_NOT_PARQUET):
         read(path, bytes(content))

@@ -27,7 +27,7 @@ def tiny_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def answering(tiny_base: Path) -> AnswerFn:
-    """The function that answers with adapters on the tiny base, which is loaded once."""
+    """Return the function that answers with adapters on the tiny base, which is loaded once."""
     return adapter_answer_fn(str(tiny_base), "none", lambda _: None, "cpu")
 
 

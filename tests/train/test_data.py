@@ -27,7 +27,7 @@ def write(path: Path, count: int, **changes: str) -> Path:
     return path
 
 
-def test_a_built_in_data_set_has_validation_rows_and_a_licence() -> None:
+def test_built_in_data_set_has_validation_rows_and_a_licence() -> None:
     data = load_training_data(config("starter"))
     assert data.train == load_examples("starter")
     assert [example.id for example in data.validation] == [row.id for row in load_problems("starter", "validation")]
@@ -41,7 +41,7 @@ def test_max_samples_selects_the_first_rows() -> None:
     assert len(data.validation) == 3
 
 
-def test_a_share_of_a_file_is_held_out(tmp_path: Path) -> None:
+def test_share_of_a_file_is_held_out(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.jsonl", 50)
     data = load_training_data(config(path, validation_split=0.2))
     assert (len(data.train), len(data.validation)) == (40, 10)
@@ -66,7 +66,7 @@ def test_all_rows_of_a_validation_file_are_used(tmp_path: Path) -> None:
     assert [example.code for example in ours.validation] == ["x"] * 3
 
 
-def test_errors_of_both_files_name_file_and_line(tmp_path: Path) -> None:
+def test_row_errors_of_both_files_name_file_and_line(tmp_path: Path) -> None:
     path, other = write(tmp_path / "mine.jsonl", 20), write(tmp_path / "held.jsonl", 3)
     for jsonl in (path, other):
         with jsonl.open("a") as file:
@@ -78,7 +78,7 @@ def test_errors_of_both_files_name_file_and_line(tmp_path: Path) -> None:
     ]
 
 
-def test_a_hub_data_set_with_shards_and_a_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_data_set_is_read_from_shards_with_its_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "repository"
     folder.mkdir()
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
@@ -100,29 +100,29 @@ def test_a_hub_data_set_with_shards_and_a_licence(tmp_path: Path, monkeypatch: p
     ]
 
 
-def test_an_unknown_data_set_error_names_the_nearest_and_the_alternatives() -> None:
-    with pytest.raises(UnknownNameError, match=messages.DID_YOU_MEAN_CONALA_FILE_ENDS):
+def test_unknown_data_set_error_names_the_nearest_and_the_alternatives() -> None:
+    with pytest.raises(UnknownNameError, match=messages.UNKNOWN_ROWS_SUGGEST_CONALA):
         load_training_data(config("conla"))
 
 
-def test_a_missing_file_is_not_searched_on_the_hub(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=messages.THERE_NO_FILE_DATA_MINEJSONL):
+def test_missing_file_is_not_requested_from_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=messages.TRAINING_FILE_MISSING):
         load_training_data(config("data/mine.jsonl"))
-    with pytest.raises(DataError, match=messages.FOLDER_NAME_FILE_2):
+    with pytest.raises(DataError, match=messages.PATH_IS_FOLDER_OF_FILES):
         load_training_data(config(tmp_path))
 
 
-def test_column_names_without_a_file_are_an_error() -> None:
-    with pytest.raises(DataError, match=messages.STARTER_HAS_OWN_LEAVE_THEM_OUT):
+def test_column_names_for_a_built_in_data_set_are_an_error() -> None:
+    with pytest.raises(DataError, match=messages.STARTER_HAS_COLUMNS):
         load_training_data(config("starter", intent_column="nl"))
 
 
-def test_rows_with_one_intent_cannot_be_split(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=messages.MINEJSONL_LEAVES_NO_ROW_VALIDATE_GIVE):
+def test_rows_with_a_single_intent_cannot_be_split(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=messages.NO_VALIDATION_ROW):
         load_training_data(config(write(tmp_path / "mine.jsonl", 20, intent="the same")))
 
 
-def test_rows_with_the_same_intent_or_code_stay_on_one_side() -> None:
+def test_rows_with_the_same_intent_or_code_are_in_the_same_split() -> None:
     examples = [Example(str(n), f"Intent {n // 3}" + " " * (n % 3), f"code({n // 2})") for n in range(300)]
     for seed in range(5):
         train, validation = train_validation_split(examples, 0.1, seed)

@@ -1,4 +1,4 @@
-"""Test of accelerate launch: two processes give the result of one with batches twice as large."""
+"""Test of accelerate launch: two processes give the result of one process with batches twice as large."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ WEIGHTS = "adapter_model.safetensors"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base, and rows of equal length, so that two batches of four have the rows of one batch of eight."""
+    """Make a tiny base, and rows of equal length, so that two batches of four equal one batch of eight."""
     folder = tmp_path_factory.mktemp("processes")
     make_base("llama", folder / "base")
-    rows = [{"intent": f"print the number {at}", "snippet": f"print({at})"} for at in range(10, 58)]
+    rows = [{"intent": f"print the number {index}", "snippet": f"print({index})"} for index in range(10, 58)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -42,7 +42,7 @@ def _arguments(folder: Path, name: str, batch: int) -> list[str]:
     ]  # fmt: skip
 
 
-def test_two_processes_learn_what_one_learns(folder: Path) -> None:
+def test_two_processes_give_the_losses_and_weights_of_one(folder: Path) -> None:
     assert main(_arguments(folder, "one", 8)) == 0
     launch = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
@@ -68,6 +68,6 @@ def test_two_processes_learn_what_one_learns(folder: Path) -> None:
         for key in first
         if "lora_B" in key
     ]
-    # B starts at zero, so its direction is that of the gradients; those of a single process would differ.
+    # B starts at zero, so its direction is that of the gradients, which would differ with half of the batch.
     assert min(similarities) > 0.98
     assert sorted(path.name for path in (folder / "store").iterdir()) == ["one", "two"]

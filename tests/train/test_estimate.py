@@ -21,7 +21,7 @@ ROWS = [TokenizedExample([5] * 40, [6] * 20)] * 16
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny Llama base."""
+    """Return a folder with a tiny Llama base."""
     folder = tmp_path_factory.mktemp("estimate")
     make_base("llama", folder / "base")
     return folder
@@ -55,7 +55,7 @@ def test_settings_that_cost_more_memory_have_higher_estimates(folder: Path) -> N
     assert bounded.parts["activations"] < small.parts["activations"] / 2
 
 
-def test_a_run_reports_estimate_and_measurement(folder: Path) -> None:
+def test_run_reports_estimate_and_measurement(folder: Path) -> None:
     progress: list[str] = []
     train(tiny_config(folder, adapter_name="report", max_train_samples=8, num_train_epochs=1), progress.append)
     lines = progress[-1].splitlines()
@@ -63,7 +63,7 @@ def test_a_run_reports_estimate_and_measurement(folder: Path) -> None:
     assert all("estimated" in line and "measured" in line and "%" in line for line in lines)
 
 
-def test_a_run_without_an_estimate_reports_why(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_without_an_estimate_reports_the_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("no such operation on meta tensors\nmore")
 
@@ -98,14 +98,14 @@ def test_speed_is_operations_divided_by_seconds(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("train.estimate.time.perf_counter", lambda: float(next(clock)))
     rows, tokens, hidden, inner = 2, 8, 64, 128
     products = rows * tokens * (4 * hidden * hidden + 3 * hidden * inner)
-    # Two layers; two operations a product, forward and for the gradient of the input; LoRA's small products on top.
+    # Two layers, two operations per product, forward pass and gradient of the input; plus LoRA's small products.
     frozen = 2 * 2 * 2 * products
     adapters = 2 * 4 * 2 * 16 * hidden * rows * tokens * 2 * 3
     flops = measure_flops_per_second(hidden, inner, rows, tokens, "cpu") * 2
     assert frozen < flops < frozen + adapters * 1.5
 
 
-def test_proxy_layer_of_a_wide_base_is_narrower() -> None:
+def test_proxy_layer_of_a_wide_base_has_reduced_width() -> None:
     model = _build_proxy_layer(8192, 22016, "meta")
     assert model.config.hidden_size == 2048
     assert model.config.intermediate_size == 22016 // 4

@@ -36,7 +36,7 @@ def _error_message(repo: str, token: str | None = TOKEN) -> str:
     return message
 
 
-def test_access_is_checked_without_changing_anything(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_access_check_changes_nothing_on_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     check_access(REPO, TOKEN)
     hub.append(REPO, {"adapter_model.safetensors": Blob(b"x", 1, "0" * 64)})
     check_access(REPO, TOKEN)
@@ -46,24 +46,24 @@ def test_access_is_checked_without_changing_anything(hub: Hub, monkeypatch: pyte
     assert len(hub.history[REPO]) == 1
 
 
-def test_the_token_file_of_the_client_is_used(hub: Hub, tmp_path: Path) -> None:
+def test_token_file_of_the_client_is_used(hub: Hub, tmp_path: Path) -> None:
     Path(constants.HF_TOKEN_PATH).parent.mkdir(parents=True)
     Path(constants.HF_TOKEN_PATH).write_text(TOKEN)
     check_access(REPO)
 
 
-def test_without_a_token(hub: Hub) -> None:
+def test_missing_token_is_an_error(hub: Hub) -> None:
     message = _error_message(REPO, None)
     assert message.startswith("Publishing to 'someone/lora-tiny' needs a token of the Hub: run `hf auth login`")
     assert not hub.requests
 
 
-def test_an_unknown_token(hub: Hub) -> None:
+def test_unknown_token_is_an_error(hub: Hub) -> None:
     assert "does not accept your token (HTTP 401)" in _error_message(REPO, "hf_other")
 
 
 @pytest.mark.parametrize("token", [f"{TOKEN} {TOKEN}", f"{TOKEN}\nX: y", "hf_é" + TOKEN])
-def test_a_token_with_invalid_characters(hub: Hub, token: str) -> None:
+def test_token_with_invalid_characters_is_an_error(hub: Hub, token: str) -> None:
     assert "characters that no token has" in _error_message(REPO, token)
     assert not hub.requests
 
@@ -77,7 +77,7 @@ def test_a_token_with_invalid_characters(hub: Hub, token: str) -> None:
         (Account(OWNER, role="fineGrained", scopes=("lab",)), REPO, "fine-grained token may not create 'someone/lora-"),
     ],
 )
-def test_a_token_without_write_permission(hub: Hub, account: Account, repo: str, expected: str) -> None:
+def test_token_without_write_permission_is_an_error(hub: Hub, account: Account, repo: str, expected: str) -> None:
     hub.accounts[TOKEN] = account
     assert expected in _error_message(repo)
 
@@ -90,18 +90,18 @@ def test_a_token_without_write_permission(hub: Hub, account: Account, repo: str,
         (Account(OWNER, role="fineGrained", scopes=(OWNER,)), REPO),
     ],
 )
-def test_a_token_with_write_permission(hub: Hub, account: Account, repo: str) -> None:
+def test_token_with_write_permission_is_accepted(hub: Hub, account: Account, repo: str) -> None:
     hub.accounts[TOKEN] = account
     check_access(repo, TOKEN)
 
 
-def test_an_own_repository_that_the_token_may_not_write(hub: Hub) -> None:
+def test_own_repository_without_write_permission_is_an_error(hub: Hub) -> None:
     hub.append(REPO, {})
     hub.accounts[TOKEN] = Account(OWNER, role="fineGrained", scopes=("lab",))
     assert "does not allow it to your token (HTTP 403)" in _error_message(REPO)
 
 
-def test_a_gated_repository_of_an_organisation(hub: Hub) -> None:
+def test_gated_repository_of_an_organisation_is_an_error(hub: Hub) -> None:
     hub.append("lab/x", {})
     hub.gated.add("lab/x")
     hub.accounts[TOKEN] = Account(OWNER, orgs={"lab": "write"}, role="fineGrained")
@@ -118,27 +118,27 @@ def test_a_gated_repository_of_an_organisation(hub: Hub) -> None:
         ("notes.md", False, False),
     ],
 )
-def test_a_repository_with_other_weights(hub: Hub, path: str, full_model: bool, is_error: bool) -> None:
+def test_repository_with_other_weights_is_an_error(hub: Hub, path: str, full_model: bool, is_error: bool) -> None:
     hub.append(REPO, {path: Blob(b"x", 1)})
     if is_error:
-        with pytest.raises(TrainingError, match=f"holds other weights already .{path}."):
+        with pytest.raises(TrainingError, match=messages.REPOSITORY_HAS_OTHER_WEIGHTS.format(path=path)):
             check_access(REPO, TOKEN, is_full_model=full_model)
     else:
         check_access(REPO, TOKEN, is_full_model=full_model)
 
 
 @pytest.mark.parametrize("repo", ["lora-tiny", "a/b@main", "a--b/c", "a/b/c", "", "a/.b"])
-def test_invalid_repository_names(hub: Hub, repo: str) -> None:
+def test_invalid_repository_name_is_an_error(hub: Hub, repo: str) -> None:
     assert "cannot name a repository on the Hub: write user/name" in _error_message(repo)
     assert not hub.requests
 
 
-def test_an_unreachable_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_an_error(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert "connection to the Hub broke while checking access to 'someone/lora-tiny' (Connect" in _error_message(REPO)
 
 
-def test_access_to_the_base(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_access_to_the_base_is_checked(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repositories["other/tiny"] = make_base("llama", tmp_path / "tiny")
     check_base_access("other/tiny")
     check_base_access(f"other/tiny@{hub.commit('other/tiny')}")
@@ -152,14 +152,14 @@ def test_access_to_the_base(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(BaseModelError, match=expected):
             check_base_access(base)
     hub.gated.add("other/tiny")
-    with pytest.raises(BaseModelError, match=messages.OTHER_TINY_GATED_ACCEPT_TERMS):
+    with pytest.raises(BaseModelError, match=messages.TRAINING_BASE_GATED):
         check_base_access("other/tiny")
 
 
-def test_a_cached_base_needs_no_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_base_needs_no_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repositories["other/tiny"] = make_base("llama", tmp_path / "tiny")
     resolve("other/tiny", lambda _: None)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     check_base_access("other/tiny")
-    with pytest.raises(PromptOrTuneError, match=messages.CONNECTION_HUB_BROKE_WHILE_LOOKING_UP):
+    with pytest.raises(PromptOrTuneError, match=messages.BASE_LOOKUP_BROKE_OFF):
         check_base_access("other/else")

@@ -30,7 +30,7 @@ def _silent(_: str) -> None:
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny base of each architecture: `llama`, `qwen2`, `codegen` and `t5`."""
+    """Return a folder with a tiny base of each architecture: `llama`, `qwen2`, `codegen` and `t5`."""
     bases = tmp_path_factory.mktemp("merge")
     for kind in ("llama", "qwen2", "codegen", "t5"):
         make_base(kind, bases / kind)
@@ -104,7 +104,9 @@ def test_ia3_is_multiplied_into_weights_and_biases(bases: Path, tmp_path: Path, 
     adapter = _adapter(bases, kind, "ia3", _ia3)
     merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / kind))
     before, after = _weights(bases / kind), _weights(tmp_path / "out")
-    for module, parts in _by_module(adapter).items():
+    modules = _by_module(adapter)
+    assert modules
+    for module, parts in modules.items():
         # A vector of shape (out, 1) scales a layer's output, one of shape (1, in) its input.
         wanted = before[f"{module}.weight"] * parts["ia3_l"]
         assert torch.equal(after[f"{module}.weight"], wanted.bfloat16()), module
@@ -114,7 +116,7 @@ def test_ia3_is_multiplied_into_weights_and_biases(bases: Path, tmp_path: Path, 
             assert torch.equal(after[f"{module}.bias"], scaled.bfloat16()), module
 
 
-def test_the_merged_model_is_a_base(bases: Path, tmp_path: Path) -> None:
+def test_merged_model_can_be_used_as_a_base(bases: Path, tmp_path: Path) -> None:
     adapter = _adapter(bases, "llama", "lora", _lora())
     out = merge_adapter(adapter, tmp_path / "deep" / "out", _silent, base=str(bases / "llama"))
     assert {tensor.dtype for tensor in _weights(out).values()} == {torch.bfloat16}
@@ -134,7 +136,7 @@ def test_the_merged_model_is_a_base(bases: Path, tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
-def test_half_precision_stays_half_precision(bases: Path, tmp_path: Path) -> None:
+def test_merged_weights_of_a_half_precision_base_are_in_half_precision(bases: Path, tmp_path: Path) -> None:
     base = tmp_path / "llama"  # the base's name in the adapter's manifest
     shutil.copytree(bases / "llama", base)
     save_file(
@@ -148,7 +150,7 @@ def test_half_precision_stays_half_precision(bases: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("quantization", "has_caveat"), [("nf4", True), ("int8", True), ("none", False)])
-def test_the_caveat_of_quantized_training_is_reported_and_in_the_card(
+def test_caveat_of_quantized_training_is_reported_and_in_the_card(
     bases: Path, tmp_path: Path, quantization: str, has_caveat: bool
 ) -> None:
     adapter = _adapter(bases, "llama", "lora", _lora(), trained_quantization=quantization)
@@ -172,25 +174,25 @@ def test_the_caveat_of_quantized_training_is_reported_and_in_the_card(
 )
 def test_virtual_tokens_cannot_be_merged(bases: Path, tmp_path: Path, make: Any) -> None:
     adapter = _adapter(bases, "llama", "virtual", make)
-    with pytest.raises(AdapterError, match=messages.CHANGE_NO_WEIGHTS_SO_CANNOT_MERGED):
+    with pytest.raises(AdapterError, match=messages.VIRTUAL_TOKENS_NOT_MERGED):
         merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / "llama"))
     assert not (tmp_path / "out").exists()
 
 
-def test_another_base_is_an_error(bases: Path, tmp_path: Path) -> None:
+def test_adapter_of_another_base_is_an_error(bases: Path, tmp_path: Path) -> None:
     adapter = _adapter(bases, "llama", "lora", _lora())
-    with pytest.raises(AdapterError, match=messages.TRAINED_LLAMA):
+    with pytest.raises(AdapterError, match=messages.TRAINED_FOR_LLAMA):
         merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / "qwen2"))
-    with pytest.raises(AdapterError, match=messages.FOLDER_FILE_CALLED_LLAMA_SAY_WHERE):
+    with pytest.raises(AdapterError, match=messages.BASE_NEEDS_PATH):
         merge_adapter(adapter, tmp_path / "out", _silent)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_shared_lm_head_is_an_error(bases: Path, tmp_path: Path) -> None:
+def test_adapter_on_a_shared_lm_head_is_an_error(bases: Path, tmp_path: Path) -> None:
     adapter = _adapter(
         bases, "qwen2", "lora", lambda _: LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False)
     )
-    with pytest.raises(AdapterError, match=messages.SHARES_INPUT_EMBEDDINGS):
+    with pytest.raises(AdapterError, match=messages.LM_HEAD_IS_SHARED):
         merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / "qwen2"))
 
 
@@ -198,14 +200,14 @@ def test_existing_folders_and_full_disks_are_errors(
     bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = _adapter(bases, "llama", "lora", _lora())
-    with pytest.raises(AdapterError, match=messages.EXISTS_NAME_FOLDER_DOES_NOT):
+    with pytest.raises(AdapterError, match=messages.OUTPUT_FOLDER_EXISTS):
         merge_adapter(adapter, tmp_path, _silent, base=str(bases / "llama"))
 
     class Usage:
         free = 1000
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage())
-    with pytest.raises(DiskSpaceError, match=messages.HAS_MB_FREE_MERGED_MODEL_NEEDS):
+    with pytest.raises(DiskSpaceError, match=messages.MERGE_DISK_FULL):
         merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / "llama"))
     assert list(tmp_path.iterdir()) == []
 
@@ -215,12 +217,14 @@ def test_weights_that_are_not_finite_leave_no_files(bases: Path, tmp_path: Path)
     file = adapter.path / "adapter_model.safetensors"
     tensors = load_file(file)
     save_file({key: torch.full_like(tensor, float("nan")) for key, tensor in tensors.items()}, file)
-    with pytest.raises(AdapterError, match=messages.WEIGHTS_NOT_FINITE_WHEN_MERGED):
+    with pytest.raises(AdapterError, match=messages.MERGED_WEIGHTS_NOT_FINITE):
         merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / "llama"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_leaves_no_files(bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_full_during_the_merge_leaves_no_files(
+    bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safetensors import SafetensorError
     from transformers import LlamaForCausalLM
 
@@ -229,12 +233,14 @@ def test_a_disk_that_fills_up_leaves_no_files(bases: Path, tmp_path: Path, monke
 
     adapter = _adapter(bases, "llama", "lora", _lora())
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", full)
-    with pytest.raises(DiskSpaceError, match=messages.NO_SPACE_LEFT_DEVICE):
+    with pytest.raises(DiskSpaceError, match=messages.NO_SPACE_LEFT_ON_DEVICE):
         merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / "llama"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_merge_command(bases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_merge_command_writes_the_model_or_prints_one_error(
+    bases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _adapter(bases, "llama", "lora", _lora(), trained_quantization="nf4")
     command = ["--root", str(bases / "store"), "merge", "lora", str(tmp_path / "out"), "--base", str(bases / "llama")]
     assert main(command) == 0
@@ -257,7 +263,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _smoke_test_adapter(folder: Path, base: Path, config: Any) -> AdapterFolder:
     loaded = load_base(str(base), "none", "cpu", _silent, training=True)
     make_adapter(folder, loaded.identity, loaded.model, config, seed=1)
-    (folder / "README.md").unlink()  # PEFT's card has the path of the base
+    (folder / "README.md").unlink()  # the card that PEFT writes contains the path of the base
     return Store((folder.parent,)).inspect(folder.name)
 
 
@@ -289,25 +295,25 @@ def test_smoke_test_shows_answers_of_base_and_adapter(
     assert "\x00" not in text
 
 
-def test_smoke_test_of_an_adapter_without_effect(tmp_path: Path, base: Path) -> None:
+def test_smoke_test_reports_an_adapter_without_effect(tmp_path: Path, base: Path) -> None:
     folder = _smoke_test_adapter(
         tmp_path / "idle", base, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
     )
     _change(folder.path, 0)
-    with pytest.raises(AdapterError, match=messages.ANSWERS_EXACTLY_LLAMA_DOES_WITHOUT_HAS):
+    with pytest.raises(AdapterError, match=messages.ADAPTER_WITHOUT_EFFECT):
         smoke_test_adapter(folder, SmokeTestTarget(str(base)), _silent)
 
 
-def test_smoke_test_of_an_adapter_that_is_not_finite(tmp_path: Path, base: Path) -> None:
+def test_smoke_test_reports_an_adapter_that_is_not_finite(tmp_path: Path, base: Path) -> None:
     folder = _smoke_test_adapter(
         tmp_path / "broken", base, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
     )
     _change(folder.path, 3e38)
-    with pytest.raises(AdapterError, match=messages.GIVES_LOG_PROBABILITIES_NOT_FINITE_LLAMA):
+    with pytest.raises(AdapterError, match=messages.LOGPROBS_NOT_FINITE):
         smoke_test_adapter(folder, SmokeTestTarget(str(base)), _silent)
 
 
-def test_the_verify_command_checks_the_base(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_command_checks_the_base(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _smoke_test_adapter(
         tmp_path / "store" / "good", base, LoraConfig(r=8, target_modules=["q_proj"], init_lora_weights=False)
     )

@@ -58,7 +58,7 @@ def _batch(batch: BatchShape, is_encoder_decoder: bool) -> dict[str, torch.Tenso
 
 
 def _measured(folder: Path, config: TrainConfig) -> tuple[int, int, int]:
-    """Measure the bytes that autograd keeps before the logits, operations of a step, and trainable parameters."""
+    """Measure the bytes that autograd saves before the logits, operations of a step, and trainable parameters."""
     loaded = load_base(str(folder), config.quantization, "cpu", lambda _: None, training=True, dtype=_dtype(config))
     model = build_peft_model(config, loaded, ()).train()
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
@@ -90,7 +90,7 @@ def _measured(folder: Path, config: TrainConfig) -> tuple[int, int, int]:
 @pytest.mark.parametrize("technique", ["lora", "ia3", "prompt-tuning", "prefix-tuning", "full"])
 @pytest.mark.parametrize("kind", ["llama", "codegen", "t5"])
 def test_traced_step_agrees_with_a_real_step(kind: str, technique: str, bases: Path) -> None:
-    """The oracle are the tensors that autograd saves; other live tensors, such as a cache, are small."""
+    """The reference is the set of tensors that autograd saves; other live tensors, such as a cache, are small."""
     config = _config(technique)
     traced = _traced(bases / kind, config)
     saved, flops, trainable = _measured(bases / kind, config)
@@ -99,20 +99,20 @@ def test_traced_step_agrees_with_a_real_step(kind: str, technique: str, bases: P
     assert traced.flops == pytest.approx(flops, rel=0.1)
 
 
-def test_cuda_dropout_keeps_one_byte_a_number(bases: Path) -> None:
-    """LoRA's dropout on 32-bit inputs keeps the output and, on a CPU, 4 bytes a number more; on CUDA 1 byte more."""
+def test_cuda_dropout_saves_one_byte_per_number(bases: Path) -> None:
+    """LoRA's dropout on 32-bit inputs saves its output, and another 4 bytes per number on a CPU or 1 byte on CUDA."""
     config = _config("lora")
     cpu, cuda = (_traced(bases / "llama", config, device=device).activation_bytes for device in ("cpu", "cuda"))
     model = meta_model(bases / "llama", torch.bfloat16)
     targets = ("q_proj", "k_proj", "v_proj", "o_proj")
     layers = {name: module for name, module in model.named_modules() if name.endswith(targets)}
-    # The input of the first layer needs no gradient, so dropout keeps nothing there.
+    # The input of the first layer needs no gradient, so dropout saves nothing there.
     first = "layers.0.self_attn."
     inputs = sum(m.in_features for name, m in layers.items() if first not in name or name.endswith("o_proj"))
     assert cpu - cuda == 3 * LONG.rows * LONG.max_length * inputs
 
 
-def test_longer_batches_keep_more_and_checkpointing_keeps_less(bases: Path) -> None:
+def test_longer_batches_save_more_and_checkpointing_saves_less(bases: Path) -> None:
     config = _config("lora")
     short, long = (
         _traced(bases / "llama", config, BatchShape(4, tokens, 40)).activation_bytes
@@ -132,18 +132,18 @@ def test_checkpointed_layers_are_recomputed_with_the_same_replacements(technique
     checkpointed, plain = (
         _traced(bases / "llama", _config(technique, gradient_checkpointing=on)).activation_bytes for on in (True, False)
     )
-    # int8 keeps the inputs of its products even then, as attributes that checkpointing cannot drop.
+    # int8 saves the inputs of its products even then, as attributes that checkpointing does not drop.
     assert 0 < checkpointed < (0.3 if technique == "qlora-8bit" else 0.2) * plain
 
 
-def test_adamw_keeps_two_numbers_a_parameter_and_adafactor_a_row_and_a_column(bases: Path) -> None:
+def test_adamw_has_two_numbers_per_parameter_and_adafactor_a_row_and_a_column(bases: Path) -> None:
     adamw = _traced(bases / "llama", _config("lora", optim="adamw_torch"))
     assert adamw.optimizer_state_bytes == pytest.approx(8 * adamw.trainable_parameters, rel=0.01)
     adafactor = _traced(bases / "llama", _config("lora"))
     assert 0 < adafactor.optimizer_state_bytes < 0.4 * adamw.optimizer_state_bytes
 
 
-def test_int8_keeps_the_inputs_of_its_products_and_nf4_does_not(bases: Path) -> None:
+def test_int8_saves_the_inputs_of_its_products_and_nf4_does_not(bases: Path) -> None:
     plain, nf4, int8 = (_traced(bases / "llama", _config(name)) for name in ("lora", "qlora-4bit", "qlora-8bit"))
     assert nf4.activation_bytes == plain.activation_bytes
     assert int8.activation_bytes > 1.05 * plain.activation_bytes

@@ -1,4 +1,4 @@
-"""Tests of train/model.py: the initial values of virtual tokens have the effect of the text they come from."""
+"""Tests of train/model.py: virtual tokens initialized from a text have the effect of that text in the prompt."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def _loaded(kind: str, folder: Path) -> LoadedBase:
 def _model(loaded: LoadedBase, folder: Path, technique: str, **changes: Any) -> Any:
     config = tiny_config(folder, technique=technique, quantization="none", num_virtual_tokens=9, **changes)
     model = build_peft_model(config, loaded, SAMPLES).eval()
-    del model.forward  # the loss of training
+    del model.forward  # the forward function that computes the training loss
     return model
 
 
-def test_initial_text_is_a_sequence_of_examples() -> None:
+def test_initial_text_consists_of_training_examples() -> None:
     ids = sample_example_ids(SAMPLES, 9, seed=42)
     whole = [sample.prompt_ids + sample.response_ids for sample in SAMPLES]
     orders = itertools.permutations(whole)
@@ -46,7 +46,7 @@ def test_initial_text_is_a_sequence_of_examples() -> None:
 
 @pytest.mark.parametrize("technique", ["prompt-tuning", "prefix-tuning"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "codegen"])
-def test_initial_virtual_tokens_act_as_the_text_before_the_prompt(tmp_path: Path, kind: str, technique: str) -> None:
+def test_initial_virtual_tokens_have_the_effect_of_their_text(tmp_path: Path, kind: str, technique: str) -> None:
     loaded = _loaded(kind, tmp_path)
     text = torch.tensor([sample_example_ids(SAMPLES, 9, seed=42)])
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_initial_virtual_tokens_act_as_the_text_before_the_prompt(tmp_path: Path
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_initial_virtual_tokens_of_an_encoder(tmp_path: Path) -> None:
+def test_initial_virtual_tokens_of_an_encoder_have_the_effect_of_their_text(tmp_path: Path) -> None:
     loaded = _loaded("t5", tmp_path)
     text, labels = torch.tensor([sample_example_ids(SAMPLES, 9, seed=42)]), torch.tensor([[50, 51, 2]])
     with torch.no_grad():
@@ -68,8 +68,8 @@ def test_initial_virtual_tokens_of_an_encoder(tmp_path: Path) -> None:
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_vocabulary_and_random_initial_values(tmp_path: Path) -> None:
-    """`random` is PEFT's own, `vocabulary` takes rows of the embedding; both depend on the seed."""
+def test_vocabulary_and_random_initialization_depend_on_the_seed(tmp_path: Path) -> None:
+    """`random` is PEFT's initialization, `vocabulary` uses rows of the embedding; both depend on the seed."""
     loaded = _loaded("llama", tmp_path)
     table = loaded.model.get_input_embeddings().weight.detach().clone()
 

@@ -45,7 +45,7 @@ def _card(folder: Path, **changes: Any) -> tuple[ModelCardData, str]:
     return card.data, card.text
 
 
-def test_metadata_for_the_hub(tmp_path: Path) -> None:
+def test_card_has_metadata_for_the_hub(tmp_path: Path) -> None:
     data: dict[str, Any] = yaml.safe_load(_card(tmp_path)[0].to_yaml())
     assert data["base_model"] == "Qwen/Qwen2.5-Coder-0.5B-Instruct"
     assert data["base_model_relation"] == "adapter"
@@ -58,7 +58,7 @@ def test_metadata_for_the_hub(tmp_path: Path) -> None:
     assert "model-index" not in data, "without scores there is no model-index"
 
 
-def test_scores_make_a_model_index(tmp_path: Path) -> None:
+def test_scores_are_in_the_model_index(tmp_path: Path) -> None:
     scores = (
         {
             "metric": "em@1",
@@ -96,7 +96,7 @@ def test_scores_make_a_model_index(tmp_path: Path) -> None:
         ("my-model", "sha256:0011223344556677", None, "which is not on the Hub"),
     ],
 )
-def test_a_base_that_is_not_from_the_hub(
+def test_card_names_a_base_that_is_not_from_the_hub(
     tmp_path: Path, base_id: str, revision: str, hub_id: str | None, text_part: str
 ) -> None:
     data, text = _card(tmp_path, base_id=base_id, base_revision=revision)
@@ -143,7 +143,7 @@ def test_a_base_that_is_not_from_the_hub(
         ("full", {"lora_r": 16, "num_virtual_tokens": 20}, ["A fully fine-tuned model", "vLLM"], "rank r"),
     ],
 )
-def test_each_technique_shows_its_own_settings(
+def test_card_shows_the_settings_of_the_technique(
     tmp_path: Path, technique: str, config: dict[str, Any], present: list[str], absent: str
 ) -> None:
     titles = {"ia3": "IA3", "prompt-tuning": "Prompt tuning", "prefix-tuning": "Prefix tuning"}
@@ -155,7 +155,7 @@ def test_each_technique_shows_its_own_settings(
     assert data.library_name == ("transformers" if technique == "full" else "peft")
 
 
-def test_the_loss_table_has_25_rows_with_the_best(tmp_path: Path) -> None:
+def test_loss_table_has_25_rows_including_the_best(tmp_path: Path) -> None:
     losses = [1.0 + abs(step - 137) / 100 for step in range(200)]
     log = tuple({"step": step, "epoch": step / 40, "eval_loss": loss} for step, loss in enumerate(losses))
     selected = downsample_evals(log)
@@ -172,14 +172,14 @@ def test_the_loss_table_has_25_rows_with_the_best(tmp_path: Path) -> None:
     assert "![Training and validation loss](loss.png)" in _card(tmp_path, log=log)[1]
 
 
-def test_the_cost_section_needs_a_cost(tmp_path: Path) -> None:
+def test_cost_section_is_present_only_with_a_cost(tmp_path: Path) -> None:
     assert "## Cost" not in _card(tmp_path)[1]
     cost = {"trainable_parameters": 921600, "train_seconds": 1234.5, "peak_memory_bytes": 1.5e9, "train_tokens": 9000}
     section = "921,600 trained parameters; 20 min 34 s of training; 9,000 tokens read; 1.5 GB of memory at the peak."
     assert section in _card(tmp_path, config=cost)[1]
 
 
-def test_own_data_with_an_unknown_licence(tmp_path: Path) -> None:
+def test_card_of_own_data_has_an_unknown_licence(tmp_path: Path) -> None:
     data, text = _card(tmp_path, dataset="pairs: mine.jsonl", licence="other")
     assert data.datasets is None
     assert "`pairs: mine.jsonl`, a data set of the person who trained it" in text
@@ -194,7 +194,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield standin
 
 
-def test_the_code_in_the_card_runs(hub: Hub, tmp_path: Path) -> None:
+def test_code_in_the_card_runs(hub: Hub, tmp_path: Path) -> None:
     hub.repositories["someone/tiny"] = make_base("llama", tmp_path / "tiny")
     folder = make_adapter(tmp_path / "lora-tiny", tmp_path / "tiny", identity_of("someone/tiny"))
     card = ModelCard.load(folder / "README.md")

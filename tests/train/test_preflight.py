@@ -73,7 +73,7 @@ def test_row_errors_are_counted_and_the_first_ten_are_listed(base: Path, tmp_pat
     assert "- and 5 more\n" in text
 
 
-def test_report_names_columns_and_changes(base: Path, tmp_path: Path) -> None:
+def test_report_lists_columns_and_changes(base: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("Instruction,input,output,note\n" + "".join(f'do,{n},"```\nf({n})\n```",\n' for n in range(9)))
     page = check(base, path)
@@ -84,7 +84,7 @@ def test_report_names_columns_and_changes(base: Path, tmp_path: Path) -> None:
     assert page.examples[0].spans[1] == ("f(0)</s>", True)
 
 
-def test_rows_that_are_too_long_are_counted_and_left_out(base: Path, tmp_path: Path) -> None:
+def test_too_long_rows_are_counted_and_excluded(base: Path, tmp_path: Path) -> None:
     """The tiny tokenizer has one token for each byte: 32 for the template, then intent, code and end token."""
     validation = rows(tmp_path / "validation.jsonl", *many(3, start=50), ("a", "x" * 99))
     path = rows(tmp_path / "a.jsonl", *many(40), ("b", "y" * 200), *many(8, start=60), ("c", "z" * 300))
@@ -141,7 +141,7 @@ def test_step_counts_agree_with_the_trainer(base: Path, tmp_path: Path) -> None:
     assert "3 an epoch, 8 in all (2.5 epochs, batch 4 x 2); validated every 2" in render_preflight(page)
 
 
-def test_duplicates_ambiguities_unparsable_code_and_leaks(base: Path, tmp_path: Path) -> None:
+def test_duplicates_ambiguities_unparsable_code_and_leaks_are_reported(base: Path, tmp_path: Path) -> None:
     path = rows(
         tmp_path / "a.jsonl", *many(10), ("print 3", "print(3)"), ("Print  3", "print( 3 )"), ("run", "ls -l | wc -l x")
     )
@@ -164,7 +164,7 @@ def test_duplicates_ambiguities_unparsable_code_and_leaks(base: Path, tmp_path: 
     assert "3 validation rows shared with the training rows: 2 the intent, 2 the code" in text
 
 
-def test_a_held_out_share_does_not_leak(base: Path, tmp_path: Path) -> None:
+def test_held_out_share_has_no_leak(base: Path, tmp_path: Path) -> None:
     repeated = [(f"print {number % 30}", f"print({number % 20})") for number in range(200)]
     page = check(base, rows(tmp_path / "a.jsonl", *repeated), validation_split=0.5)
     assert page.leak.intents == 0
@@ -192,7 +192,7 @@ def test_issues_count_all_rows_and_list_the_first_ten() -> None:
     assert find_leaks(examples, examples[:20], split, split).rows == 20
 
 
-def test_length_quantiles_and_statistics() -> None:
+def test_length_quantiles_and_statistics_are_computed() -> None:
     lengths = list(range(100, 0, -1))
     assert [length_quantile(lengths, share) for share in (0.01, 0.95, 0.99, 1.0)] == [1, 95, 99, 100]
     assert length_quantile([7], 0.95) == 7
@@ -200,14 +200,14 @@ def test_length_quantiles_and_statistics() -> None:
     assert (stats.median, stats.p95, stats.total) == (2, 30, 33)
 
 
-def test_report_as_json_has_no_private_paths(base: Path, tmp_path: Path) -> None:
+def test_report_as_json_contains_no_private_paths(base: Path, tmp_path: Path) -> None:
     page = check(base, rows(tmp_path / "a.jsonl", *many(20)))
     assert json.loads(json.dumps(page.to_dict()))["examples"][2]["spans"][1] == ["print(19)</s>", True]
-    # The base is named by its folder; the data's folder must not appear.
+    # The base is its folder here; the folder of the data must not appear.
     assert str(tmp_path / "a") not in json.dumps(page.to_dict()["source"])
 
 
-def test_report_has_only_settings_of_the_technique(base: Path, tmp_path: Path) -> None:
+def test_report_contains_only_settings_of_the_technique(base: Path, tmp_path: Path) -> None:
     path = rows(tmp_path / "a.jsonl", *many(20))
     lora, prompt = (render_preflight(check(base, path, technique=name)) for name in ("lora", "prompt-tuning"))
     assert "lora_r 16" in lora
@@ -217,7 +217,7 @@ def test_report_has_only_settings_of_the_technique(base: Path, tmp_path: Path) -
     assert "learning_rate 0.03" in prompt
 
 
-def test_report_has_the_estimate(base: Path, tmp_path: Path) -> None:
+def test_report_contains_the_estimate(base: Path, tmp_path: Path) -> None:
     calls = []
 
     def estimator(settings: TrainConfig, source: Any, prepared: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Tests of the errors of train/preflight.py: one for each common complaint about data, before anything is loaded.
+"""Tests of the errors of train/preflight.py: common problems with data are reported before anything is loaded.
 
-The complaints are those of users of other tools (LLaMA-Factory, AutoTrain, TRL, Unsloth, PEFT).
+The quoted errors and complaints are those of users of other tools (LLaMA-Factory, AutoTrain, TRL, Unsloth, PEFT).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def check_error(error: type[PromptOrTuneError], message: str, base: Path | str, 
     assert "\n" not in str(caught.value)
 
 
-def test_cannot_find_valid_samples(base: Path, tmp_path: Path) -> None:
+def test_unknown_columns_are_listed_with_the_options_to_map_them(base: Path, tmp_path: Path) -> None:
     """ "Cannot find valid samples": the message has the columns and the flags to map them."""
     path = rows(tmp_path / "a.jsonl", *[{"ask": row["intent"], "reply": row["code"]} for row in many(20)])
     check_error(
@@ -56,7 +56,7 @@ def test_cannot_find_valid_samples(base: Path, tmp_path: Path) -> None:
     assert page.mapping == "ask -> reply"
 
 
-def test_key_error_text(base: Path, tmp_path: Path) -> None:
+def test_row_without_a_column_is_listed_and_skipped(base: Path, tmp_path: Path) -> None:
     """ "KeyError: 'text'": the message has line, column and the row's columns; the other rows are used."""
     path = rows(tmp_path / "a.jsonl", *many(20), {"intent": "x", "text": "y"})
     page = check(base, path)
@@ -64,7 +64,7 @@ def test_key_error_text(base: Path, tmp_path: Path) -> None:
     assert page.rows["train"] == 18
 
 
-def test_silent_truncation(base: Path, tmp_path: Path) -> None:
+def test_too_long_rows_are_excluded_and_not_truncated(base: Path, tmp_path: Path) -> None:
     """ "A bad result, and zero idea why": rows that are too long are counted, listed and left out, never truncated."""
     path = rows(tmp_path / "a.jsonl", *many(20), {"intent": "x", "code": "y" * 300})
     page = check(base, path, max_length=100)
@@ -73,40 +73,40 @@ def test_silent_truncation(base: Path, tmp_path: Path) -> None:
         assert example.spans[-1][0].endswith("</s>")
 
 
-def test_all_labels_are_ignored(tmp_path: Path) -> None:
+def test_row_without_code_tokens_is_an_error(tmp_path: Path) -> None:
     """ "All labels are -100": a tokenizer that drops a row's code."""
-    made = make_base("llama", tmp_path / "base")
+    base_folder = make_base("llama", tmp_path / "base")
     inner = Tokenizer.from_str(tokenizer().backend_tokenizer.to_str())
     inner.normalizer = normalizers.Replace("\u200b", "")
     changed = tokenizer()
     changed._tokenizer = inner
-    changed.save_pretrained(made)
+    changed.save_pretrained(base_folder)
     path = rows(tmp_path / "a.jsonl", *many(20), {"intent": "x", "code": "\u200b"})
     validation = rows(tmp_path / "b.jsonl", *many(3))
     check_error(
         TrainingError,
         r"a\.jsonl, line 21: no token of its code would be learned",
-        made,
+        base_folder,
         path,
         validation_file=validation,
     )
 
 
-def test_the_end_token_has_a_label(base: Path, tmp_path: Path) -> None:
+def test_end_token_has_a_label(base: Path, tmp_path: Path) -> None:
     """Every sample's last label is the end token, also if it is the padding token."""
     path = rows(tmp_path / "a.jsonl", *many(20))
     assert all(example.spans[-1][0].endswith(")</s>") for example in check(base, path).examples)
-    made = make_base("llama", tmp_path / "base")
-    tokens = AutoTokenizer.from_pretrained(made)
+    base_folder = make_base("llama", tmp_path / "base")
+    tokens = AutoTokenizer.from_pretrained(base_folder)
     tokens.pad_token = tokens.eos_token
-    tokens.save_pretrained(made)
-    assert all(example.spans[-1][0].endswith(")</s>") for example in check(made, path).examples)
+    tokens.save_pretrained(base_folder)
+    assert all(example.spans[-1][0].endswith(")</s>") for example in check(base_folder, path).examples)
     tokens.eos_token = None
-    tokens.save_pretrained(made)
-    check_error(TrainingError, "has no end token, so a model could never learn to stop", made, path)
+    tokens.save_pretrained(base_folder)
+    check_error(TrainingError, "has no end token, so a model could never learn to stop", base_folder, path)
 
 
-def test_chat_style_needs_a_chat_template(base: Path, tmp_path: Path) -> None:
+def test_chat_style_requires_a_chat_template(base: Path, tmp_path: Path) -> None:
     """Without a chat template, the adapter could not be served as it was trained."""
     path = rows(tmp_path / "a.jsonl", *many(20))
     check_error(
@@ -118,14 +118,14 @@ def test_chat_style_needs_a_chat_template(base: Path, tmp_path: Path) -> None:
     )
 
 
-def test_prefix_tuning_with_gradient_checkpointing(base: Path, tmp_path: Path) -> None:
+def test_prefix_tuning_with_gradient_checkpointing_is_an_error(base: Path, tmp_path: Path) -> None:
     path = rows(tmp_path / "a.jsonl", *many(20))
     config = TrainConfig("tiny", str(path), "prefix-tuning", model_name_or_path=str(base), gradient_checkpointing=True)
-    with pytest.raises(TrainingError, match=messages.PREFIX_TUNING_GRADIENT_CHECKPOINTING_CANNOT_TRAIN):
+    with pytest.raises(TrainingError, match=messages.PREFIX_TUNING_WITH_CHECKPOINTING):
         run_preflight(config, lambda _: None)
 
 
-def test_fewer_rows_than_a_batch(base: Path, tmp_path: Path) -> None:
+def test_fewer_rows_than_a_batch_are_an_error(base: Path, tmp_path: Path) -> None:
     path = rows(tmp_path / "a.jsonl", *many(8))
     message = r"7 training samples are fewer than one batch of 8: .* smaller --per-device-train-batch-size"
     check_error(TrainingError, message, base, path)
@@ -143,7 +143,7 @@ def test_fewer_rows_than_a_batch(base: Path, tmp_path: Path) -> None:
     )
 
 
-def test_no_row_fits(base: Path, tmp_path: Path) -> None:
+def test_too_long_rows_only_are_an_error(base: Path, tmp_path: Path) -> None:
     path = rows(tmp_path / "a.jsonl", *many(20))
     message = "None of the 18 training rows fits 20 tokens, the shortest has .*: raise --max-length to "
     check_error(TrainingError, message, base, path, max_length=20)
@@ -152,14 +152,14 @@ def test_no_row_fits(base: Path, tmp_path: Path) -> None:
     check_error(TrainingError, message, base, path, max_length=4000, validation_file=validation)
 
 
-def test_no_validation_row(base: Path, tmp_path: Path) -> None:
+def test_missing_validation_rows_are_an_error(base: Path, tmp_path: Path) -> None:
     path = rows(tmp_path / "a.jsonl", *[row | {"intent": "the same"} for row in many(20)])
     check_error(TrainingError, r"a\.jsonl leaves no row to validate on: give them with --validation-file", base, path)
 
 
-def test_a_base_that_cannot_be_found_or_read(base: Path, tmp_path: Path) -> None:
+def test_base_that_cannot_be_found_or_read_is_an_error(base: Path, tmp_path: Path) -> None:
     path = rows(tmp_path / "a.jsonl", *many(20))
     check_error(BaseModelError, "holds no model: it has no config.json", tmp_path, path)
-    made = make_base("llama", tmp_path / "base")
-    (made / "tokenizer.json").write_text("{")
-    check_error(BaseModelError, "The tokenizer of base 'base' cannot be loaded: ", made, path)
+    base_folder = make_base("llama", tmp_path / "base")
+    (base_folder / "tokenizer.json").write_text("{")
+    check_error(BaseModelError, "The tokenizer of base 'base' cannot be loaded: ", base_folder, path)

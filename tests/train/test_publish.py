@@ -30,7 +30,7 @@ def _silent(_: str) -> None:
     return
 
 
-def test_a_folder_is_published_in_one_commit_with_the_same_answers(
+def test_folder_is_published_in_one_commit_and_gives_the_same_answers(
     hub: Hub, folder: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     lines: list[str] = []
@@ -52,14 +52,14 @@ def test_a_folder_is_published_in_one_commit_with_the_same_answers(
     assert card == (folder / "README.md").read_text().replace("USER/NAME", REPO)
 
 
-def test_the_manifest_names_the_base_on_the_hub(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
+def test_published_manifest_names_the_base_on_the_hub(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
     hub.repositories["someone/tiny"] = tiny_base
     folder = make_adapter(tmp_path / "lora-hub", tiny_base, identity_of("someone/tiny"))
     assert Manifest.read(folder).base_revision == hub.commit("someone/tiny")
     assert publish_folder(folder, "someone/lora-hub", _silent, device="cpu").commit == hub.commit("someone/lora-hub")
 
 
-def test_publishing_again_changes_nothing_and_a_new_version_is_a_new_commit(
+def test_unchanged_folder_makes_no_commit_and_a_new_version_makes_one(
     hub: Hub, folder: Path, tiny_base: Path, answering: AnswerFn, tmp_path: Path
 ) -> None:
     first = publish_folder(folder, REPO, _silent, answer_fn=answering)
@@ -79,7 +79,7 @@ def test_different_answers_are_an_error(tiny_base: Path, tiny_run: Path, answeri
     ours = answering(tiny_run)
     check_same_answers(ours, answering(tiny_run), "the same")
     other = make_adapter(tmp_path / "lora-tiny", tiny_base, identity_of(str(tiny_base)), seed=2)
-    with pytest.raises(TrainingError, match=messages.SOMEONE_X_DOES_NOT_ANSWER_FOLDER):
+    with pytest.raises(TrainingError, match=messages.PUBLISHED_ANSWERS_DIFFER):
         check_same_answers(ours, answering(other), "someone/x@1")
     first = ours[0]
     for changed, words in (
@@ -91,14 +91,14 @@ def test_different_answers_are_an_error(tiny_base: Path, tiny_run: Path, answeri
             check_same_answers(ours, [changed, *ours[1:]], "x")
 
 
-def test_a_download_with_different_answers_is_an_error(hub: Hub, folder: Path) -> None:
+def test_download_with_different_answers_is_an_error(hub: Hub, folder: Path) -> None:
     calls: list[Path] = []
 
     def answering(where: Path) -> list[GreedyAnswer]:
         calls.append(where)
         return [GreedyAnswer((str(len(calls)),), 1, -1.0)] * 3
 
-    with pytest.raises(TrainingError, match=f"{REPO}@.* says '2' where the folder says '1' .token 1."):
+    with pytest.raises(TrainingError, match=messages.DOWNLOADED_ANSWERS_DIFFER.format(repo=REPO)):
         publish_folder(folder, REPO, _silent, answer_fn=answering)
     assert calls[0] == folder
     assert calls[1] != folder
@@ -123,62 +123,62 @@ def test_every_technique_is_published_and_compared(
     assert published_files(hub, "someone/any-tiny") == ADAPTER_FILES
 
 
-def test_a_full_model_is_published_and_compared(hub: Hub, tmp_path: Path) -> None:
+def test_full_model_is_published_and_compared(hub: Hub, tmp_path: Path) -> None:
     folder = make_full_model(make_base("llama", tmp_path / "full-tiny", seed=3))
     published = publish_folder(folder, "someone/full-tiny", _silent, device="cpu")
     assert {"config.json", "model.safetensors", "tokenizer.json", "manifest.json", "README.md"} <= published_files(
         hub, "someone/full-tiny"
     )
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes() + b" ")
-    with pytest.raises(AdapterError, match=messages.NOT_FILE_MANIFESTJSON_STATES):
+    with pytest.raises(AdapterError, match=messages.WEIGHTS_DIFFER_FROM_MANIFEST):
         publish_folder(folder, "someone/full-tiny", _silent, device="cpu")
-    with pytest.raises(AdapterError, match=messages.WHOLE_MODEL_NOT_ADAPTER):
+    with pytest.raises(AdapterError, match=messages.IS_MODEL_NOT_ADAPTER):
         pull(f"someone/full-tiny@{published.commit}", tmp_path / "store", _silent)
 
 
-def test_an_invalid_folder_causes_no_requests(hub: Hub, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=messages.THERE_NO_FOLDER):
+def test_invalid_folder_causes_no_requests(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=messages.NO_SUCH_FOLDER):
         publish_folder(tmp_path / "nowhere", REPO, _silent)
     (folder / "manifest.json").unlink()
-    with pytest.raises(AdapterError, match=messages.HAS_NO_MANIFESTJSON):
+    with pytest.raises(AdapterError, match=messages.FOLDER_WITHOUT_MANIFEST):
         publish_folder(folder, REPO, _silent)
     assert not hub.requests
 
 
-def test_a_base_from_a_folder_must_be_given(hub: Hub, folder: Path) -> None:
-    with pytest.raises(TrainingError, match=messages.NAME_ONE_BASE):
+def test_base_from_a_folder_requires_the_base_option(hub: Hub, folder: Path) -> None:
+    with pytest.raises(TrainingError, match=messages.BASE_OF_FOLDER_UNNAMED):
         publish_folder(folder, REPO, _silent)
     assert REPO not in hub.history
 
 
-def test_an_adapter_that_does_not_fit_its_base_is_not_published(hub: Hub, folder: Path, tmp_path: Path) -> None:
+def test_adapter_that_does_not_fit_its_base_is_not_published(hub: Hub, folder: Path, tmp_path: Path) -> None:
     other = make_base("llama", tmp_path / "other", seed=5)
-    with pytest.raises(AdapterError, match=messages.TRAINED_TINY):
+    with pytest.raises(AdapterError, match=messages.TRAINED_FOR_TINY):
         publish_folder(folder, REPO, _silent, base=str(other), device="cpu")
     assert REPO not in hub.history
 
 
-def test_an_invalid_card_is_an_error(hub: Hub, folder: Path, answering: AnswerFn) -> None:
+def test_invalid_card_is_an_error(hub: Hub, folder: Path, answering: AnswerFn) -> None:
     card = (folder / "README.md").read_text()
     card = card.replace("language: en", "base_model: no model at all")
     (folder / "README.md").write_text(card)
-    with pytest.raises(TrainingError, match=messages.DOES_NOT_ACCEPT_CARD_NO_MODEL):
+    with pytest.raises(TrainingError, match=messages.CARD_REJECTED):
         publish_folder(folder, REPO, _silent, answer_fn=answering)
     assert not published_files(hub, REPO)
 
 
-def test_a_private_repository_is_visible_to_its_owner_only(
+def test_private_repository_is_visible_to_its_owner_only(
     hub: Hub, folder: Path, answering: AnswerFn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_folder(folder, REPO, _silent, private=True, answer_fn=answering)
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(AdapterError, match=messages.YOU_MAY_READ):
+    with pytest.raises(AdapterError, match=messages.REPOSITORY_NOT_READABLE):
         pull(REPO, tmp_path / "store", _silent)
     assert pull(REPO, tmp_path / "store", _silent, token=TOKEN).is_dir()
 
 
 @pytest.mark.model
-def test_publishing_an_adapter_of_the_embedded_base(hub: Hub, home: Path, tmp_path: Path) -> None:
+def test_adapter_of_the_embedded_base_is_published(hub: Hub, home: Path, tmp_path: Path) -> None:
     """The manifest names the embedded base in NF4."""
     folder = Path(shutil.copytree(LIBRARY / "lora-starter", tmp_path / "lora-starter"))
     lines: list[str] = []
@@ -191,11 +191,11 @@ def _puts(hub: Hub) -> int:
 
 
 @pytest.mark.parametrize("what", ["upload", "commit", "reply"])
-def test_a_lost_connection_publishes_all_or_nothing_and_a_retry_completes(
+def test_lost_connection_publishes_all_or_nothing_and_a_retry_completes(
     hub: Hub, folder: Path, answering: AnswerFn, what: str
 ) -> None:
     hub.cuts[what] = 1000
-    with pytest.raises(TrainingError, match=messages.BROKE_WHILE_UPLOADING_SOMEONE_LORA_TINY):
+    with pytest.raises(TrainingError, match=messages.UPLOAD_BROKE_OFF):
         publish_folder(folder, REPO, _silent, answer_fn=answering)
     assert published_files(hub, REPO) == (ADAPTER_FILES if what == "reply" else set()), "complete or empty"
     hub.cuts.clear()
@@ -207,13 +207,13 @@ def test_a_lost_connection_publishes_all_or_nothing_and_a_retry_completes(
     assert _puts(hub) - uploads == (2 if what == "upload" else 0), "files that the Hub has are not uploads again"
 
 
-def test_an_upload_is_retried_after_a_lost_connection(hub: Hub, folder: Path, answering: AnswerFn) -> None:
+def test_upload_is_retried_after_a_lost_connection(hub: Hub, folder: Path, answering: AnswerFn) -> None:
     hub.cuts["upload"] = 1
     publish_folder(folder, REPO, _silent, answer_fn=answering)
     assert published_files(hub, REPO) == ADAPTER_FILES
 
 
-def test_upload_by_xet(
+def test_weights_are_uploaded_by_xet(
     hub: Hub, folder: Path, answering: AnswerFn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_xet(hub, monkeypatch, tmp_path)
@@ -222,12 +222,12 @@ def test_upload_by_xet(
     assert not _puts(hub)
 
 
-def test_a_lost_connection_of_xet(
+def test_failed_upload_by_xet_is_reported_and_a_retry_completes(
     hub: Hub, folder: Path, answering: AnswerFn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_xet(hub, monkeypatch, tmp_path)
     hub.cuts["xet"] = 1000
-    with pytest.raises(TrainingError, match=messages.WHILE_UPLOADING_SOMEONE_LORA_TINY):
+    with pytest.raises(TrainingError, match=messages.DURING_UPLOAD):
         publish_folder(folder, REPO, _silent, answer_fn=answering)
     assert not published_files(hub, REPO)
     hub.cuts.clear()
@@ -235,7 +235,7 @@ def test_a_lost_connection_of_xet(
     assert published_files(hub, REPO) == ADAPTER_FILES
 
 
-def test_the_token_appears_in_no_output(
+def test_token_appears_in_no_output(
     hub: Hub,
     folder: Path,
     answering: AnswerFn,
@@ -274,7 +274,7 @@ def _arguments(tiny_base: Path, store: Path, repo: str = RUN_REPO) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_run_is_published_verified_and_can_be_pulled(
+def test_run_is_published_verified_and_can_be_pulled(
     hub: Hub, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(_arguments(tiny_base, tmp_path / "store")) == 0
@@ -293,7 +293,7 @@ def test_a_run_is_published_verified_and_can_be_pulled(
         (RUN_REPO, False, "needs a token of the Hub"),
     ],
 )
-def test_no_training_for_a_repository_that_cannot_be_written(
+def test_training_is_refused_if_the_repository_cannot_be_written(
     hub: Hub, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     repo: str, token: bool, message: str,
 ) -> None:  # fmt: skip
@@ -304,7 +304,7 @@ def test_no_training_for_a_repository_that_cannot_be_written(
     assert not (tmp_path / "store").exists()
 
 
-def test_no_training_on_a_gated_base(
+def test_training_on_a_gated_base_is_refused(
     hub: Hub, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.repositories["vendor/gated"] = tiny_base

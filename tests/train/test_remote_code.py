@@ -26,7 +26,7 @@ def _silent(_: str) -> None:
 
 @pytest.fixture
 def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the base; transformers' copy of its code is removed with the test."""
+    """Return a folder with the base; transformers' copy of its code is in a temporary folder."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
@@ -35,15 +35,15 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_without_the_flag_no_remote_code_runs(run_folder: Path) -> None:
-    with pytest.raises(BaseModelError, match=messages.WHICH_NOT_RUN_DEFAULT):
+def test_remote_code_does_not_run_without_the_flag(run_folder: Path) -> None:
+    with pytest.raises(BaseModelError, match=messages.REMOTE_CODE_NOT_RUN):
         train(tiny_config(run_folder), _silent)
     assert not (run_folder / "mark").exists()
     assert not list(run_folder.glob("store/*"))
 
 
 @pytest.mark.parametrize("technique", ["lora", "qlora-4bit", "ia3", "prefix-tuning"])
-def test_with_the_flag_an_adapter_is_trained_and_served(run_folder: Path, technique: str) -> None:
+def test_adapter_is_trained_and_served_with_the_flag(run_folder: Path, technique: str) -> None:
     short = {"num_train_epochs": 1.0, "max_train_samples": 16, "max_eval_samples": 4, "eval_every": 1.0}
     config = tiny_config(run_folder, technique=technique, trust_remote_code=True, learning_rate=3e-2, **short)
     folder = Store((train(config, _silent).parent,)).inspect("lora-tiny")

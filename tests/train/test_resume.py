@@ -53,32 +53,32 @@ def _interrupt(config: TrainConfig) -> str:
 
 
 @pytest.mark.parametrize("technique", ["lora", "prefix-tuning", "full"])
-def test_a_resumed_run_has_the_losses_and_bytes_of_an_uninterrupted_one(
+def test_resumed_run_has_the_losses_and_bytes_of_an_uninterrupted_one(
     folder: Path, uninterrupted: Path, technique: str
 ) -> None:
-    whole = uninterrupted
+    reference = uninterrupted
     if technique != "lora":
-        whole = train(tiny_config(folder, adapter_name=f"whole-{technique}", technique=technique), lambda _: None)
+        reference = train(tiny_config(folder, adapter_name=f"whole-{technique}", technique=technique), lambda _: None)
     config = tiny_config(folder, adapter_name=f"broken-{technique}", technique=technique)
     handler = signal.getsignal(signal.SIGINT)
     assert "--resume" in _interrupt(config)
     assert signal.getsignal(signal.SIGINT) is handler, "the previous signal handler is restored"
     assert run_directory(config).last_step() == 4
     resumed = train(config, lambda _: None, resume=True)
-    assert losses(resumed / "log.jsonl") == losses(whole / "log.jsonl")
+    assert losses(resumed / "log.jsonl") == losses(reference / "log.jsonl")
     weights = "model.safetensors" if technique == "full" else WEIGHTS
-    assert (resumed / weights).read_bytes() == (whole / weights).read_bytes()
+    assert (resumed / weights).read_bytes() == (reference / weights).read_bytes()
     assert not run_directory(config).folder.exists(), "a finished run leaves only its adapter"
 
 
-def test_a_stopped_run_is_not_overwritten_and_can_be_finished(folder: Path) -> None:
-    """One stopped run: no restart, no other settings, no incomplete checkpoint, and an adapter of the best one."""
+def test_stopped_run_is_not_overwritten_and_can_be_finished(folder: Path) -> None:
+    """A stopped run is neither restarted nor resumed with other settings; its best complete checkpoint is saved."""
     config = tiny_config(folder, adapter_name="stopped")
     _interrupt(config)
     run_dir = run_directory(config)
-    with pytest.raises(TrainingError, match=messages.STOPPED_STEP_CONTINUE_RESUME):
+    with pytest.raises(TrainingError, match=messages.STOPPED_AT_STEP):
         train(config, lambda _: None)
-    with pytest.raises(TrainingError, match=messages.BEGUN_LEARNING_RATE_NOT):
+    with pytest.raises(TrainingError, match=messages.RUN_HAS_OTHER_LEARNING_RATE):
         train(tiny_config(folder, adapter_name="stopped", learning_rate=0.1), lambda _: None, resume=True)
     # A checkpoint that a kill left incomplete is ignored.
     partial = run_dir.checkpoints / "checkpoint-5"
@@ -92,12 +92,12 @@ def test_a_stopped_run_is_not_overwritten_and_can_be_finished(folder: Path) -> N
     assert all(torch.equal(expected[name].to(torch.bfloat16), saved[name]) for name in saved)
 
 
-def test_there_must_be_a_run_to_resume(folder: Path) -> None:
-    with pytest.raises(TrainingError, match=messages.NO_UNFINISHED_RUN_NEVER):
+def test_resume_without_an_unfinished_run_is_an_error(folder: Path) -> None:
+    with pytest.raises(TrainingError, match=messages.NO_UNFINISHED_RUN):
         train(tiny_config(folder, adapter_name="never"), lambda _: None, resume=True)
 
 
-def test_a_full_disk_keeps_the_last_complete_checkpoint(
+def test_full_disk_leaves_the_last_complete_checkpoint(
     folder: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(folder, adapter_name="full-disk")
@@ -109,7 +109,7 @@ def test_a_full_disk_keeps_the_last_complete_checkpoint(
         write(self, output_dir)
 
     monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", fail_later)
-    with pytest.raises(DiskSpaceError, match=messages.FULL_SO_CHECKPOINT_STEP_COULD_NOT):
+    with pytest.raises(DiskSpaceError, match=messages.CHECKPOINT_DISK_FULL):
         train(config, lambda _: None)
     assert [path.name for path in run_directory(config).checkpoints.iterdir()] == ["checkpoint-2"]
     monkeypatch.undo()

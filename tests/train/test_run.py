@@ -43,7 +43,7 @@ def trained(folder: Path) -> tuple[Path, list[str]]:
     return train(tiny_config(folder), lines.append), lines
 
 
-def test_the_adapter_opens_in_the_store_and_changes_answers(folder: Path, trained: tuple[Path, list[str]]) -> None:
+def test_adapter_opens_in_the_store_and_changes_answers(folder: Path, trained: tuple[Path, list[str]]) -> None:
     backend = LocalBackend(load_base(str(folder / "base"), "none", "cpu", lambda _: None, dtype=torch.float32))
     adapter = Store((folder / "store",), fingerprints=FINGERPRINTS).open("lora-tiny", backend.base)
     assert sorted(path.name for path in trained[0].iterdir()) == FILES
@@ -55,7 +55,7 @@ def test_the_adapter_opens_in_the_store_and_changes_answers(folder: Path, traine
     assert logprobs[0] != logprobs[1]
 
 
-def test_the_manifest_describes_the_run(folder: Path, trained: tuple[Path, list[str]]) -> None:
+def test_manifest_describes_the_run(folder: Path, trained: tuple[Path, list[str]]) -> None:
     manifest = json.loads((trained[0] / "manifest.json").read_text())
     assert manifest["prompt_fingerprint"] == STYLES["plain"].fingerprint
     assert manifest["config"]["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
@@ -70,7 +70,7 @@ def test_the_manifest_describes_the_run(folder: Path, trained: tuple[Path, list[
     assert manifest["scores"] == [pytest.approx(best)]
 
 
-def test_the_log_has_every_step(trained: tuple[Path, list[str]]) -> None:
+def test_log_contains_every_step(trained: tuple[Path, list[str]]) -> None:
     log = read_log(trained[0] / "log.jsonl")
     assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3, 4, 5, 6]
     step = next(entry for entry in log if "loss" in entry)
@@ -80,10 +80,10 @@ def test_the_log_has_every_step(trained: tuple[Path, list[str]]) -> None:
     assert step["memory_bytes"] > 50e6
 
 
-def test_the_learning_rate_warms_up_and_falls_linearly(folder: Path) -> None:
+def test_learning_rate_warms_up_and_falls_linearly(folder: Path) -> None:
     made = train(tiny_config(folder, adapter_name="rates", warmup_ratio=0.34), lambda _: None)
     rates = [entry["learning_rate"] for entry in read_log(made / "log.jsonl") if "loss" in entry]
-    # Of 6 steps, ceil(0.34 * 6) = 3 are warm-up; the rate is that of the step itself.
+    # ceil(0.34 * 6) = 3 of the 6 steps are warm-up; the logged rate is that of its step.
     assert rates == pytest.approx([0.0, 1e-3, 2e-3, 3e-3, 2e-3, 1e-3])
 
 
@@ -92,14 +92,14 @@ def test_progress_is_reported(trained: tuple[Path, list[str]]) -> None:
     assert any(line.startswith("24 training samples") for line in trained[1])
 
 
-def test_the_same_seed_gives_the_same_bytes(folder: Path, trained: tuple[Path, list[str]]) -> None:
+def test_training_is_reproducible_with_the_same_seed(folder: Path, trained: tuple[Path, list[str]]) -> None:
     again = train(tiny_config(folder, output_dir=folder / "again"), lambda _: None)
     for name in ("adapter_model.safetensors", "adapter_config.json", "config.yaml"):
         assert (again / name).read_bytes() == (trained[0] / name).read_bytes()
 
 
-def test_early_stopping_stops(folder: Path) -> None:
-    """With a too high learning rate the validation loss rises at once; two evaluations later the run ends."""
+def test_early_stopping_ends_the_run(folder: Path) -> None:
+    """With a too high learning rate the validation loss rises immediately; the run ends two evaluations later."""
     config = tiny_config(folder, adapter_name="early", learning_rate=3.0, early_stopping_patience=2, num_train_epochs=9)
     log = read_log(train(config, lambda _: None) / "log.jsonl")
     eval_losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
@@ -107,22 +107,22 @@ def test_early_stopping_stops(folder: Path) -> None:
     assert eval_losses.index(min(eval_losses)) == len(eval_losses) - 3
 
 
-def test_an_existing_adapter_is_not_overwritten(folder: Path, trained: tuple[Path, list[str]]) -> None:
-    with pytest.raises(TrainingError, match=messages.OVERWRITE):
+def test_existing_adapter_is_not_overwritten(folder: Path, trained: tuple[Path, list[str]]) -> None:
+    with pytest.raises(TrainingError, match=messages.OVERWRITE_FLAG):
         train(tiny_config(folder), lambda _: None)
     assert trained[0].is_dir()
 
 
-def test_a_run_that_cannot_start_leaves_no_files(folder: Path) -> None:
+def test_run_that_cannot_start_leaves_no_files(folder: Path) -> None:
     with pytest.raises(TrainingError, match=messages.FEWER_THAN_ONE_BATCH):
         train(tiny_config(folder, adapter_name="lora-few", max_train_samples=3), lambda _: None)
     assert not list((folder / "store").glob("*lora-few*"))
 
 
-def test_the_command_trains_from_a_yaml_file_and_a_table(
+def test_command_trains_from_a_yaml_file_and_a_table(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [{"question": f"print the number {at}", "answer": f"print({at})"} for at in range(30)]
+    rows = [{"question": f"print the number {index}", "answer": f"print({index})"} for index in range(30)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
     (tmp_path / "run.yaml").write_text(
         f"technique: ia3\nmodel_name_or_path: {folder / 'base'}\ndataset_name: {tmp_path / 'mine.jsonl'}\n"
@@ -141,7 +141,7 @@ def test_the_command_trains_from_a_yaml_file_and_a_table(
     assert json.loads((tmp_path / "ia3-mine" / "manifest.json").read_text())["dataset"] == "mine.jsonl"
 
 
-def test_gradient_checkpointing_and_adamw(folder: Path) -> None:
+def test_gradient_checkpointing_does_not_change_losses_and_adamw_does(folder: Path) -> None:
     """Gradient checkpointing does not change the losses; AdamW does, after the first step."""
     changes: dict[str, Any] = {"lora_dropout": 0.0, "num_train_epochs": 1}
     plain, checkpointed, adamw = (

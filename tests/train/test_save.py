@@ -25,7 +25,7 @@ LOG: list[dict[str, Any]] = [
 
 @pytest.fixture
 def axes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """The axes of the plot of LOG."""
+    """Return the axes of the plot of LOG."""
     figures: list[Figure] = []
     add_subplot = Figure.add_subplot
 
@@ -38,7 +38,7 @@ def axes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return figures[0].axes[0]
 
 
-def test_the_same_log_gives_the_same_image(tmp_path: Path) -> None:
+def test_plot_is_reproducible_and_shows_both_curves(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         plot_losses(LOG, tmp_path / name, "lora-mine on starter")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
@@ -59,7 +59,7 @@ def test_both_losses_are_plotted_and_the_best_is_marked(axes: Any) -> None:
     assert axes.get_title(loc="left") == "lora-mine on starter"
 
 
-def test_a_nan_loss_leaves_a_gap(axes: Any) -> None:
+def test_nan_loss_leaves_a_gap(axes: Any) -> None:
     lines = {line.get_label(): line for line in axes.get_lines()}
     assert math.isnan(lines["training, as logged"].get_ydata()[2])
     assert all(math.isfinite(value) for value in lines["training, smoothed"].get_ydata())
@@ -70,13 +70,13 @@ def test_smoothing_has_bias_correction() -> None:
     assert _smooth([1.0, 3.0])[1] == pytest.approx((0.9 * 1 + 3) / 1.9)
 
 
-def test_a_step_logged_again_after_a_resume_counts_once() -> None:
+def test_step_logged_again_after_a_resume_is_plotted_once() -> None:
     again = [{"step": 20, "epoch": 1.0, "loss": 2.5}, {"step": 10, "epoch": 0.5, "loss": 3.5}]
     assert _loss_points([*LOG[:2], *again], "loss") == [(10, 3.5), (20, 2.5)]
 
 
 @pytest.mark.parametrize("log", [[], LOG[:1], [{"step": 1, "epoch": 0.1, "eval_loss": math.nan}]])
-def test_a_short_log_can_be_plotted(log: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_short_log_can_be_plotted(log: list[dict[str, Any]], tmp_path: Path) -> None:
     plot_losses(log, tmp_path / "loss.png", "short")
     with Image.open(tmp_path / "loss.png") as picture:
         assert picture.size == (1200, 700)

@@ -17,8 +17,8 @@ NEEDED: dict[str, Any] = {"adapter_name": "mine", "dataset_name": "starter"}
 CONFIGS = sorted((Path(__file__).parents[2] / "train" / "configs").glob("*.yaml"))
 
 
-def test_the_paper_preset_is_the_study_s() -> None:
-    """See 'Settings' in the study's protocol."""
+def test_paper_preset_has_the_settings_of_the_study() -> None:
+    """The values are from 'Settings' in the study's protocol."""
     rates = {"full": 5e-5, "lora": 3e-4, "ia3": 3e-4, "qlora-8bit": 3e-4, "qlora-4bit": 3e-4}
     rates |= {"prompt-tuning": 3e-3, "prefix-tuning": 3e-2}
     assert rates.keys() == TECHNIQUES.keys()
@@ -42,20 +42,20 @@ def test_flags_override_the_file_and_the_file_overrides_the_preset(tmp_path: Pat
     assert config.lora_target_modules == ("q_proj", "v_proj")
 
 
-def test_a_written_file_makes_the_same_configuration(tmp_path: Path) -> None:
+def test_configuration_is_written_and_read_back(tmp_path: Path) -> None:
     config = make_config(NEEDED, technique="ia3", learning_rate="5e-3", lora_target_modules="q_proj, v_proj")
     write_yaml(config, tmp_path / "config.yaml")
     assert make_config(read_yaml(tmp_path / "config.yaml")) == config
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_the_provided_files_are_valid(file: Path) -> None:
+def test_provided_configuration_files_are_valid(file: Path) -> None:
     config = make_config({**NEEDED, **read_yaml(file)})
     assert isinstance(config, TrainConfig)
     assert config.technique in file.stem
 
 
-def test_each_technique_and_preset_has_a_file() -> None:
+def test_each_technique_and_preset_has_a_configuration_file() -> None:
     prefixes = {file.stem for file in CONFIGS}
     assert prefixes >= {*TECHNIQUES, *(f"paper-{name}" for name in TECHNIQUES)}
 
@@ -103,7 +103,7 @@ def test_invalid_settings_are_errors(values: dict[str, Any], message: str) -> No
         ("lorar: 8\n", "Unknown setting 'lorar': did you mean 'lora_r'"),
     ],
 )
-def test_an_invalid_file_error_names_the_line(tmp_path: Path, text: str, message: str) -> None:
+def test_error_of_an_invalid_file_names_the_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(TrainingError) as error:
         read_yaml(tmp_path / "run.yaml")
@@ -123,7 +123,7 @@ def test_an_invalid_file_error_names_the_line(tmp_path: Path, text: str, message
         (["--adapter-name", "nobody", "--resume"], "no unfinished run of 'nobody'"),
     ],
 )
-def test_the_command_prints_errors_on_one_line(
+def test_command_prints_errors_on_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -38,7 +38,7 @@ def test_labels_are_the_code_and_the_end_token() -> None:
     assert tokens.decode(skipped) == render_prompt(EXAMPLES[1].intent, (), PLAIN)
 
 
-def test_features_of_an_encoder_decoder_base() -> None:
+def test_features_of_an_encoder_decoder_base_are_prompt_and_response() -> None:
     encoder = ExampleTokenizer(tokenizer(), PLAIN, is_encoder_decoder=True)
     sample = encoder.tokenize(EXAMPLES[0])
     assert encoder.to_features(sample) == {"input_ids": sample.prompt_ids, "labels": sample.response_ids}
@@ -54,13 +54,13 @@ def test_padding_has_no_attention_and_no_labels() -> None:
     assert (batch["labels"][0, short:] == IGNORE_INDEX).all()
 
 
-def test_a_tokenizer_without_an_end_token_is_an_error() -> None:
+def test_tokenizer_without_an_end_token_is_an_error() -> None:
     with pytest.raises(TrainingError, match=expected.NO_END_TOKEN):
         ExampleTokenizer(SimpleNamespace(eos_token_id=None), PLAIN, is_encoder_decoder=False)
 
 
 def test_loss_agrees_with_transformers() -> None:
-    """The oracle is the loss of transformers, which computes the logits of all tokens."""
+    """The reference is the loss of transformers, which computes the logits of all tokens."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=300, **sizes))
@@ -126,14 +126,14 @@ def test_label_spans_are_the_answer_and_the_end_token(style: str, is_encoder_dec
         assert [is_label for _, is_label in spans] == [False, True]
         assert spans[1][0] == format_completion(code, STYLES[style]) + tokens.eos_token
         assert spans[0][0] == render_prompt(intent, (), STYLES[style], chat)
-        # The span with labels decodes the labels of the Trainer's row.
+        # The labelled span is the decoded text of the labels in the Trainer's row.
         labels = [label for label in encoder.to_features(sample)["labels"] if label != IGNORE_INDEX]
         assert tokens.decode(labels) == spans[1][0]
         assert labels[-1] == tokens.eos_token_id
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "codegen", "t5"])
-def test_the_preflight_shows_three_samples_of_every_architecture(tmp_path: Path, kind: str) -> None:
+def test_preflight_shows_three_samples_of_every_architecture(tmp_path: Path, kind: str) -> None:
     base = make_base(kind, tmp_path / kind)
     codes = [f"print({number})\nprint('é')" for number in range(21)]
     path = tmp_path / "a.jsonl"
@@ -165,7 +165,7 @@ def sentencepiece_like() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
-def test_a_space_added_by_the_tokenizer_is_part_of_the_label_span() -> None:
+def test_space_added_by_the_tokenizer_is_part_of_the_label_span() -> None:
     tokens = sentencepiece_like()
     encoder = ExampleTokenizer(tokens, STYLES["plain"], is_encoder_decoder=False)
     sample = encoder.tokenize(Example("x", "print 1", "print(1)"))

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=[1, 2])
 def reference(request: pytest.FixtureRequest, folder: Path) -> tuple[dict[str, Any], list[float]]:
-    """Settings with an accumulation of 1 or 2, and the losses of a run with complete batches.
+    """Return settings with an accumulation of 1 or 2, and the losses of a run with complete batches.
 
     In float32 without dropout, runs that split batches differ only in the order of sums.
     """
@@ -41,12 +41,12 @@ def _small_memory(monkeypatch: pytest.MonkeyPatch, rows: int, error: Exception) 
     """Make the loss raise `error` for more than `rows` samples."""
     causal = train_model._causal_loss
 
-    def guarded(model: Any, base: Any, input_ids: torch.Tensor, *rest: Any) -> Any:
+    def limited_loss(model: Any, base: Any, input_ids: torch.Tensor, *rest: Any) -> Any:
         if len(input_ids) > rows:
             raise error
         return causal(model, base, input_ids, *rest)
 
-    monkeypatch.setattr(train_model, "_causal_loss", guarded)
+    monkeypatch.setattr(train_model, "_causal_loss", limited_loss)
 
 
 def _loss(entry: tuple[Any, ...]) -> float:
@@ -54,7 +54,7 @@ def _loss(entry: tuple[Any, ...]) -> float:
     return float(entry[1] if entry[1] is not None else entry[2])
 
 
-def test_out_of_memory_halves_the_batch_and_learns_the_same(
+def test_out_of_memory_halves_the_batch_without_changing_the_losses(
     folder: Path, reference: tuple[dict[str, Any], list[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes, expected = reference
@@ -72,7 +72,7 @@ def test_out_of_memory_halves_the_batch_and_learns_the_same(
     ]
 
 
-def test_long_batches_are_computed_in_parts_and_learn_the_same(
+def test_long_batches_are_computed_in_parts_without_changing_the_losses(
     folder: Path, reference: tuple[dict[str, Any], list[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The limit is in tokens, not in rows; a single longer row is computed nevertheless."""
@@ -91,34 +91,32 @@ def test_long_batches_are_computed_in_parts_and_learn_the_same(
     assert [_loss(entry) for entry in losses(parts / "log.jsonl")] == pytest.approx(expected, rel=2e-3)
 
 
-def test_a_sample_too_large_for_the_memory_raises_a_training_error(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sample_too_large_for_the_memory_raises_a_training_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _small_memory(monkeypatch, 0, torch.OutOfMemoryError("CUDA out of memory."))
-    with pytest.raises(TrainingError, match=messages.MEMORY_DOES_NOT_SUFFICE_SINGLE_SAMPLE):
+    with pytest.raises(TrainingError, match=messages.MEMORY_TOO_SMALL):
         train(tiny_config(folder, adapter_name="too-large"), lambda _: None)
 
 
 def test_other_errors_are_not_treated_as_out_of_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _small_memory(monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    with pytest.raises(RuntimeError, match=messages.MAT1_MAT2):
+    with pytest.raises(RuntimeError, match=messages.SHAPES_DO_NOT_FIT):
         train(tiny_config(folder, adapter_name="defect"), lambda _: None)
 
 
-def _spoiled(monkeypatch: pytest.MonkeyPatch, call: int, spoil: Any) -> None:
-    """Apply `spoil` to the loss from the `call`-th training batch on."""
+def _change_loss(monkeypatch: pytest.MonkeyPatch, call: int, change: Any) -> None:
+    """Apply `change` to the loss from the `call`-th training batch on."""
     seen = []
     forward = train_model._loss_forward
 
-    def spoiled(model: Any, *rest: Any, **named: Any) -> dict[str, torch.Tensor]:
+    def changed_forward(model: Any, *rest: Any, **named: Any) -> dict[str, torch.Tensor]:
         output = forward(model, *rest, **named)
-        # The estimate before the run traces a step on the meta device; its loss stays.
+        # The estimate before the run traces a step on the meta device; its loss is not changed.
         if not model.training or output["loss"].is_meta:
             return output
         seen.append(1)
-        return {"loss": spoil(output["loss"])} if len(seen) >= call else output
+        return {"loss": change(output["loss"])} if len(seen) >= call else output
 
-    monkeypatch.setattr(train_model, "_loss_forward", spoiled)
+    monkeypatch.setattr(train_model, "_loss_forward", changed_forward)
 
 
 class _BadGradient(torch.autograd.Function):
@@ -134,13 +132,13 @@ class _BadGradient(torch.autograd.Function):
 
 
 @pytest.mark.parametrize(
-    ("what", "spoil"), [("loss", lambda loss: loss * float("nan")), ("gradient", _BadGradient.apply)]
+    ("what", "change"), [("loss", lambda loss: loss * float("nan")), ("gradient", _BadGradient.apply)]
 )
-def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, spoil: Any
+def test_nan_stops_the_run_and_saves_the_last_good_checkpoint(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, change: Any
 ) -> None:
     config = tiny_config(folder, adapter_name=f"nan-{what}")
-    _spoiled(monkeypatch, 4, spoil)
+    _change_loss(monkeypatch, 4, change)
     with pytest.raises(TrainingError) as error:
         train(config, lambda _: None)
     assert str(error.value) == (
@@ -156,9 +154,9 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
     assert all(torch.isfinite(tensor).all() for tensor in made.values())
 
 
-def test_nan_before_any_checkpoint_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_before_any_checkpoint_leaves_no_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(folder, adapter_name="nan-first")
-    _spoiled(monkeypatch, 1, lambda loss: loss * float("nan"))
-    with pytest.raises(TrainingError, match=messages.NO_CHECKPOINT_EXISTS_YET):
+    _change_loss(monkeypatch, 1, lambda loss: loss * float("nan"))
+    with pytest.raises(TrainingError, match=messages.NO_CHECKPOINT_YET):
         train(config, lambda _: None)
     assert not run_directory(config).folder.exists()

@@ -1,4 +1,4 @@
-"""Evaluation run on disk, as `python -m evaluate` writes it: two methods, three problems, real test results."""
+"""Evaluation run on disk as `python -m evaluate` writes it: two methods, three problems, real test results."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ FIELDS: dict[str, Any] = {
 
 @pytest.fixture
 def run() -> Any:
-    """A recorded run as the browser stores it."""
+    """Return a recorded run as the browser stores it."""
     return json.loads(FIRST_EXAMPLE_PATH.read_text(encoding="utf-8"))["records"]
 
 

@@ -41,20 +41,20 @@ def test_all_columns_stream_together() -> None:
 
 
 class Samples(FakeEngine):
-    """Says three samples at once, as an engine of samples does."""
+    """Streams three samples in turn, as an engine does that generates several samples."""
 
     def stream(self, requests: Any, sampling_params: Any, cancel: Any = None, owner: str = "") -> Any:
         for candidate, text in ((0, "first"), (2, "third"), (1, "second")):
             yield PartialOutput(0, text, 1, candidate)
 
 
-def test_column_streams_its_first_sample_only() -> None:
+def test_column_displays_only_its_first_sample_while_streaming() -> None:
     steps = list(compare(Samples(), make_comparison(PROBLEM, ["zero-shot"]), Event(), interval=0))
     assert {step[0].text for step in steps} == {"", "first"}
 
 
 class Broken(FakeEngine):
-    """Its connection breaks in the middle of an answer."""
+    """Ends an answer with an error, as an engine does whose connection breaks."""
 
     def stream(self, requests: Any, sampling_params: Any, cancel: Any = None, owner: str = "") -> Any:
         candidate = Candidate("x = 1\ny =", "x = 1\ny =", 0.0, 5, finish="cancelled")
@@ -80,7 +80,7 @@ def test_updates_are_throttled() -> None:
 
 
 def test_one_failure_does_not_affect_other_columns() -> None:
-    engine = FakeEngine(ANSWERS, fails={"lora-starter": "Adapter 'lora-starter' is broken: train it again."})
+    engine = FakeEngine(ANSWERS, errors={"lora-starter": "Adapter 'lora-starter' is broken: train it again."})
     columns = last(engine, make_comparison(PROBLEM, ["lora-starter", "nonsense", "icl-8", "icl-99"]))
     assert [column.state for column in columns] == ["failed", "failed", "done", "failed"]
     assert columns[0].error == "Adapter 'lora-starter' is broken: train it again."
@@ -123,14 +123,14 @@ def test_closing_the_iterator_cancels_the_engine() -> None:
 
 @pytest.mark.parametrize("intent", ["", "  \n\t"])
 def test_empty_question_is_refused(intent: Any) -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.SAY_FIRST_WHAT_PYTHON_SHOULD_DO):
+    with pytest.raises(PromptOrTuneError, match=messages.EMPTY_QUESTION):
         make_comparison(Problem("typed", intent), ["zero-shot"])
 
 
 def test_no_method_and_too_many_methods_are_refused() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.LEAST_ONE_METHOD):
+    with pytest.raises(PromptOrTuneError, match=messages.METHOD_REQUIRED):
         make_comparison(PROBLEM, [])
-    with pytest.raises(PromptOrTuneError, match=messages.MOST):
+    with pytest.raises(PromptOrTuneError, match=messages.TOO_MANY_METHODS):
         make_comparison(PROBLEM, [f"icl-{k}" for k in range(1, 10)])
 
 
@@ -138,7 +138,7 @@ def test_pool_and_decoding_reach_the_engine() -> None:
     engine = FakeEngine()
     comparison = make_comparison(PROBLEM, ["icl-2"], SamplingParams("beam", candidates=3), pool="conala")
     columns = last(engine, comparison)
-    assert engine.seen[0][0].pool == "conala"
+    assert engine.received[0][0].pool == "conala"
     assert len(columns[0].answer.candidates) == 3
 
 

@@ -42,7 +42,7 @@ def test_run_waits_for_the_model() -> None:
     assert [record["method"] for record in rest[-1].records] == ["zero-shot", "icl-2"]
 
 
-def test_status_counts_the_runs_ahead() -> None:
+def test_status_contains_the_number_of_runs_ahead() -> None:
     context = context_of(FakeEngine())
     with context.run_queue.enqueue():
         steps = run_comparison(context, COMPARISON, Event())
@@ -67,9 +67,9 @@ def test_failed_model_load_is_raised() -> None:
         raise BaseModelError("No base 'x'.")
 
     context = Context(EngineLoader(build), run_queue=AdmissionQueue())
-    with pytest.raises(PromptOrTuneError, match=messages.NO_BASE_X):
+    with pytest.raises(PromptOrTuneError, match=messages.UNKNOWN_BASE_X):
         list(run_comparison(context, COMPARISON, Event()))
-    with pytest.raises(PromptOrTuneError, match=messages.NO_BASE_X):
+    with pytest.raises(PromptOrTuneError, match=messages.UNKNOWN_BASE_X):
         collect_records(context, COMPARISON)
 
 
@@ -81,13 +81,13 @@ def test_run_that_raises_leaves_the_queue() -> None:
             raise RuntimeError("out of memory")
 
     context = context_of(Broken())
-    with pytest.raises(RuntimeError, match=messages.OUT_MEMORY):
+    with pytest.raises(RuntimeError, match=messages.OUT_OF_MEMORY):
         collect_records(context, COMPARISON)
     with context.run_queue.enqueue() as ticket:
         assert ticket.wait(0) == 0
 
 
-def test_cancel_reaches_only_its_session() -> None:
+def test_cancel_affects_only_its_session() -> None:
     registry = CancelRegistry()
     with registry.register("a") as first, registry.register("a") as second, registry.register("b") as other:
         registry.cancel("a")

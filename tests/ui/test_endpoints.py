@@ -1,4 +1,4 @@
-"""The endpoint /compare through a real client against a really launched app, and the page's config."""
+"""The endpoints of a launched app with a real client, and the config of the page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ANSWERS = {"zero-shot": "list(reversed(s))", "lora-starter": "s[::-1]"}
 
 @pytest.fixture(scope="module")
 def engine() -> Any:
-    return FakeEngine(ANSWERS, fails={"lora-conala": "Adapter 'lora-conala' is broken: train it again."}, delay=0.01)
+    return FakeEngine(ANSWERS, errors={"lora-conala": "Adapter 'lora-conala' is broken: train it again."}, delay=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_compare_returns_one_record_per_method(client: Any) -> None:
     assert "did you mean 'lora-starter'" in records[4]["error"]
 
 
-def test_reference_is_optional(client: Any) -> None:
+def test_compare_works_without_a_reference(client: Any) -> None:
     (record,) = client.predict("reverse the string `s`", ["zero-shot"], api_name="/compare")
     assert record["scores"]["codebleu"] is None
     assert record["score_reasons"]["codebleu"]
@@ -118,7 +118,7 @@ def test_stream_yields_progress_and_ends_with_records(client: Any) -> None:
 
 
 def test_invalid_stream_request_is_one_error_message(client: Any) -> None:
-    with pytest.raises(AppError, match=messages.ADD_LEAST_ONE_METHOD):
+    with pytest.raises(AppError, match=messages.METHOD_REQUIRED):
         client.predict("reverse", [], api_name="/stream")
 
 
@@ -135,7 +135,7 @@ def test_endpoint_enforces_visitor_limits(url: Any) -> None:
         )
         job = one.submit("talk", ["zero-shot", "zero-shot"], api_name="/stream")
         next(iter(job))
-        with pytest.raises(AppError, match=messages.YOU_HAVE_ANSWERS_RUNNING_ONCE_LIMIT):
+        with pytest.raises(AppError, match=messages.TWO_ANSWERS_ARE_THE_LIMIT):
             one.predict("talk", ["zero-shot"], api_name="/compare")
         assert other.submit("talk", ["zero-shot"], api_name="/stream").__next__()["records"] == []
         job.cancel()

@@ -1,4 +1,4 @@
-"""The form that adds a method, the chips' value, the labels."""
+"""The form that adds a method, the values of the chips, and the labels of methods."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def test_filled_form_gives_a_method_name(form: Any, name: Any) -> None:
     assert method_name(*form) == name
 
 
-def test_adapter_must_be_chosen() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.CHOOSE_ADAPTER_FIRST):
+def test_form_without_an_adapter_is_refused() -> None:
+    with pytest.raises(PromptOrTuneError, match=messages.NO_ADAPTER_CHOSEN):
         method_name("adapter", 4, None, "none")
 
 
 def test_duplicate_method_is_refused() -> None:
     assert add_method(["zero-shot"], "icl-4", []) == ["zero-shot", "icl-4"]
-    with pytest.raises(PromptOrTuneError, match=messages.ICL_ALREADY_COMPARISON):
+    with pytest.raises(PromptOrTuneError, match=messages.METHOD_ALREADY_ADDED):
         add_method(["icl-4"], "icl-4@42", [])
-    with pytest.raises(PromptOrTuneError, match=messages.CHOOSE):
+    with pytest.raises(PromptOrTuneError, match=messages.EXAMPLES_OUT_OF_RANGE):
         add_method([], "icl-0", [])
 
 
 def test_ninth_column_is_refused() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.COLUMNS_MOST_FIT):
+    with pytest.raises(PromptOrTuneError, match=messages.TOO_MANY_COLUMNS):
         add_method([f"icl-{k}" for k in range(1, 9)], "rag-1", [])
 
 
@@ -52,15 +52,15 @@ def test_starter_adapter_is_preferred() -> None:
     assert default_methods([]) == ["zero-shot", "icl-8", "rag-8"]
 
 
-def test_unusable_adapter_is_no_default() -> None:
-    known = list_adapter_choices(FakeEngine(fails={"lora-starter": "It was made for another base."}))
+def test_unusable_adapter_is_not_the_default() -> None:
+    known = list_adapter_choices(FakeEngine(errors={"lora-starter": "It was made for another base."}))
     assert known.choices == [("lora-conala", "lora-conala"), ("lora-starter (cannot be used here)", "lora-starter")]
     assert default_methods(known.usable)[-1] == "lora-conala"
     assert known.reasons == {"lora-starter": "It was made for another base."}
 
 
 def test_unsupported_adapter_shows_its_reason() -> None:
-    engine = FakeEngine(refused={"lora-starter": "This engine serves LoRA adapters only; <b>it</b> is IA3."})
+    engine = FakeEngine(unsupported={"lora-starter": "This engine serves LoRA adapters only; <b>it</b> is IA3."})
     known = list_adapter_choices(engine)
     assert known.usable == ["lora-conala"]
     assert _unavailable_message("adapter", "lora-starter", known.reasons) == (
@@ -72,12 +72,12 @@ def test_unsupported_adapter_shows_its_reason() -> None:
 
 def test_invalid_chips_are_ignored() -> None:
     assert chip_names(chip_values(["zero-shot", "icl-8"])) == ["zero-shot", "icl-8"]
-    wild: Any
-    for wild in (None, "", "x", 7, {}, [1, None, {}, {"name": ""}]):
-        assert chip_names(wild) == []
+    invalid_value: Any
+    for invalid_value in (None, "", "x", 7, {}, [1, None, {}, {"name": ""}]):
+        assert chip_names(invalid_value) == []
 
 
-def test_labels() -> None:
+def test_methods_have_labels() -> None:
     assert method_label("lora-conala+rag-8") == "lora-conala + RAG 8"
     assert method_hint("zero-shot") == "no examples, no training"
     assert method_hint("icl-1") == "1 fixed example"

@@ -32,7 +32,7 @@ def records(
     return tuple(make_record(column, comparison, BASE, created) for column in columns)
 
 
-def test_record_has_everything_to_reproduce_it() -> None:
+def test_record_contains_everything_to_reproduce_the_answer() -> None:
     first, second, failed = records()
     assert first["method"] == "zero-shot"
     assert first["text"] == WILD
@@ -54,12 +54,12 @@ def test_record_has_everything_to_reproduce_it() -> None:
     assert (failed["text"], failed["tokens"], failed["scores"]) == ("", 0, {})
 
 
-def test_json_export_has_every_field() -> None:
+def test_json_export_contains_every_field() -> None:
     expected = records()
     assert json.loads(to_json(expected)) == [dict(record) for record in expected]
 
 
-def test_csv_export_has_every_field() -> None:
+def test_csv_export_contains_every_field() -> None:
     expected = records()
     rows = list(csv.DictReader(io.StringIO(records_to_csv(expected), newline="")))
     assert len(rows) == 3
@@ -72,7 +72,7 @@ def test_csv_export_has_every_field() -> None:
     assert float(rows[0]["score.codebleu"]) == expected[0]["scores"]["codebleu"]
 
 
-def test_history_has_the_last_runs_newest_first() -> None:
+def test_history_contains_the_last_runs_newest_first() -> None:
     memory = History()
     for number in range(HISTORY_LENGTH + 5):
         memory = memory.with_run(records(("zero-shot",), f"intent {number}"))

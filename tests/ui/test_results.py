@@ -54,8 +54,8 @@ def table(run: Run) -> ProblemTable:
     return make_problem_table([("runs/first.jsonl", run)])
 
 
-class Parts(HTMLParser):
-    """The names of all tags and attributes."""
+class TagCollector(HTMLParser):
+    """Collects the names of all tags and attributes."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Parts(HTMLParser):
         self.attributes.update(name for name, _ in attrs)
 
 
-def test_library_lists_only_runs(folder: Path, tmp_path: Path) -> None:
+def test_library_lists_only_run_files(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "runs")
     inside = tmp_path / "runs"
     (inside / "notes.txt").write_text("no run")
@@ -83,8 +83,8 @@ def test_library_lists_only_runs(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../secret.jsonl", "runs/../secret.jsonl", "/etc/passwd", "runs/link.jsonl", ""])
-def test_names_cannot_leave_the_folders(folder: Path, name: str) -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.THERE_NO_RUN):
+def test_run_names_outside_of_the_folders_are_refused(folder: Path, name: str) -> None:
+    with pytest.raises(PromptOrTuneError, match=messages.NO_SUCH_RUN):
         RunLibrary([("runs", folder)]).load_run(name)
 
 
@@ -118,7 +118,7 @@ def test_bundled_runs_can_be_read() -> None:
     assert (len(runs), errors) == (len(names[:2]), [])
 
 
-def test_outcomes_of_a_problem(table: ProblemTable) -> None:
+def test_outcomes_of_a_problem_are_marked_by_method(table: ProblemTable) -> None:
     marks = {row.id: [outcome(row.results.get(side.key)) for side in table.columns] for row in table.rows}
     assert marks == {"p1": ["wrong", "solved"], "p2": ["failed", "solved"], "p3": ["solved", "solved"]}
     assert outcome(None) == "missing"
@@ -183,7 +183,7 @@ def test_texts_of_a_run_are_escaped(tmp_path: Path) -> None:
         view: Any = problem_view(table, row, "")
         for html in (view["head"], *(card[section] for card in view["cards"] for section in SECTIONS)):
             assert_harmless(html)
-    parts = Parts(summary_html([(EVIL, hostile)], table, with_comparisons=True) + empty_html(EVIL))
+    parts = TagCollector(summary_html([(EVIL, hostile)], table, with_comparisons=True) + empty_html(EVIL))
     assert not parts.tags & {"img", "script", "a", "iframe"}
     assert not any(name.startswith("on") for name in parts.attributes)
 
@@ -240,7 +240,7 @@ def test_every_export_kind_is_a_file(run: Run, kind: str) -> None:
 
 
 def test_export_without_a_run_is_refused() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.CHOOSE_RUN_FIRST):
+    with pytest.raises(PromptOrTuneError, match=messages.NO_RUN_CHOSEN):
         export_runs([], "csv", 1)
 
 

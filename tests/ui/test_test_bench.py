@@ -1,4 +1,4 @@
-"""Tests of answers in a sandbox, and the admission queue."""
+"""Running tests of answers in a sandbox, and the admission queue."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def bench(sandbox: None) -> TestBench:
     return TestBench()
 
 
-def context_of(bench: Any, says: Any = None) -> Context:
-    return Context(EngineLoader(lambda report: FakeEngine(says or ANSWERS)).start(), test_bench=bench)
+def context_of(bench: Any, answers: Any = None) -> Context:
+    return Context(EngineLoader(lambda report: FakeEngine(answers or ANSWERS)).start(), test_bench=bench)
 
 
 def test_complete_answers_are_tested_in_the_sandbox(bench: TestBench) -> None:
@@ -90,7 +90,7 @@ def test_no_code_runs_without_a_sandbox(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-def test_queue_is_first_in_first_out() -> None:
+def test_queue_admits_runs_first_in_first_out() -> None:
     queue = AdmissionQueue()
     with queue.enqueue() as first, queue.enqueue() as second, queue.enqueue() as third:
         assert [ticket.wait(0) for ticket in (first, second, third)] == [0, 1, 2]
@@ -121,7 +121,7 @@ def test_leaving_admits_the_next_run() -> None:
     assert order == ["a", "b", "c"]
 
 
-def test_leaving_from_the_middle_moves_later_runs_up() -> None:
+def test_leaving_from_the_middle_decreases_later_positions() -> None:
     queue = AdmissionQueue()
     with queue.enqueue():
         middle = queue.enqueue()
@@ -132,7 +132,7 @@ def test_leaving_from_the_middle_moves_later_runs_up() -> None:
             assert last.wait(0) == 1
 
 
-def test_concurrent_runs_are_admitted_and_later_ones_counted() -> None:
+def test_several_concurrent_runs_are_admitted_and_later_ones_wait() -> None:
     queue = AdmissionQueue(max_concurrent=2)
     with queue.enqueue() as first, queue.enqueue() as second, queue.enqueue() as third, queue.enqueue() as fourth:
         assert [ticket.wait(0) for ticket in (first, second, third, fourth)] == [0, 0, 1, 2]

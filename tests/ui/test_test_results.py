@@ -1,4 +1,4 @@
-"""Test results as HTML, and agreement of columns."""
+"""HTML of test results, and agreement of columns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def records_with_code(*codes: str | None, **changes: Any) -> list[Any]:
     ]
 
 
-def test_same_code_is_named_before_same_tree() -> None:
+def test_agreement_prefers_same_code_over_same_tree() -> None:
     notes = agreement_notes(records_with_code("x = 'a'", "x = 'a' ", 'x = "a"', "y"))
     assert notes == [
         "Same code as ICL 8; same syntax tree as RAG 8",
@@ -89,5 +89,5 @@ def test_panel_notes_unprotected_tests() -> None:
         ([True, False], "1 of 2 tests passes"),
     ],
 )
-def test_pass_count_text(passed: list[bool], words: str) -> None:
+def test_pass_count_is_described(passed: list[bool], words: str) -> None:
     assert pass_count_text([result(passed=value) for value in passed]) == words

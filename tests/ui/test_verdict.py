@@ -1,4 +1,4 @@
-"""Verdict of a comparison from its scores."""
+"""Verdict of a comparison from scores and test results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_verdict_names_the_closest_without_a_match() -> None:
     assert best_indices(runs) == {1, 2}
 
 
-def test_equal_answers_have_no_best() -> None:
+def test_equal_scores_have_no_best_answer() -> None:
     same = [scored("zero-shot", 1, 1.0), scored("rag-8", 1, 1.0)]
     assert (verdict_text(same), best_indices(same)) == ("Every answer matches the reference.", frozenset())
     nothing = [scored("zero-shot", 0, 0.0), scored("rag-8", 0, 0.0)]
@@ -72,7 +72,7 @@ def after_tests(method: Any, passed: int, em: Any = None, codebleu: Any = None, 
     return record | {"tests": tests, "scores": {"tests": passed / of, **record["scores"]}}
 
 
-def test_tests_rank_before_exact_match_and_codebleu() -> None:
+def test_passed_tests_have_precedence_over_exact_match_and_codebleu() -> None:
     runs = [after_tests("zero-shot", 1, 1, 1.0), after_tests("rag-8", 4, 0, 0.2), after_tests("icl-8", 2, 0, 0.9)]
     assert verdict_text(runs) == "RAG 8 passes all 4 tests; the others pass at most 2."
     assert best_indices(runs) == {1}
@@ -80,7 +80,7 @@ def test_tests_rank_before_exact_match_and_codebleu() -> None:
     assert best_indices(runs[::2]) == {1}
 
 
-def test_reference_breaks_ties_of_tests() -> None:
+def test_reference_scores_decide_between_equal_test_results() -> None:
     runs = [after_tests("zero-shot", 4, 0, 0.3), after_tests("rag-8", 4, 0, 0.8), after_tests("icl-8", 0, 0, 0.9)]
     assert verdict_text(runs) == (
         "zero-shot and RAG 8 pass all 4 tests; the other passes none. "
@@ -92,7 +92,7 @@ def test_reference_breaks_ties_of_tests() -> None:
     assert verdict_text(runs[:1]) == "The answer passes all 4 tests. It also matches the reference."
 
 
-def test_reference_ranks_answers_when_no_test_passes() -> None:
+def test_reference_scores_decide_when_no_test_passes() -> None:
     runs = [after_tests("zero-shot", 0, 0, 0.3), after_tests("rag-8", 0, 0, 0.8)]
     assert verdict_text(runs) == (
         "No answer passes any of the 4 tests. No answer matches the reference; RAG 8 comes closest (CodeBLEU 0.80)."

@@ -40,7 +40,7 @@ TOKEN = "a" * 32
 
 
 def request(cookie: str = "", username: str | None = None, host: str = "10.0.0.9", **scope: Any) -> Any:
-    """A `gr.Request` with the parts that identify a visitor."""
+    """Return a `gr.Request` with the parts that identify a visitor."""
     headers = [(b"cookie", f"{COOKIE_NAME}={cookie}".encode())] if cookie else []
     headers += scope.pop("headers", [])
     headers += [(b"x-forwarded-for", scope.pop("forwarded").encode())] if "forwarded" in scope else []
@@ -82,13 +82,13 @@ def test_invalid_cookie_is_ignored() -> None:
 def test_forwarded_address_is_trusted_on_spaces_only(monkeypatch: pytest.MonkeyPatch) -> None:
     visitors = VisitorRegistry()
     plain = visitors.identify(request(host="10.0.0.9", forwarded="1.1.1.1, 2.2.2.2"))
-    assert plain == visitors.identify(request(host="10.0.0.9"))  # outside a Space clients could forge that header
+    assert plain == visitors.identify(request(host="10.0.0.9"))  # outside a Space a client could forge that header
     monkeypatch.setenv("SPACE_ID", "ada/arena")
     assert visitors.identify(request(forwarded="1.1.1.1, 2.2.2.2")) == visitors.identify(request(forwarded="2.2.2.2"))
     assert visitors.identify(request(forwarded="2.2.2.2")).id != plain.id
 
 
-def test_training_policy() -> None:
+def test_policy_decides_who_may_train() -> None:
     anybody, ada = request(TOKEN), request(TOKEN, username="ada")
     everyone, owner, nobody = (
         VisitorRegistry(AccessPolicy(training=who, owners=frozenset({"ada"})))
@@ -139,7 +139,7 @@ def test_invalid_cookie_of_an_earlier_version_is_replaced() -> None:
     assert len(client.get("/").cookies[COOKIE_NAME]) >= 22
 
 
-def test_cookie_works_in_the_frame_of_a_space() -> None:
+def test_cookie_attributes_allow_the_frame_of_a_space() -> None:
     header = web().get("/", headers={"x-forwarded-proto": "https"}).headers["set-cookie"]
     assert "SameSite=None; Secure" in header
 
@@ -155,7 +155,7 @@ def test_upload_over_the_limit_is_refused() -> None:
 def test_quota_limits_concurrent_answers() -> None:
     quota = VisitorQuota(VisitorLimits(rows_at_once=4))
     with quota.reserve("ada", 3):
-        with pytest.raises(BusyError, match=messages.YOU_HAVE_ANSWERS_RUNNING_ONCE), quota.reserve("ada", 2):
+        with pytest.raises(BusyError, match=messages.THREE_ANSWERS_RUN), quota.reserve("ada", 2):
             pass
         with quota.reserve("bob", 4):
             pass
@@ -170,7 +170,7 @@ def test_quota_limits_answers_per_hour() -> None:
         now[0] = 60.0 * minute
         with quota.reserve("ada", 5):
             pass
-    with pytest.raises(BusyError, match=messages.TRY_AGAIN_ABOUT_MIN) as refused, quota.reserve("ada", 1):
+    with pytest.raises(BusyError, match=messages.RETRY_IN_50_MINUTES) as refused, quota.reserve("ada", 1):
         pass
     assert refused.value.seconds == pytest.approx(3000)
     now[0] = 3601.0
@@ -184,9 +184,9 @@ def test_zero_means_no_limit() -> None:
         check_upload_size(10**12, 0)
 
 
-def test_upload_size_error() -> None:
+def test_upload_size_error_names_file_and_limit() -> None:
     check_upload_size(100, 100)
-    with pytest.raises(PromptOrTuneError, match=messages.MYCSV_HAS_MB_MB_LIMIT_HERE):
+    with pytest.raises(PromptOrTuneError, match=messages.MY_CSV_TOO_LARGE):
         check_upload_size(30_000_000, 20_000_000, "my.csv")
 
 
@@ -233,11 +233,11 @@ def test_space_allows_training_for_its_owner_except_on_zerogpu() -> None:
     policy = access(host=EVERYWHERE, space=SPACE).policy
     assert policy.training == "owner"
     assert policy.owners == {"ada"}
-    lent = replace(SPACE, zero_gpu=True)
-    assert access("--train", "everyone", host=EVERYWHERE, space=lent).policy.training == "nobody"
+    zero_gpu_policy = replace(SPACE, zero_gpu=True)
+    assert access("--train", "everyone", host=EVERYWHERE, space=zero_gpu_policy).policy.training == "nobody"
 
 
-def test_logins_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logins_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(AUTH_VARIABLE, "ada:correct horse,bob:battery staple")
     assert [name for name, _ in access().accounts] == ["ada", "bob"]
 
@@ -274,5 +274,5 @@ def test_invalid_login_file_error_contains_no_password(tmp_path: Path, text: str
 
 
 def test_owner_without_login_is_refused(logins: Path) -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.OWNER_EVE_HAS_NO_LOGIN):
+    with pytest.raises(PromptOrTuneError, match=messages.OWNER_WITHOUT_LOGIN):
         access("--auth", str(logins), "--owner", "eve")

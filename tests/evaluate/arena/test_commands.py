@@ -1,4 +1,4 @@
-"""`python -m evaluate.arena`: ratings as a table, and votes as files."""
+"""`python -m evaluate.arena`: the table of ratings, and export of votes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_votes_are_written_as_jsonl_and_csv(path: Path, tmp_path: Path, capsys: 
     assert [line["person"] for line in lines[:3]] == [1, 2, 1]
 
 
-def test_formulas_are_quoted_in_csv(path: Path, tmp_path: Path) -> None:
+def test_csv_export_quotes_formulas(path: Path, tmp_path: Path) -> None:
     VoteStore(path).add(make_vote(50, id='=HYPERLINK("x")', data="+data"))
     assert arena_main(["--votes", str(path), "--export", str(tmp_path / "out.csv")]) == 0
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
@@ -63,7 +63,7 @@ def test_bad_arguments_print_a_message(path: Path, tmp_path: Path, capsys: pytes
     assert "neither .jsonl nor .csv" in capsys.readouterr().err
 
 
-def test_labels_distinguish_adapters_of_the_same_name() -> None:
+def test_labels_differ_for_adapters_of_the_same_name() -> None:
     newer = replace(LORA, digest="sha256:2")
     names = player_labels([ZERO, LORA, newer])
     assert names[ZERO] == "zero-shot"
@@ -71,7 +71,7 @@ def test_labels_distinguish_adapters_of_the_same_name() -> None:
     assert all(name.startswith("lora-starter (") for name in (names[LORA], names[newer]))
 
 
-def test_a_side_can_be_any_text(path: Path) -> None:
+def test_export_accepts_any_text_in_a_side(path: Path) -> None:
     votes = VoteStore(path)
     votes.add(make_vote(60, left=Side(ZERO, "\ud800 \x00 '); DROP TABLE votes; --", "x")))
     assert list(votes.export())[-1]["left"]["text"] == "\ud800 \x00 '); DROP TABLE votes; --"

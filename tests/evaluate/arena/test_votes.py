@@ -28,7 +28,7 @@ def votes(tmp_path: Path) -> VoteStore:
     return VoteStore(tmp_path / "home" / "votes.sqlite")
 
 
-def test_before_the_first_vote_there_is_no_file(votes: VoteStore) -> None:
+def test_no_file_is_created_before_the_first_vote(votes: VoteStore) -> None:
     assert (votes.count(), votes.bases(), votes.voted_pairs("browser-0", BASE), list(votes.export())) == (
         0,
         [],
@@ -38,7 +38,7 @@ def test_before_the_first_vote_there_is_no_file(votes: VoteStore) -> None:
     assert not votes.path.exists()
 
 
-def test_a_stored_vote_is_read_back_completely(votes: VoteStore) -> None:
+def test_stored_vote_is_read_back_completely(votes: VoteStore) -> None:
     vote = make_vote(7, tests_run=True, reference_seen=True)
     votes.add(vote)
     (record,) = VoteStore(votes.path).export()
@@ -57,10 +57,10 @@ def test_a_stored_vote_is_read_back_completely(votes: VoteStore) -> None:
     assert "browser-0" not in json.dumps(record)
 
 
-def test_one_vote_per_person_pair_and_problem(votes: VoteStore) -> None:
+def test_second_vote_of_a_person_on_a_pair_and_problem_is_rejected(votes: VoteStore) -> None:
     votes.add(make_vote(1))
     swapped = make_vote(1, id="again", winner="tie", left=Side(LORA, "", ""), right=Side(ZERO, "", ""))
-    with pytest.raises(AlreadyVotedError, match=messages.YOU_HAVE_VOTED_PAIR_PROBLEM_ALREADY):
+    with pytest.raises(AlreadyVotedError, match=messages.ALREADY_VOTED):
         votes.add(swapped)
     spaced = replace(make_vote(1, id="spaced"), problem=Problem("other", "  intent\n1 "))
     with pytest.raises(AlreadyVotedError):
@@ -76,7 +76,7 @@ def test_one_vote_per_person_pair_and_problem(votes: VoteStore) -> None:
     }  # fmt: skip
 
 
-def test_a_retry_of_the_same_vote_changes_nothing(votes: VoteStore) -> None:
+def test_repeated_vote_with_the_same_id_is_ignored(votes: VoteStore) -> None:
     votes.add(make_vote())
     votes.add(make_vote())
     with pytest.raises(AlreadyVotedError):
@@ -84,10 +84,10 @@ def test_a_retry_of_the_same_vote_changes_nothing(votes: VoteStore) -> None:
     assert votes.count() == 1
 
 
-def test_an_invalid_vote_raises() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.MIDDLE_NO_VOTE_CHOOSE_ONE_LEFT):
+def test_invalid_vote_raises() -> None:
+    with pytest.raises(PromptOrTuneError, match=messages.VOTE_INVALID):
         make_vote(winner="middle")
-    with pytest.raises(PromptOrTuneError, match=messages.CANNOT_COMPARED_ITSELF):
+    with pytest.raises(PromptOrTuneError, match=messages.COMPARED_WITH_ITSELF):
         make_vote(right=Side(ZERO, "", ""))
 
 
@@ -103,9 +103,9 @@ def test_votes_on_different_bases_are_separate(votes: VoteStore) -> None:
 
 
 def test_concurrent_votes_of_threads_are_each_counted_once(votes: VoteStore) -> None:
-    """Eight threads cast the same twenty votes of one person: each is accepted once and rejected seven times."""
+    """Eight threads add the same twenty votes of one person: each vote is accepted once and rejected seven times."""
 
-    def cast(number: int) -> bool:
+    def add_vote(number: int) -> bool:
         try:
             votes.add(make_vote(number % 20, id=f"try-{number}"))
         except AlreadyVotedError:
@@ -113,12 +113,12 @@ def test_concurrent_votes_of_threads_are_each_counted_once(votes: VoteStore) -> 
         return True
 
     with ThreadPoolExecutor(8) as pool:
-        accepted = list(pool.map(cast, range(160)))
+        accepted = list(pool.map(add_vote, range(160)))
     assert (sum(accepted), votes.count()) == (20, 20)
 
 
 def test_killed_processes_lose_no_confirmed_vote(votes: VoteStore) -> None:
-    """Three processes vote into one file and are killed (SIGKILL) while they do."""
+    """Three processes add votes to one file and are killed with SIGKILL."""
     command = [sys.executable, "-m", "tests.evaluate.arena.voter", str(votes.path)]
     voters = [
         subprocess.Popen([*command, f"browser-{who}"], cwd=ROOT, stdout=subprocess.PIPE, text=True) for who in range(3)
@@ -135,8 +135,8 @@ def test_killed_processes_lose_no_confirmed_vote(votes: VoteStore) -> None:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_a_confirmed_vote_is_on_disk(votes: VoteStore) -> None:
-    """SQLite waits for the disk at every commit: a power cut after `add` loses nothing."""
+def test_every_commit_is_synced_to_disk(votes: VoteStore) -> None:
+    """SQLite syncs to disk at every commit, so a power cut after `add` loses no vote."""
     seen: list[int] = []
     prepare = votes._create_table
 
@@ -149,23 +149,23 @@ def test_a_confirmed_vote_is_on_disk(votes: VoteStore) -> None:
     assert set(seen) == {2}  # FULL
 
 
-def test_a_file_that_is_no_database_raises_votes_error(votes: VoteStore) -> None:
+def test_file_that_is_not_a_database_raises_votes_error(votes: VoteStore) -> None:
     votes.path.parent.mkdir(parents=True)
     votes.path.write_bytes(b"this is no database, however long it may be" * 100)
     for attempt in (votes.count, lambda: votes.add(make_vote())):
-        with pytest.raises(VotesError, match=messages.VOTES_SQLITE_CANNOT_READ_WRITTEN_FILE):
+        with pytest.raises(VotesError, match=messages.VOTES_FILE_UNUSABLE):
             attempt()
 
 
-def test_the_file_of_a_newer_version_is_not_changed(votes: VoteStore) -> None:
+def test_file_of_a_newer_version_is_not_changed(votes: VoteStore) -> None:
     votes.add(make_vote())
     with sqlite3.connect(votes.path) as database:
         database.execute("PRAGMA user_version=2")
-    with pytest.raises(VotesError, match=messages.WRITTEN_NEWER_PROMPT_TUNE):
+    with pytest.raises(VotesError, match=messages.WRITTEN_BY_NEWER_VERSION):
         votes.add(make_vote(1))
 
 
-def test_a_folder_that_cannot_be_created_raises_votes_error(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_raises_votes_error(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file")
-    with pytest.raises(VotesError, match=messages.CHECK_DISK):
+    with pytest.raises(VotesError, match=messages.CHECK_THE_DISK):
         VoteStore(tmp_path / "home" / "votes.sqlite").add(make_vote())

@@ -1,4 +1,7 @@
-"""Adds votes until killed and prints confirmed ones: python -m tests.evaluate.arena.voter FILE WHO."""
+"""Process that adds votes until it is killed: python -m tests.evaluate.arena.voter FILE VISITOR.
+
+Prints the id of each vote after it is stored.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from tests.evaluate.arena.votes import make_vote
 
 
 def main() -> None:
-    votes, who = VoteStore(Path(sys.argv[1])), sys.argv[2]
+    votes, visitor = VoteStore(Path(sys.argv[1])), sys.argv[2]
     for number in count():
-        name = f"{who}-{number}"
-        votes.add(make_vote(number, id=name, visitor=who))
-        sys.stdout.write(f"{name}\n")
+        vote_id = f"{visitor}-{number}"
+        votes.add(make_vote(number, id=vote_id, visitor=visitor))
+        sys.stdout.write(f"{vote_id}\n")
         sys.stdout.flush()
 
 

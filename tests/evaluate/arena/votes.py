@@ -1,4 +1,4 @@
-"""Votes for tests."""
+"""Votes for tests: single ones, counts of outcomes, and simulated ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ZERO, RAG, LORA = Player("zero-shot"), Player("rag-8"), Player("lora-starter", "
 
 
 def make_vote(number: int = 0, **changes: Any) -> Vote:
-    """Make vote `number` of one person on one pair; problems differ by number."""
+    """Make a vote of one person on one pair, on problem `number`."""
     values: dict[str, Any] = {
         "id": f"vote-{number}", "created": "2026-11-22T18:00:00+00:00", "visitor": "browser-0", "base": BASE,
         "data": "starter", "winner": "left", "seconds": 4.5, "settings": {"decoding": {"mode": "greedy", "seed": 0}},
@@ -30,21 +30,21 @@ def make_votes(
     """Make votes of the first player against the second, each by a different person."""
     counts: dict[Winner, int] = {"left": wins, "right": losses, "tie": ties, "both bad": both_bad}
     winners = [winner for winner, count in counts.items() for _ in range(count)]
-    return [PairwiseComparison(*pair, winner, f"{pair}-{at}") for at, winner in enumerate(winners)]
+    return [PairwiseComparison(*pair, winner, f"{pair}-{index}") for index, winner in enumerate(winners)]
 
 
 def simulated(
-    ratings: Mapping[Player, float], votes: int, people: int, chance: random.Random, ties: float = 0.2
+    ratings: Mapping[Player, float], votes: int, people: int, rng: random.Random, ties: float = 0.2
 ) -> list[PairwiseComparison]:
-    """Simulate votes by the Bradley-Terry model, some of them ties, by people in turn."""
+    """Simulate votes by the Bradley-Terry model with a share of ties; the people vote in turn."""
     players: Sequence[Player] = list(ratings)
     found = []
-    for at in range(votes):
-        left, right = chance.sample(players, 2)
+    for index in range(votes):
+        left, right = rng.sample(players, 2)
         wins = 1 / (1 + 10 ** ((ratings[right] - ratings[left]) / 400))
-        # Ties take from both sides alike, so that wins plus half the ties stay the model's share.
+        # Ties replace wins and losses equally, so that wins plus half the ties have the model's probability.
         tie = ties * 4 * wins * (1 - wins)
-        draw = chance.random()
+        draw = rng.random()
         winner: Winner = "tie" if draw < tie else "left" if draw < wins + tie / 2 else "right"
-        found.append(PairwiseComparison(left, right, winner, str(at % people)))
+        found.append(PairwiseComparison(left, right, winner, str(index % people)))
     return found

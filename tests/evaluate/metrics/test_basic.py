@@ -17,11 +17,11 @@ from tests.evaluate.hostile import HOSTILE
 
 
 @given(st.text())
-def test_code_matches_itself_with_any_surrounding_blanks(code: str) -> None:
+def test_exact_match_ignores_surrounding_blanks(code: str) -> None:
     assert exact_match(code, f"\n {code}\t\n")
 
 
-def test_one_different_character_is_no_match() -> None:
+def test_exact_match_fails_for_one_different_character() -> None:
     assert not exact_match("x = 1", "x = 2")
     assert not exact_match("x = 1", "x  = 1")
 
@@ -34,21 +34,21 @@ def test_em_at_k_is_monotonic_in_k(candidates: list[str]) -> None:
 
 
 def test_k_above_the_number_of_candidates_raises() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.EM_UNDEFINED_CANDIDATES):
+    with pytest.raises(PromptOrTuneError, match=messages.EM_AT_3_UNDEFINED):
         exact_match_at_k("a", ["b", "c"], 3)
-    with pytest.raises(PromptOrTuneError, match=messages.EM):
+    with pytest.raises(PromptOrTuneError, match=messages.EM_AT_0):
         exact_match_at_k("a", ["b"], 0)
-    with pytest.raises(PromptOrTuneError, match=messages.CANDIDATES_WERE_ASKED_HERE):
+    with pytest.raises(PromptOrTuneError, match=messages.TOO_MANY_CANDIDATES):
         exact_match_at_k("a", ["b", "c", "d"], 1, num_candidates=2)
 
 
-def test_merged_duplicates_are_still_scored_at_ten() -> None:
+def test_em_at_10_accepts_fewer_candidates_after_merging_duplicates() -> None:
     assert exact_match_at_k("a", ["b", "a"], 10, num_candidates=10)
     assert not exact_match_at_k("a", ["b", "a"], 1, num_candidates=10)
     assert not exact_match_at_k("a", [], 10, num_candidates=10)
 
 
-def test_equal_trees_ignore_only_quotes_and_brackets() -> None:
+def test_syntax_tree_match_ignores_only_quotes_brackets_and_comments() -> None:
     assert syntax_tree_match("x = ('a')", 'x="a" # same')
     assert not syntax_tree_match("x = 1", "x = 1.0")
     assert not syntax_tree_match("x = 1", "y = 1")
@@ -70,11 +70,11 @@ SAMPLES = st.integers(1, 6).flatmap(
 
 
 @pytest.mark.parametrize("n", range(1, 8))
-def test_pass_at_k_is_the_share_of_draws_with_a_correct_sample(n: int) -> None:
+def test_pass_at_k_equals_the_share_of_draws_with_a_correct_sample(n: int) -> None:
     for c, k in itertools.product(range(n + 1), range(1, n + 1)):
         draws = list(itertools.combinations(range(n), k))
-        lucky = sum(any(sample < c for sample in draw) for draw in draws)
-        assert pass_at_k(n, c, k) == pytest.approx(lucky / len(draws), abs=1e-12)
+        successful_draws = sum(any(sample < c for sample in draw) for draw in draws)
+        assert pass_at_k(n, c, k) == pytest.approx(successful_draws / len(draws), abs=1e-12)
 
 
 @given(COUNTS)
@@ -95,25 +95,25 @@ def test_pass_at_k_is_in_bounds_and_monotonic(counts: tuple[int, int, int]) -> N
     assert pass_at_k(n, n, k) == 1
 
 
-def test_pass_at_1_is_the_share_of_correct_samples() -> None:
+def test_pass_at_1_equals_the_share_of_correct_samples() -> None:
     assert pass_at_k(5, 2, 1) == pytest.approx(0.4)
     assert pass_at_k(200, 3, 100) == pytest.approx(1 - math.comb(197, 100) / math.comb(200, 100))
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(1, 0, 2), (5, 5, 6), (5, 1, 0), (0, 0, 1), (5, 1, -1)])
 def test_pass_at_k_raises_for_k_above_the_number_of_samples(n: int, c: int, k: int) -> None:
-    with pytest.raises(PromptOrTuneError, match=rf"Pass@{k} is undefined for {n} samples"):
+    with pytest.raises(PromptOrTuneError, match=messages.PASS_AT_K_UNDEFINED.format(k=k, n=n)):
         pass_at_k(n, c, k)
 
 
 @pytest.mark.parametrize("c", [-1, 6])
 def test_impossible_counts_raise(c: int) -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.CORRECT_SAMPLES):
+    with pytest.raises(PromptOrTuneError, match=messages.IMPOSSIBLE_COUNTS):
         pass_at_k(5, c, 1)
 
 
 @given(SAMPLES)
-def test_the_share_of_tests_is_a_mean_of_means(samples: list[list[bool]]) -> None:
+def test_share_of_tests_is_the_mean_over_samples(samples: list[list[bool]]) -> None:
     value = module.test_pass_rate(samples)
     assert 0 <= value <= 1
     assert value == pytest.approx(sum(map(sum, samples)) / (len(samples) * len(samples[0])))
@@ -121,11 +121,11 @@ def test_the_share_of_tests_is_a_mean_of_means(samples: list[list[bool]]) -> Non
     assert (value == 1) == all(map(all, samples))
 
 
-def test_the_share_of_tests_needs_the_same_tests_for_each_sample() -> None:
+def test_share_of_tests_requires_the_same_tests_for_each_sample() -> None:
     assert module.test_pass_rate([[True, False], [True, True]]) == pytest.approx(0.75)
     empty: list[list[list[bool]]] = [[], [[], []]]
     for samples in empty:
-        with pytest.raises(PromptOrTuneError, match=messages.UNDEFINED_WITHOUT_SAMPLES_TESTS):
+        with pytest.raises(PromptOrTuneError, match=messages.TEST_SHARE_UNDEFINED):
             module.test_pass_rate(samples)
-    with pytest.raises(PromptOrTuneError, match=messages.DIFFERENT_NUMBERS_TESTS):
+    with pytest.raises(PromptOrTuneError, match=messages.DIFFERENT_TEST_COUNTS):
         module.test_pass_rate([[True], [True, False]])

@@ -23,7 +23,7 @@ from tests.evaluate.hostile import HOSTILE
 pytestmark = pytest.mark.slow
 
 LOOP = "def f(xs):\n    total = 0\n    for x in xs:\n        total += x\n    return total"
-# Without loops, comments and strings at the start of a statement: there the package's own parts can be trusted.
+# Code without loops, comments and strings at the start of a statement, which the package parses incorrectly.
 PLAIN = [
     "x = y",
     "print(sum(x))",
@@ -56,34 +56,34 @@ def test_identical_code_scores_one(code: str) -> None:
 
 
 @pytest.mark.parametrize("code", ["print(sum(x))", "x = y", "x", "a.b()", "'text'", "return", *PLAIN, LOOP])
-def test_the_same_tokens_in_another_layout_score_one(code: str) -> None:
+def test_layout_does_not_change_the_score(code: str) -> None:
     assert codebleu(code, f"{code}  # the same").score == pytest.approx(1)
 
 
 @pytest.mark.parametrize("candidate", ["", "  \n ", "# nothing here", "# a\n# b\n"])
 @pytest.mark.parametrize("reference", ["x = y", "print(sum(x))", LOOP])
-def test_an_empty_answer_scores_zero(reference: str, candidate: str) -> None:
+def test_empty_answer_scores_zero(reference: str, candidate: str) -> None:
     assert codebleu(reference, candidate).score == 0
     assert codebleu_package_score(reference, candidate) == pytest.approx(0.25)
 
 
-def test_garbage_scores_zero() -> None:
+def test_unrelated_text_scores_zero() -> None:
     assert codebleu(LOOP, "!! ??").score == 0
 
 
-def test_a_wrong_answer_gets_no_bonus_for_data_flow() -> None:
+def test_undefined_data_flow_does_not_increase_the_score() -> None:
     without = codebleu("print(sum(x))", "x = q")
     assert without.dataflow is None
     assert without.score == pytest.approx((without.ngram + without.weighted_ngram + without.syntax) / 3)
     assert without.score < 0.05
-    # One of eight items of the reference's data flow is "a value that comes from nowhere", which `x = q` has too.
+    # One of eight items of the reference's data flow is a value without a source, which `x = q` has too.
     wrong = codebleu(LOOP, "x = q")
     assert wrong.dataflow == pytest.approx(1 / 8)
     assert wrong.score < 0.05
     assert codebleu(LOOP, "pass").dataflow == 0
 
 
-def test_with_undefined_data_flow_the_other_parts_weigh_a_third() -> None:
+def test_other_parts_weigh_a_third_if_data_flow_is_undefined() -> None:
     found = codebleu("print(sum(x))", "print(max(x))")
     assert found.dataflow is None
     assert found.score == pytest.approx((found.ngram + found.weighted_ngram + found.syntax) / 3)
@@ -97,13 +97,13 @@ def test_better_answers_score_higher() -> None:
     assert len(set(scores)) == len(scores)
 
 
-def test_keywords_weigh_five_times_as_much() -> None:
+def test_keywords_have_five_times_the_weight() -> None:
     reference = "for x in y"
     assert codebleu(reference, "for a in b").weighted_ngram > codebleu(reference, "a x b y").weighted_ngram
     assert codebleu("return x", "return").weighted_ngram > codebleu("return x", "x").weighted_ngram
 
 
-def test_a_string_at_the_start_of_a_statement_is_no_docstring() -> None:
+def test_string_at_the_start_of_a_statement_is_not_a_docstring() -> None:
     assert codebleu('"a".join(x)', ".join(x)").syntax < 0.5
     documented = 'def f(x):\n    """Adds."""\n    return x + 1'
     assert codebleu("def f(x):\n    return x + 1", documented).syntax == 1
@@ -164,7 +164,7 @@ def test_scores_do_not_depend_on_the_hash_seed() -> None:
     assert len(outputs) == 1
 
 
-def test_the_score_of_the_package_is_available_without_warnings(caplog: pytest.LogCaptureFixture) -> None:
+def test_package_logs_no_warnings(caplog: pytest.LogCaptureFixture) -> None:
     logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})  # as uvicorn does
     with caplog.at_level(logging.DEBUG):
         assert codebleu_package_score("print(sum(x))", "print(sum(x))") == pytest.approx(0.5554, abs=1e-4)
@@ -172,8 +172,8 @@ def test_the_score_of_the_package_is_available_without_warnings(caplog: pytest.L
     assert not caplog.records
 
 
-def test_the_weighted_part_has_a_brevity_penalty() -> None:
-    # All that is left of the reference matches, so only recall and brevity tell the two apart.
+def test_weighted_part_has_a_brevity_penalty() -> None:
+    # The candidates have only tokens of the reference, so they differ only by recall and brevity.
     long, short = "a = b + c + d + e", "a = b"
     found = codebleu(long, short)
     from codebleu.weighted_ngram_match import corpus_bleu
@@ -187,23 +187,23 @@ TEXTS = st.text(max_size=80) | st.text(alphabet="()[]{}'\"\\\n :=xf#1.", max_siz
 
 
 @given(TEXTS)
-def test_tokens_are_parts_of_the_text_in_order(code: str) -> None:
-    at = 0
+def test_tokens_appear_in_the_text_in_order(code: str) -> None:
+    position = 0
     for token in python_tokens(code):
         assert token
-        # Python's lexer ends a line that has no end, and reads \r\n as \n; the letters themselves stay.
-        found = code.find(token.split("\n")[0].rstrip("\r"), at)
+        # Python's lexer adds a missing line end and reads \r\n as \n; other characters do not change.
+        found = code.find(token.split("\n")[0].rstrip("\r"), position)
         assert found >= 0
-        at = found
+        position = found
 
 
 @given(TEXTS)
-def test_the_same_text_has_the_same_tokens(code: str) -> None:
+def test_tokens_of_a_text_are_reproducible(code: str) -> None:
     assert python_tokens(code) == python_tokens(code)
 
 
 @given(st.lists(st.sampled_from(["x", "+", "1", "'a b'", "f(", ")", "for", "**", '"""a"""']), max_size=8))
-def test_blanks_and_comments_do_not_change_tokens(tokens: list[str]) -> None:
+def test_tokens_do_not_depend_on_blanks_and_comments(tokens: list[str]) -> None:
     assert python_tokens(" ".join(tokens)) == python_tokens("  ".join(tokens) + "  # a comment")
 
 
@@ -220,7 +220,7 @@ def test_blanks_and_comments_do_not_change_tokens(tokens: list[str]) -> None:
         ("", ()),
     ],
 )
-def test_tokens(code: str, tokens: tuple[str, ...]) -> None:
+def test_tokens_of_examples(code: str, tokens: tuple[str, ...]) -> None:
     assert python_tokens(code) == tokens
 
 
@@ -236,7 +236,7 @@ TOKENS = st.lists(st.sampled_from(["a", "b", "(", ")", "for", "in", "x" * 3]), m
 
 
 class Pair(list[object]):
-    """Tokens and weights, as long as the tokens, for the package's brevity penalty."""
+    """Tokens and weights; its length is that of the tokens, for the package's brevity penalty."""
 
     def __len__(self) -> int:
         return len(self[0])  # type: ignore[arg-type]

@@ -1,9 +1,9 @@
 """Attacks on the sandbox, as data.
 
-Each program starts with PRELUDE: `host` has its targets (host.py), `claim()` reports a success that only the program
-can detect, `attempt()` claims for each of its functions that succeeds, `call(x86_64, aarch64, ...)` makes a system call
-without Python. After each attack the host checks for effects, of which there must be none; `statuses` are its permitted
-statuses (empty: any); `unfenced` is the effect that it must have without a sandbox, '' if it is not run without one.
+Each program starts with PRELUDE: `host` contains its targets (host.py), `claim()` reports a success that only the
+program can detect, `attempt()` calls functions and claims each success, `call(x86_64, aarch64, ...)` makes a system
+call by its number. After each attack the host checks for effects; in a sandbox there must be none. `statuses` are the
+permitted statuses (empty: any); `unsandboxed_effect` is the effect without a sandbox, '' if it is not run without one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Attack:
     name: str
     code: str
     statuses: tuple[str, ...] = ()
-    unfenced: str = ""
+    unsandboxed_effect: str = ""
     wall_seconds: float = 8
 
     @property
@@ -54,15 +54,19 @@ class Attack:
 
 
 NETWORK = (
-    Attack("TCP", "socket.create_connection(('127.0.0.1', host['tcp']))", unfenced="connected"),
+    Attack("TCP", "socket.create_connection(('127.0.0.1', host['tcp']))", unsandboxed_effect="connected"),
     Attack(
         "UDP", "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', host['udp']))", (), "sent"
     ),
-    Attack("abstract Unix socket", "socket.socket(1, 2).sendto(b'x', '\\0' + host['abstract'])", unfenced="sent"),
     Attack(
-        "out of a pair of sockets", "socket.socketpair(1, 2)[0].sendto(b'x', '\\0' + host['abstract'])", unfenced="sent"
+        "abstract Unix socket", "socket.socket(1, 2).sendto(b'x', '\\0' + host['abstract'])", unsandboxed_effect="sent"
     ),
-    Attack("listening socket", "attempt(lambda: socket.create_server(('127.0.0.1', 0)))", unfenced="claimed"),
+    Attack(
+        "send from a socket pair",
+        "socket.socketpair(1, 2)[0].sendto(b'x', '\\0' + host['abstract'])",
+        unsandboxed_effect="sent",
+    ),
+    Attack("listening socket", "attempt(lambda: socket.create_server(('127.0.0.1', 0)))", unsandboxed_effect="claimed"),
     Attack(
         "netlink, raw and packet sockets",
         "attempt(lambda: socket.socket(16, 3), lambda: socket.socket(2, 3, 1), lambda: socket.socket(17, 3))",
@@ -70,10 +74,14 @@ NETWORK = (
 )
 
 FILES = (
-    Attack("read the secret", "print(open(host['secret']).read())", unfenced="read the secret"),
-    Attack("symlink", "os.symlink(host['secret'], 'a')\nprint(open('a').read())", unfenced="read the secret"),
+    Attack("read the secret", "print(open(host['secret']).read())", unsandboxed_effect="read the secret"),
+    Attack("symlink", "os.symlink(host['secret'], 'a')\nprint(open('a').read())", unsandboxed_effect="read the secret"),
     Attack("hard link", "os.link(host['secret'], 'a')\nprint(open('a').read())"),
-    Attack("from above", "print(open('../' * 20 + host['secret'][1:]).read())", unfenced="read the secret"),
+    Attack(
+        "path through parent folders",
+        "print(open('../' * 20 + host['secret'][1:]).read())",
+        unsandboxed_effect="read the secret",
+    ),
     Attack(
         "through /proc",
         """
@@ -81,12 +89,12 @@ for who in ("self", "thread-self", host["parent"], 1):
     for way in ("root", "cwd/../../../.."):
         attempt(lambda: print(open(f"/proc/{who}/{way}{host['secret']}").read()))
 """,
-        unfenced="read the secret",
+        unsandboxed_effect="read the secret",
     ),
     Attack(
-        "beneath an open descriptor",
+        "path relative to an open descriptor",
         """
-for at in range(3, 64):
+for fd in range(3, 64):
     try:
         print(os.read(os.open("../" * 20 + host["secret"][1:], os.O_RDONLY, dir_fd=at), 100))
     except OSError:
@@ -100,19 +108,19 @@ for path in (host["checkout"] + "/errors.py", host["checkout"] + "/.git/config",
              os.path.expanduser("~root/.bashrc"), "/proc/1/environ", "/proc/self/environ", "/etc/hostname"):
     attempt(lambda: open(path).read())
 """,
-        unfenced="claimed",
+        unsandboxed_effect="claimed",
     ),
-    Attack("make a file", "open(host['folder'] + '/made', 'w').write('x')", unfenced="changed files"),
-    Attack("change a file", "open(host['victim'], 'a').write('x')", unfenced="changed files"),
+    Attack("create a file", "open(host['folder'] + '/made', 'w').write('x')", unsandboxed_effect="changed files"),
+    Attack("change a file", "open(host['victim'], 'a').write('x')", unsandboxed_effect="changed files"),
     Attack(
         "truncate a file",
         """
 attempt(lambda: os.truncate(host["victim"], 0), lambda: os.open(host["victim"], os.O_RDONLY | os.O_TRUNC))
 """,
-        unfenced="changed files",
+        unsandboxed_effect="changed files",
     ),
-    Attack("delete a file", "os.unlink(host['victim'])", unfenced="changed files"),
-    Attack("rename a file", "os.rename(host['victim'], host['victim'] + '2')", unfenced="changed files"),
+    Attack("delete a file", "os.unlink(host['victim'])", unsandboxed_effect="changed files"),
+    Attack("rename a file", "os.rename(host['victim'], host['victim'] + '2')", unsandboxed_effect="changed files"),
     Attack(
         "change modes, times, owners and attributes",
         """
@@ -120,15 +128,15 @@ path = host["victim"]
 attempt(lambda: os.utime(path), lambda: os.chmod(path, 0), lambda: os.chown(path, os.getuid(), -1),
         lambda: os.setxattr(path, "user.x", b"y"))
 """,
-        unfenced="changed files",
+        unsandboxed_effect="changed files",
     ),
     Attack(
-        "make a folder, a pipe and a link",
+        "create a folder, a pipe and a link",
         """
 folder = host["folder"]
 attempt(lambda: os.mkdir(folder + "/d"), lambda: os.mkfifo(folder + "/p"), lambda: os.symlink("/", folder + "/l"))
 """,
-        unfenced="changed files",
+        unsandboxed_effect="changed files",
     ),
     Attack(
         "change Python's own library",
@@ -147,15 +155,15 @@ for name in ("mem", "kmem", "kmsg", "tty", "console", "ptmx", "vda", "sda", "fus
     Attack(
         "watch a folder",
         "attempt(lambda: call(254, 27, call(294, 26, 0), host['folder'].encode(), 0xfff))",
-        unfenced="claimed",
+        unsandboxed_effect="claimed",
     ),
     Attack("open by handle", "attempt(lambda: call(304, 265, -100, ctypes.create_string_buffer(64), 0))"),
 )
 
 PROCESSES = (
-    Attack("fork", "if os.fork() == 0:\n    os._exit(0)\nclaim()", unfenced="claimed"),
+    Attack("fork", "if os.fork() == 0:\n    os._exit(0)\nclaim()", unsandboxed_effect="claimed"),
     Attack(
-        "fork by number",
+        "fork by system call number",
         """
 if not arm:
     attempt(lambda: call(57, 0), lambda: call(58, 0), lambda: call(0x40000000 | 57, 0))
@@ -174,7 +182,7 @@ while True:
         ("error",),
     ),
     Attack(
-        "daemon that outlives it",
+        "daemon process",
         """
 if os.fork() == 0:
     os.setsid()
@@ -183,7 +191,7 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 """,
-        unfenced="left a process",
+        unsandboxed_effect="left a process",
     ),
     Attack(
         "start programs",
@@ -196,9 +204,13 @@ for way in (lambda: subprocess.run(["/bin/sh", "-c", f"echo x > {made}"]), lambd
     except OSError:
         pass
 """,
-        unfenced="changed files",
+        unsandboxed_effect="changed files",
     ),
-    Attack("become another program", "os.execv('/bin/echo', ['echo', host['claim']])", unfenced="claimed"),
+    Attack(
+        "replace itself by another program",
+        "os.execv('/bin/echo', ['echo', host['claim']])",
+        unsandboxed_effect="claimed",
+    ),
     Attack(
         "program in memory",
         """
@@ -227,12 +239,12 @@ for way, who in ((os.kill, host["bystander"]), (os.kill, host["parent"]), (os.ki
 """,
     ),
     Attack(
-        "signals by way of a descriptor",
+        "signals through a descriptor",
         "attempt(lambda: fcntl.fcntl(0, fcntl.F_SETOWN, host['bystander']), lambda: fcntl.fcntl(0, 10, 9))",
-        unfenced="claimed",
+        unsandboxed_effect="claimed",
     ),
     Attack(
-        "look into the parent",
+        "read the memory of the parent",
         """
 word = ctypes.c_uint64()
 here = (ctypes.c_uint64 * 2)(ctypes.addressof(word), 8)
@@ -241,7 +253,7 @@ attempt(lambda: call(101, 117, 16, host["bystander"], 0, 0), lambda: call(101, 1
 for name in ("mem", "environ", "maps", "cmdline", "status"):
     attempt(lambda: open(f"/proc/{host['parent']}/{name}", "rb").read(1))
 """,
-        unfenced="claimed",
+        unsandboxed_effect="claimed",
     ),
     Attack(
         "limits and priorities of others",
@@ -259,7 +271,7 @@ for which in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, re
 """,
     ),
     Attack(
-        "powers over the machine",
+        "privileged system calls",
         """
 room = ctypes.create_string_buffer(256)
 attempt(
@@ -274,7 +286,7 @@ attempt(
 """,
     ),
     Attack(
-        "through the door of another architecture",
+        "system call of another architecture",
         """
 page = mmap.mmap(-1, 4096, prot=7)
 page.write(bytes.fromhex("b802000000cd80c3"))  # mov eax, 2 (fork); int 0x80; ret
@@ -303,7 +315,7 @@ while True:
     pass
 """,
         ("timeout",),
-        wall_seconds=20,  # processor time ends it, by a signal that cannot be ignored
+        wall_seconds=20,  # the limit of CPU time ends it with a signal that cannot be ignored
     ),
     Attack("hang with all closed", "os.closerange(0, 64)\nwhile True: time.sleep(1)", ("timeout",), wall_seconds=1),
     Attack("memory bomb", "x = []\nwhile True: x.append(bytearray(1 << 24))", ("memory",)),
@@ -312,19 +324,23 @@ while True:
     Attack("flood of output", "while True: print('x' * 1000)", ("output",)),
     Attack("flood of errors", "while True: os.write(2, b'x' * 65536)", ("output",)),
     Attack("large file", "file = open('a', 'wb')\nwhile True: file.write(bytes(1 << 20))", ("error", "output")),
-    Attack("many files", "for at in range(10 ** 6): open(str(at), 'w').close()\ntime.sleep(60)", ("error", "output")),
     Attack(
-        "many files out of sight",
-        "os.mkdir('d', 0o300)\nfor at in range(10 ** 6): open(f'd/{at}', 'w').close()\ntime.sleep(60)",
+        "many files",
+        "for number in range(10 ** 6): open(str(number), 'w').close()\ntime.sleep(60)",
+        ("error", "output"),
+    ),
+    Attack(
+        "many files in an unreadable folder",
+        "os.mkdir('d', 0o300)\nfor number in range(10 ** 6): open(f'd/{number}', 'w').close()\ntime.sleep(60)",
         ("error", "output"),
     ),
     Attack(
         "deep folders",
-        "for at in range(10 ** 5):\n    os.mkdir('d' * 200)\n    os.chdir('d' * 200)\ntime.sleep(60)",
+        "for depth in range(10 ** 5):\n    os.mkdir('d' * 200)\n    os.chdir('d' * 200)\ntime.sleep(60)",
         ("error", "output"),
     ),
     Attack(
-        "threads without end",
+        "endless threads",
         """
 threading.stack_size(32768)
 while True:
@@ -332,7 +348,7 @@ while True:
 """,
         ("error", "killed"),
     ),
-    Attack("descriptors without end", "x = []\nwhile True: x.append(os.pipe())", ("error",)),
+    Attack("endless descriptors", "x = []\nwhile True: x.append(os.pipe())", ("error",)),
     Attack(
         "huge recursion",
         "sys.setrecursionlimit(10 ** 9)\ndef f(n): return f(n + 1) + 1\nf(0)",
@@ -356,7 +372,7 @@ threading.Thread(target=hash, args=(x,)).start()
 )
 
 TRICKS = (
-    Attack("early end", "print('so far', flush=True)\nos._exit(0)", ("ok",)),
+    Attack("early exit", "print('so far', flush=True)\nos._exit(0)", ("ok",)),
     Attack(
         "exit status that equals anything",
         """
@@ -386,7 +402,7 @@ raise KeyError(1)
         ("error", "memory"),
     ),
     Attack(
-        "walk the frames and all objects",
+        "search of frames and all objects",
         """
 frame, found = sys._getframe(), [each for each in gc.get_objects() if type(each) is dict]
 while frame:
@@ -399,7 +415,7 @@ if keys := {str(key) for each in found for key in each} & {"own_pid", "ruleset",
     Attack(
         "descriptors left open",
         """
-for at in range(3, 4096):
+for fd in range(3, 4096):
     try:
         mode = os.fstat(at).st_mode
     except OSError:
@@ -415,7 +431,7 @@ for at in range(3, 4096):
         "if {'PATH', 'USER', 'PROMPT_OR_TUNE_CANARY'} & set(os.environ): claim(dict(os.environ))",
     ),
     Attack(
-        "what other programs left",
+        "files of other programs",
         """
 for path in glob.glob("/tmp/*") + glob.glob("/var/tmp/*") + glob.glob("/dev/shm/*"):
     if not any(own.startswith(path) for own in (os.getcwd(), *sys.path)):
@@ -424,7 +440,7 @@ if os.listdir("."):
     claim("a folder that is not empty")
 """,
     ),
-    Attack("bytes that are no text", "os.write(1, bytes(range(256)) * 4)\nos.write(2, b'\\xff\\xfe\\x00')", ("ok",)),
+    Attack("output that is not UTF-8", "os.write(1, bytes(range(256)) * 4)\nos.write(2, b'\\xff\\xfe\\x00')", ("ok",)),
 )
 
 ATTACKS = (*NETWORK, *FILES, *PROCESSES, *LIMITS, *TRICKS)

@@ -1,4 +1,4 @@
-"""Fixtures: the layers that work on this machine, and a marker in the command line of every sandbox process."""
+"""Fixtures: the available layers, and a marker in the command line of every sandbox process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from evaluate.sandbox.spec import SANDBOX_LAYERS
 
 @pytest.fixture(scope="module", params=SANDBOX_LAYERS)
 def layer(request: pytest.FixtureRequest) -> str:
-    """Each layer in turn; skipped if it does not work here."""
+    """Return each layer in turn; skip those that are not available."""
     name = str(request.param)
     found = probe.probe_layer(name)
     if not found.works:
@@ -23,7 +23,7 @@ def layer(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def marker() -> Iterator[str]:
-    """A marker in the command line of every process of the sandbox, which forks inherit."""
+    """Add a marker to the command line of every process of the sandbox, which forks inherit; yield it."""
     text = f"marker-{secrets.token_hex(8)}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spec, "BOOTSTRAP", f"{spec.BOOTSTRAP}#{text}")

@@ -121,7 +121,7 @@ print(json.dumps({"b": [1, None]}), datetime.date(2024, 2, 29).isoweekday(), fun
         "files in its folder",
         """
 import os, pathlib, shutil, tempfile
-pathlib.Path("notes.txt").write_text("kept")
+pathlib.Path("notes.txt").write_text("saved")
 os.makedirs("a/b", exist_ok=True)
 shutil.copyfile("notes.txt", "a/b/copy.txt")
 os.rename("a/b/copy.txt", "a/moved.txt")
@@ -133,7 +133,7 @@ with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as fi
 named.close()
 print(sorted(os.listdir(".")))
 """,
-        "kept x True []\n['a', 'notes.txt']\n",
+        "saved x True []\n['a', 'notes.txt']\n",
     ),
     HarmlessProgram(
         "threads and queues",

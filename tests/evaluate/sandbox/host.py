@@ -1,4 +1,4 @@
-"""Targets of attacks on the host (sockets, files, a process), and what an attack achieved on them."""
+"""Targets of attacks on the host (sockets, files, a process), and detection of effects on them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 from evaluate.sandbox.types import ExecutionResult
 from tests.conftest import ROOT
 
-ORIGINAL = "as it was"
+ORIGINAL = "unchanged"
 
 
 class Host:
@@ -45,7 +45,7 @@ class Host:
             listener.setblocking(False)
 
     def facts(self) -> str:
-        """Return the attack's stdin: everything except the secret."""
+        """Return the input of the attack: all targets, without the content of the secret file."""
         attack_input: dict[str, Any] = {
             "parent": os.getpid(),
             "bystander": self.bystander.pid,
@@ -62,7 +62,7 @@ class Host:
         return json.dumps(attack_input) + "\n"
 
     def effects(self, outcome: ExecutionResult) -> set[str]:
-        """Return the attack's effects found on the host, and what it claims."""
+        """Return the effects of the attack on the host, and those that it claims."""
         found = set()
         if _has(self.tcp.accept):
             found.add("connected")
@@ -85,7 +85,7 @@ class Host:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _look(self) -> dict[str, tuple[int, ...]]:
-        """Return every file of the folder with all its changeable attributes."""
+        """Return all files of the folder with their mutable attributes."""
         look: dict[str, tuple[int, ...]] = {}
         for path in sorted(self.folder.iterdir()):
             facts = path.lstat()
@@ -110,7 +110,7 @@ def _has(receive: Any) -> bool:
 
 
 def processes_with(marker: str) -> list[int]:
-    """Return the pids whose command line has the marker, which forks inherit."""
+    """Return the ids of the processes with the marker in their command line, which forks inherit."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -124,7 +124,7 @@ def processes_with(marker: str) -> list[int]:
 
 
 def gone(marker: str) -> bool:
-    """Return whether all processes with the marker end, allowing time for the kernel to remove a namespace."""
+    """Return whether all processes with the marker end within the time that the kernel needs to remove a namespace."""
     deadline = time.monotonic() + 2
     while processes_with(marker):
         if time.monotonic() > deadline:

@@ -24,7 +24,7 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def test_it_runs_a_program_in_a_layer(program: Path, layer: str) -> None:
+def test_command_runs_a_program_in_each_layer(program: Path, layer: str) -> None:
     command = [
         "-m",
         "evaluate.sandbox",
@@ -61,7 +61,7 @@ def test_rlimits_need_the_unsafe_flag(program: Path, capsys: pytest.CaptureFixtu
     assert (printed["status"], printed["layer"]) == ("ok", "unsafe-rlimits")
 
 
-def test_a_layer_that_does_not_work_gives_status_refused(
+def test_layer_that_does_not_work_gives_status_refused(
     program: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing = probe.ProbeResult("bubblewrap", False, {}, "there is no bwrap program")
@@ -94,7 +94,7 @@ def test_bad_arguments_print_one_message(
     assert printed.err.count("\n") == 1
 
 
-def test_the_probe_prints_what_each_layer_stops(capsys: pytest.CaptureFixture[str], layer: str) -> None:
+def test_probe_prints_what_each_layer_prevents(capsys: pytest.CaptureFixture[str], layer: str) -> None:
     assert main(["probe", "--json"]) == 0
     found = {each["layer"]: each for each in json.loads(capsys.readouterr().out)}
     assert set(found) == {"bubblewrap", "landlock", "unsafe-rlimits"}
@@ -104,7 +104,7 @@ def test_the_probe_prints_what_each_layer_stops(capsys: pytest.CaptureFixture[st
     assert not found["unsafe-rlimits"]["works"]
 
 
-def test_the_probe_table_is_aligned() -> None:
+def test_columns_of_the_probe_table_are_aligned() -> None:
     leaks = {name: name != "network" for name in (*probe.ATTACK_LABELS, *probe.LIMIT_LABELS)}
     table = probe.probe_table(
         [

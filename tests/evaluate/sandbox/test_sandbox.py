@@ -54,10 +54,10 @@ def sandbox(layer: str, marker: str) -> Iterator[Sandbox]:
         yield opened
 
 
-def test_each_kind_of_end_has_its_status(sandbox: Sandbox) -> None:
+def test_status_describes_how_the_program_ended(sandbox: Sandbox) -> None:
     found = dict(sandbox.run_many([Program(code, limits=SMALL) for code, _, _ in ENDINGS], 4))
-    judged = [(code[:40], found[at].status, found[at].limit) for at, (code, _, _) in enumerate(ENDINGS)]
-    assert judged == [(code[:40], status, limit) for code, status, limit in ENDINGS]
+    results = [(code[:40], found[index].status, found[index].limit) for index, (code, _, _) in enumerate(ENDINGS)]
+    assert results == [(code[:40], status, limit) for code, status, limit in ENDINGS]
 
 
 def test_output_is_returned(sandbox: Sandbox) -> None:
@@ -77,26 +77,26 @@ def test_output_before_a_limit_is_returned(sandbox: Sandbox) -> None:
     assert (outcome.status, outcome.limit, outcome.stdout) == ("timeout", "0.5 s of time", "so far\n")
 
 
-def test_output_is_cut_at_the_limit(sandbox: Sandbox) -> None:
+def test_output_is_truncated_at_the_limit(sandbox: Sandbox) -> None:
     outcome = sandbox.run(Program("print('x' * 10 ** 6)", limits=Limits(output_bytes=1000)))
     assert (outcome.status, outcome.stdout) == ("output", "x" * 1000)
 
 
-def test_hashes_are_the_same_in_every_run(sandbox: Sandbox) -> None:
+def test_hash_seed_is_the_same_in_every_run(sandbox: Sandbox) -> None:
     assert len({sandbox.run(Program("print(hash('x'))")).stdout for _ in range(3)}) == 1
 
 
-def test_a_program_finds_no_files_of_another(sandbox: Sandbox) -> None:
+def test_program_has_no_access_to_files_of_another(sandbox: Sandbox) -> None:
     code = "import builtins, os\nprint(os.listdir(), hasattr(builtins, 'x'))\nopen('x', 'w').close()\nbuiltins.x = 1"
     assert [sandbox.run(Program(code)).stdout for _ in range(2)] == ["[] False\n"] * 2
 
 
-def test_bad_programs_do_not_affect_others(sandbox: Sandbox) -> None:
+def test_failing_programs_do_not_affect_others(sandbox: Sandbox) -> None:
     bad = ["while True: pass", "import os; os.abort()", "while True: print('x' * 999)", "x = [0] * (1 << 60)"]
-    codes = [code for at in range(4) for code in (bad[at], f"print({at})")]
+    codes = [code for index in range(4) for code in (bad[index], f"print({index})")]
     found = dict(sandbox.run_many((Program(code, limits=SMALL) for code in codes), workers=3))
-    assert [found[2 * at + 1].stdout for at in range(4)] == ["0\n", "1\n", "2\n", "3\n"]
-    assert [found[2 * at].status for at in range(4)] == ["timeout", "killed", "output", "memory"]
+    assert [found[2 * index + 1].stdout for index in range(4)] == ["0\n", "1\n", "2\n", "3\n"]
+    assert [found[2 * index].status for index in range(4)] == ["timeout", "killed", "output", "memory"]
 
 
 def test_closing_the_iterator_ends_running_programs(sandbox: Sandbox, marker: str) -> None:
@@ -120,7 +120,7 @@ def test_closing_the_sandbox_ends_running_programs_and_refuses_others(layer: str
     assert sandbox.run(Program("")).status == "refused"
 
 
-def test_a_sandbox_whose_owner_is_killed_leaves_no_process(layer: str, marker: str, tmp_path: Path) -> None:
+def test_killing_the_owner_ends_all_processes_of_the_sandbox(layer: str, marker: str, tmp_path: Path) -> None:
     code = f"""
 from evaluate.sandbox import spec
 from evaluate.sandbox.sandbox import Program, open_sandbox
@@ -140,14 +140,14 @@ sandbox.run(Program("import time; time.sleep(60)"))
     assert gone(marker)
 
 
-def test_the_folder_of_a_killed_owner_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scratch_folder_of_a_killed_owner_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     left = tmp_path / f"{spec.SCRATCH_PREFIX}left"
     (left / "inner").mkdir(parents=True)
     (left / "inner").chmod(0o300)
     (left / "link").symlink_to(tmp_path)
     spec.remove_stale_scratch_dirs()
-    assert left.exists()  # it is too young: its owner may just be about to lock it
+    assert left.exists()  # not removed yet: its owner may not have locked it so far
     monkeypatch.setattr(spec, "SCRATCH_STALE_SECONDS", 0)
     with spec.scratch_dir() as used:
         mode = tmp_path.stat().st_mode
@@ -160,7 +160,7 @@ def test_the_folder_of_a_killed_owner_is_removed(tmp_path: Path, monkeypatch: py
 def test_packages_below_an_unreadable_folder_can_be_imported(
     layer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As root with a virtual environment below a home folder of mode 0700."""
+    """The case of root with a virtual environment below a home folder of mode 0700."""
     tmp_path.chmod(0o700)
     folder = tmp_path / "site-packages" / "closed"
     folder.mkdir(parents=True)
@@ -179,7 +179,7 @@ def test_packages_below_an_unreadable_folder_can_be_imported(
             assert (outcome.status, outcome.stdout) == ("error", "")
 
 
-def test_the_scratch_folder_may_be_below_an_unreadable_one(
+def test_scratch_folder_can_be_below_an_unreadable_folder(
     layer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tmp_path.chmod(0o700)
@@ -193,24 +193,24 @@ def test_the_scratch_folder_may_be_below_an_unreadable_one(
 
 @pytest.mark.parametrize("name", ["wall_seconds", "memory_bytes", "output_bytes", "processes"])
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
-def test_a_limit_that_is_not_positive_raises(name: str, value: float) -> None:
-    with pytest.raises(PromptOrTuneError, match=rf"limit {name} is {value}"):
+def test_limit_that_is_not_positive_raises(name: str, value: float) -> None:
+    with pytest.raises(PromptOrTuneError, match=messages.LIMIT_INVALID.format(name=name, value=value)):
         Limits(**{name: value})  # type: ignore[arg-type]
 
 
 def test_fewer_than_one_worker_raises(sandbox: Sandbox) -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.WORKERS):
+    with pytest.raises(PromptOrTuneError, match=messages.TOO_FEW_WORKERS):
         sandbox.run_many([], workers=0)
 
 
-def test_rlimits_must_be_requested() -> None:
-    with pytest.raises(SandboxUnavailableError, match=messages.UNSAFE_FLAG):
+def test_rlimits_layer_is_used_only_on_request() -> None:
+    with pytest.raises(SandboxUnavailableError, match=messages.UNSAFE_FLAG_REQUIRED):
         open_sandbox("rlimits")
     assert open_sandbox("rlimits", unsafe=True).layer == "unsafe-rlimits"
 
 
-def test_an_unknown_layer_raises() -> None:
-    with pytest.raises(UnknownNameError, match=messages.DID_YOU_MEAN_LANDLOCK):
+def test_unknown_layer_raises() -> None:
+    with pytest.raises(UnknownNameError, match=messages.UNKNOWN_LAYER_SUGGESTS_LANDLOCK):
         open_sandbox("landlok")
 
 
@@ -218,9 +218,7 @@ def finding(layer: str, works: bool) -> probe.ProbeResult:
     return probe.ProbeResult(layer, works, {}, "" if works else f"{layer} is missing")
 
 
-def test_a_weaker_layer_is_used_with_a_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_weaker_layer_is_used_with_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr("evaluate.sandbox.sandbox.probe_layer", lambda layer: finding(layer, layer == "landlock"))
     sandbox = open_sandbox()
     assert sandbox.layer == "landlock"
@@ -228,16 +226,16 @@ def test_a_weaker_layer_is_used_with_a_warning(
     assert "bubblewrap is missing" in caplog.text
 
 
-def test_without_a_layer_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_program_runs_without_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evaluate.sandbox.sandbox.probe_layer", lambda layer: finding(layer, False))
-    with pytest.raises(SandboxUnavailableError, match=messages.BUBBLEWRAP_MISSING_LANDLOCK_MISSING):
+    with pytest.raises(SandboxUnavailableError, match=messages.NO_SANDBOX_LAYER):
         open_sandbox()
-    with pytest.raises(SandboxUnavailableError, match=messages.LANDLOCK_DOES_NOT_WORK_HERE_LANDLOCK):
+    with pytest.raises(SandboxUnavailableError, match=messages.LANDLOCK_UNAVAILABLE):
         open_sandbox("landlock")
 
 
-def test_a_layer_that_stops_too_little_is_not_used() -> None:
-    """The probe checks effects on the host."""
+def test_probe_reports_what_a_layer_does_not_prevent() -> None:
+    """The probe checks the effects on the host, not the errors of its programs."""
     found = probe.probe_layer("unsafe-rlimits")
     assert not found.works
     assert not found.stops["network"]

@@ -1,4 +1,4 @@
-"""The seccomp filter on both architectures, run by a BPF interpreter, and its numbers in the system's headers."""
+"""The seccomp filter on both architectures in a BPF interpreter, and its system call numbers in the headers."""
 
 from __future__ import annotations
 
@@ -29,42 +29,42 @@ PID = 4711
 DENIED = RET_ERRNO | errno.EPERM
 
 
-def verdict(machine: str, call: int, *arguments: int, architecture: int | None = None) -> int:
+def run_filter(machine: str, call: int, *arguments: int, architecture: int | None = None) -> int:
     """Interpret the filter (classic BPF) as the kernel does and return its answer."""
     code = [struct.unpack("<HBBI", each) for each in chunks(set_filter_pid(build_filter(machine), PID))]
     padded = [*arguments, *[0] * (6 - len(arguments))]
     data = struct.pack("<IIQ6Q", call, architecture or AUDIT_ARCHITECTURES[machine], 0, *padded)
-    at = accumulator = 0
+    counter = accumulator = 0
     while True:
-        operation, if_true, if_false, value = code[at]
-        at += 1
+        operation, jump_if_true, jump_if_false, value = code[counter]
+        counter += 1
         match operation:
             case 0x20:
                 (accumulator,) = struct.unpack_from("<I", data, value)
             case 0x54:
                 accumulator &= value
             case 0x15:
-                at += if_true if accumulator == value else if_false
+                counter += jump_if_true if accumulator == value else jump_if_false
             case 0x45:
-                at += if_true if accumulator & value else if_false
+                counter += jump_if_true if accumulator & value else jump_if_false
             case 0x06:
                 return int(value)
             case _:
-                pytest.fail(f"The filter has an instruction {operation:#x} that nobody knows.")
+                pytest.fail(f"The filter has an instruction {operation:#x} that the interpreter does not know.")
 
 
 def chunks(code: bytes) -> list[bytes]:
-    return [code[at : at + 8] for at in range(0, len(code), 8)]
+    return [code[start : start + 8] for start in range(0, len(code), 8)]
 
 
 @pytest.mark.parametrize("machine", SYSCALL_MACHINES)
 def test_only_listed_system_calls_are_allowed(machine: str) -> None:
-    free = {syscall_number(name, machine) for name in ALLOWED_SYSCALLS} - {None}
+    always_allowed = {syscall_number(name, machine) for name in ALLOWED_SYSCALLS} - {None}
     checked = {syscall_number(name, machine) for name in CHECKED_SYSCALLS} - {None}
-    assert not free & checked
+    assert not always_allowed & checked
     for call in range(600):
         if call not in checked:
-            assert verdict(machine, call) == (RET_ALLOW if call in free else DENIED), call
+            assert run_filter(machine, call) == (RET_ALLOW if call in always_allowed else DENIED), call
 
 
 @pytest.mark.parametrize("machine", SYSCALL_MACHINES)
@@ -102,30 +102,32 @@ def test_only_listed_system_calls_are_allowed(machine: str) -> None:
         ("sendto", (3, 0, 0, 0, 0x7F00_0000_0000), DENIED),
     ],
 )
-def test_arguments_are_checked(machine: str, name: str, arguments: tuple[int, ...], answer: int) -> None:
+def test_calls_are_allowed_or_denied_by_their_arguments(
+    machine: str, name: str, arguments: tuple[int, ...], answer: int
+) -> None:
     call = syscall_number(name, machine)
     assert call is not None
-    assert verdict(machine, call, *arguments) == answer
+    assert run_filter(machine, call, *arguments) == answer
 
 
 @pytest.mark.parametrize("machine", SYSCALL_MACHINES)
 def test_another_architecture_kills_the_process(machine: str) -> None:
-    assert verdict(machine, 0, architecture=0x40000003) == RET_KILL_PROCESS
+    assert run_filter(machine, 0, architecture=0x40000003) == RET_KILL_PROCESS
 
 
 def test_x32_numbers_are_denied() -> None:
-    assert verdict("x86_64", 0x40000000 | 57) == DENIED
+    assert run_filter("x86_64", 0x40000000 | 57) == DENIED
 
 
 @pytest.mark.parametrize("machine", SYSCALL_MACHINES)
-def test_the_pid_replaces_the_placeholder_only(machine: str) -> None:
+def test_set_filter_pid_replaces_only_the_placeholder(machine: str) -> None:
     locations = [each for each in chunks(build_filter(machine)) if struct.pack("<I", PID_PLACEHOLDER) in each]
     assert [struct.unpack("<HBBI", each)[0] for each in locations] == [0x15, 0x15]
     assert struct.pack("<I", PID_PLACEHOLDER) not in set_filter_pid(build_filter(machine), PID)
 
 
-def test_an_unknown_machine_raises() -> None:
-    with pytest.raises(ValueError, match=messages.RISCV64):
+def test_unknown_machine_raises() -> None:
+    with pytest.raises(ValueError, match=messages.NAMES_RISCV64):
         build_filter("riscv64")
 
 

@@ -1,4 +1,4 @@
-"""A small study with a tiny model, and an empty home folder for each test."""
+"""Fixtures: a small study of a tiny model, and an empty home folder for each test."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ hardware: {name: a machine, memory_gb: 8, gigabytes_per_second: 10, teraflops: 0
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty user folder, so that adapters of the real one have no effect."""
+    """Set an empty home folder, so that the user's adapters have no effect."""
     folder = tmp_path / "home"
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(folder))
     return folder

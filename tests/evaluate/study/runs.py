@@ -1,4 +1,4 @@
-"""Run files without a model: each answer is right or wrong, at a random index, by a seeded random draw."""
+"""Run files without a model: a seeded random draw decides whether and at which index an answer is right."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Facts = Callable[[StudyJob], dict[str, Any]]
 
 
 def made_problems(count: int, tests: bool = False) -> list[Problem]:
-    """`count` problems with a reference; with `tests`, a third of them of each difficulty."""
+    """Return `count` problems with a reference; with `tests`, a third of them has each difficulty."""
     levels = ("introductory", "interview", "competition")
     return [
         Problem(
@@ -34,7 +34,7 @@ def made_problems(count: int, tests: bool = False) -> list[Problem]:
 
 
 def chance(job: StudyJob) -> float:
-    """The probability that this job answers right."""
+    """Return the probability that this job answers right."""
     if job.technique:
         return 0.5 if job.technique == "lora" else 0.4
     return CHANCES[job.kind] + 0.01 * job.k
@@ -66,7 +66,7 @@ def write_runs(
 
 
 def settings(config: StudyConfig, job: StudyJob, count: int) -> dict[str, Any]:
-    """The settings of a run of this job."""
+    """Return the settings of a run of this job."""
     from dataclasses import asdict
 
     return {

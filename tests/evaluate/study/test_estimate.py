@@ -1,4 +1,4 @@
-"""Estimates from sizes alone, held against the study's counts and against the tensors of a real step."""
+"""Estimates from sizes alone, compared with the study's counts and with the tensors of a traced step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TABLE_3 = [
 
 
 @pytest.mark.parametrize(("model", "technique"), TABLE_3)
-def test_trainable_parameters_are_those_of_table_3(model: str, technique: str) -> None:
+def test_trainable_parameters_equal_table_3(model: str, technique: str) -> None:
     row = published.published_score(model, technique, "conala")
     assert row is not None
     theirs = float(row.parameters.removesuffix("M")) * 1e6
@@ -34,12 +34,12 @@ def test_trainable_parameters_are_those_of_table_3(model: str, technique: str) -
         technique, virtual_tokens=10 if technique == "prefix-tuning" else 20
     )
     if (model[:7], technique) == ("CodeT5+", "prompt-tuning"):
-        theirs /= 2  # the study's tokens stand before the decoder's input too, train/techniques.py's do not
+        theirs /= 2  # the study has virtual tokens in the decoder too, train/techniques.py has not
     # Table 3 rounds to one or two digits: CodeGen2-1B's IA3 has 0.26M parameters and is printed as 0.2M.
     assert ours == pytest.approx(theirs, rel=0.35 if len(row.parameters.strip("0.M")) < 2 else 0.1)
 
 
-def test_parameters_are_what_the_names_say() -> None:
+def test_numbers_of_parameters_agree_with_the_model_names() -> None:
     for name, billions in {"CodeLlama-7B": 6.74, "CodeLlama-34B-Python": 33.74, "SmolLM2-135M": 0.1345}.items():
         assert KNOWN_ARCHITECTURES[name].num_parameters() / 1e9 == pytest.approx(billions, rel=0.005)
 
@@ -76,7 +76,7 @@ def test_training_memory_agrees_with_a_traced_step(family: str, technique: str) 
     assert training_memory_bytes(sizes, technique, "none", "conala") == pytest.approx(traced, rel=0.07)
 
 
-def test_weights_and_epochs_are_those_of_training() -> None:
+def test_weights_and_epochs_equal_those_of_training() -> None:
     from train.settings import make_config
 
     for preset, epochs in PRESET_EPOCHS.items():
@@ -84,13 +84,13 @@ def test_weights_and_epochs_are_those_of_training() -> None:
         assert config.num_train_epochs == epochs
 
 
-def test_fewer_bits_and_checkpointing_take_less_memory() -> None:
+def test_quantization_and_checkpointing_reduce_the_memory() -> None:
     base = KNOWN_ARCHITECTURES["CodeLlama-34B-Python"]
     sizes = [base.weight_bytes(quantization) for quantization in ("nf4", "int8", "none")]
     assert sizes == sorted(sizes)
     plain = training_memory_bytes(base, "qlora-4bit", "nf4", "conala")
     saved = training_memory_bytes(base, "qlora-4bit", "nf4", "conala", checkpointing=True)
-    # What the study reports for this run fits between the two.
+    # The study's value for this run is between the two.
     assert saved < 23.59e9 < plain
 
 
@@ -106,21 +106,21 @@ def test_fit_of_the_studys_runs(model: str, technique: str) -> None:
         assert fit.memory < 1.05 * paper_bytes  # benchmarks/figure1.py says why these runs are compared no closer
 
 
-def test_generation_grows_with_rows_tokens_and_steps() -> None:
+def test_generation_memory_and_time_grow_with_rows_tokens_and_steps() -> None:
     base, hardware = KNOWN_ARCHITECTURES["CodeLlama-7B"], HardwareSpec("a GPU", 24, 400, 40, 25)
     assert generation_memory_bytes(base, "none", 1, 10, 100, 64) < generation_memory_bytes(base, "none", 1, 10, 900, 64)
     few = generation_memory_bytes(base, "none", 1, 1, 0, 0) - base.weight_bytes("none")
     assert generation_memory_bytes(base, "none", 2, 5, 0, 0) - base.weight_bytes("none") == 10 * few
-    # Ten beams hold one prompt where the base can share it, and ten where not.
+    # Ten beams have one copy of the prompt if the base can share it, else ten.
     assert kv_cache_tokens(base, 4, 10, 100, 8) == 4 * (100 + 10 * 8)
     assert kv_cache_tokens(KNOWN_ARCHITECTURES["CodeGen-350M-mono"], 4, 10, 100, 8) == 40 * (100 + 8)
     one = generation_seconds(base, "none", hardware, 1, 10, 100, 64)
     assert generation_seconds(base, "none", hardware, 1, 10, 100, 128) > 1.9 * one
-    # Several problems a batch share the reading of the weights.
+    # The weights are read once per batch, for all of its problems.
     assert generation_seconds(base, "none", hardware, 4, 10, 100, 64) < one
 
 
-def test_training_takes_time_by_rows_epochs_and_rate() -> None:
+def test_training_time_depends_on_rows_epochs_and_speed() -> None:
     base, slow, fast = (
         KNOWN_ARCHITECTURES["CodeGen-350M-mono"],
         HardwareSpec("a", 8, 10, 1, 10),

@@ -54,14 +54,14 @@ def test_significant_finding_has_numbers(config: StudyConfig, tmp_path: Path) ->
     assert re.fullmatch(pattern, found.describe())
 
 
-def test_findings_are_corrected_together(config: StudyConfig, tmp_path: Path) -> None:
+def test_p_values_of_all_findings_are_corrected_together(config: StudyConfig, tmp_path: Path) -> None:
     findings = compute_findings(config, "rq2", make_runs(config, "rq2", tmp_path))
     assert len(findings) > 10
     assert [each.corrected_p for each in findings] == holm_correction([each.p for each in findings])
     assert {each.num_tests for each in findings} == {len(findings)}
 
 
-def test_no_difference_is_stated(config: StudyConfig, tmp_path: Path) -> None:
+def test_finding_without_a_significant_difference_states_it(config: StudyConfig, tmp_path: Path) -> None:
     chances = dict.fromkeys(["zero-shot", "icl", "rag", "lora", "qlora-4bit", "lora+rag", "qlora-4bit+rag"], 0.3)
     findings = compute_findings(config, "rq3", make_runs(config, "rq3", tmp_path, 30, chances))
     assert not any(each.is_significant for each in findings)
@@ -97,7 +97,7 @@ def test_best_job_has_highest_em_and_fewest_examples(config: StudyConfig, tmp_pa
     assert best_job([]) is None
 
 
-def test_claim_is_seen_here(config: StudyConfig, tmp_path: Path) -> None:
+def test_claim_that_holds_is_reported_as_seen(config: StudyConfig, tmp_path: Path) -> None:
     found = make_runs(config, "rq3", tmp_path)
     lines = check_claims("rq3", found, compute_findings(config, "rq3", found))
     assert any(
@@ -109,13 +109,13 @@ def test_claim_is_seen_here(config: StudyConfig, tmp_path: Path) -> None:
     )
 
 
-def test_opposite_of_claim_is_seen(config: StudyConfig, tmp_path: Path) -> None:
+def test_claim_whose_opposite_holds_is_reported(config: StudyConfig, tmp_path: Path) -> None:
     found = make_runs(config, "rq3", tmp_path, 40, {"icl": 1.0, "rag": 0.0, "lora": 0.1})
     lines = check_claims("rq3", found, compute_findings(config, "rq3", found))
     assert any(line.startswith("LoRA beats ICL") and "**the opposite is seen here**" in line for line in lines)
 
 
-def test_claim_of_no_loss(config: StudyConfig, tmp_path: Path) -> None:
+def test_claim_of_no_loss_is_checked(config: StudyConfig, tmp_path: Path) -> None:
     equal = make_runs(config, "rq2", tmp_path / "equal")
     assert any(
         "Fewer bits (4)" in line and "**no loss is shown here**" in line
@@ -128,7 +128,7 @@ def test_claim_of_no_loss(config: StudyConfig, tmp_path: Path) -> None:
     )
 
 
-def test_claim_about_more_examples(config: StudyConfig, tmp_path: Path) -> None:
+def test_claim_about_more_examples_is_checked(config: StudyConfig, tmp_path: Path) -> None:
     jobs = study_jobs(config, "rq1")
     write_runs(config, jobs, tmp_path, made_problems(40), right=lambda job: {1: 0.9, 4: 0.2}.get(job.k, 0.0))
     found = collect_jobs(jobs, read_runs(tmp_path), tmp_path)

@@ -1,4 +1,4 @@
-"""Generation with an engine without a model: resuming, reuse between questions, one engine at a time."""
+"""Generation with fake engines: resuming, reuse of answers between questions, and one open engine at a time."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def run(config: StudyConfig, rq: str, folder: Path, data: Path, recorder: Engine
     return jobs
 
 
-def test_question_fills_and_scores_its_file(config: StudyConfig, tmp_path: Path, data: Path) -> None:
+def test_question_generates_and_scores_its_run_file(config: StudyConfig, tmp_path: Path, data: Path) -> None:
     recorder = EngineRecorder()
     jobs = run(config, "rq1", tmp_path / "out", data, recorder)
     found = collect_jobs(jobs, read_runs(tmp_path / "out"), tmp_path / "out")
@@ -101,7 +101,7 @@ def test_second_question_reuses_answers(config: StudyConfig, tmp_path: Path, dat
     assert third.opened == []
 
 
-def test_one_engine_at_a_time_and_missing_adapters_are_left_out(
+def test_one_engine_is_open_at_a_time_and_missing_adapters_are_skipped(
     config: StudyConfig, tmp_path: Path, data: Path, home: Path
 ) -> None:
     add_adapter(home, "lora-conala", "lora", "none")
@@ -133,10 +133,10 @@ def test_interrupted_run_continues(config: StudyConfig, tmp_path: Path, data: Pa
         assert [each.scores for each in pair[0]] == [each.scores for each in pair[1]]
 
 
-def test_code_of_a_base_needs_a_pinned_commit() -> None:
+def test_remote_code_of_a_base_requires_a_pinned_commit() -> None:
     config = read_study_config(resolve_config_path("paper"))
     jobs = [job for job in study_jobs(config, "rq1") if job.model.name == "CodeGen2-1B"]
-    with pytest.raises(PromptOrTuneError, match=messages.CODEGEN2_B_HAS_CODE_OWN_WHICH):
+    with pytest.raises(PromptOrTuneError, match=messages.CODEGEN2_NOT_PINNED):
         check_base_revisions(jobs)
     pinned = replace(jobs[0].model, base=f"{jobs[0].model.base}@{'0' * 40}")
     check_base_revisions([replace(jobs[0], model=pinned)])

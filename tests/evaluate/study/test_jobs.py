@@ -68,7 +68,7 @@ def test_fully_tuned_model_is_a_base() -> None:
     assert Path(full.base).name == full.adapter
 
 
-def test_limit_never_raises_the_number_of_problems() -> None:
+def test_limit_does_not_increase_the_number_of_problems() -> None:
     assert {job.data.problems for job in limit_problems(study_jobs(DEFAULT, "rq1"), 7)} == {7}
     assert {job.data.problems for job in limit_problems(study_jobs(DEFAULT, "rq1"), 700)} == {60}
     assert limit_problems(study_jobs(DEFAULT, "rq1"), None) == study_jobs(DEFAULT, "rq1")

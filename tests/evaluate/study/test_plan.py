@@ -17,7 +17,7 @@ from tests.evaluate.study.runs import made_problems, write_runs
 from train.settings import parse_args
 
 
-def test_seconds_add_up(config: StudyConfig, tmp_path: Path) -> None:
+def test_total_is_the_sum_of_the_seconds_of_the_jobs(config: StudyConfig, tmp_path: Path) -> None:
     jobs = study_jobs(config, "rq1")
     plan = build_plan(config, "rq1", jobs, CollectedRuns(), None)
     base = config.models[0].architecture
@@ -73,14 +73,16 @@ def test_missing_adapter_has_train_command(config: StudyConfig, home: Path, tmp_
     assert (trained.base, trained.dataset_name, trained.data_dir) == ("tiny", "conala", tmp_path)
 
 
-def test_train_accepts_all_commands_of_paper() -> None:
+def test_train_accepts_all_commands_of_the_paper_study() -> None:
     config = read_study_config(resolve_config_path("paper"))
-    for rq in config.questions:
-        for adapter in build_plan(config, rq, study_jobs(config, rq), CollectedRuns(), None).adapters_to_train:
-            job = adapter.adapter.job
-            trained, _ = parse_args(adapter.command, "")
-            assert (trained.technique, trained.quantization) == (job.technique, job.quantization)
-            assert (trained.preset, trained.num_train_epochs) == ("paper", 5.0)
+    plans = [build_plan(config, rq, study_jobs(config, rq), CollectedRuns(), None) for rq in config.questions]
+    adapters = [adapter for plan in plans for adapter in plan.adapters_to_train]
+    assert adapters
+    for adapter in adapters:
+        job = adapter.adapter.job
+        trained, _ = parse_args(adapter.command, "")
+        assert (trained.technique, trained.quantization) == (job.technique, job.quantization)
+        assert (trained.preset, trained.num_train_epochs) == ("paper", 5.0)
 
 
 def plan_of_largest_model(memory_gb: float) -> StudyPlan:

@@ -30,13 +30,13 @@ def write_config(folder: Path, text: str) -> Path:
     return path
 
 
-def test_techniques_are_those_of_train() -> None:
+def test_techniques_equal_those_of_train() -> None:
     assert {name: each.quantizations for name, each in TRAINED.items()} == TECHNIQUE_QUANTIZATIONS
     assert set(METHOD_TITLES) == {"", *TRAINED}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS_DIR.glob("*.yaml")), ids=lambda path: path.stem)
-def test_built_in_studies_have_jobs(path: Path) -> None:
+def test_every_question_of_built_in_studies_has_unique_jobs(path: Path) -> None:
     config = read_study_config(path)
     for rq in config.questions:
         found = study_jobs(config, rq)
@@ -44,7 +44,7 @@ def test_built_in_studies_have_jobs(path: Path) -> None:
         assert len(set(found)) == len(found)
 
 
-def test_paper_has_grid_of_the_study() -> None:
+def test_paper_study_has_the_grid_of_the_publication() -> None:
     config = read_study_config(resolve_config_path("paper"))
     assert len(config.models) == 11
     assert all(model.architecture for model in config.models)
@@ -152,18 +152,18 @@ def test_error_names_section_and_key(tmp_path: Path, old: str, new: str, expecte
 
 def test_shared_adapter_name_is_refused(tmp_path: Path) -> None:
     two = GOOD.replace("data:\n", "  other: {base: other}\ndata:\n", 1)
-    with pytest.raises(PromptOrTuneError, match=messages.GIVES_LORA_CONALA_LORA_TINY_CONALA):
+    with pytest.raises(PromptOrTuneError, match=messages.ADAPTER_NAME_SHARED):
         read_study_config(write_config(tmp_path, two))
     named = two + "training: {name: '{technique}-{data}-{model}'}\n"
     names = {job.adapter for job in study_jobs(read_study_config(write_config(tmp_path, named)), "rq3") if job.adapter}
     assert names == {f"{each}-conala-{model}" for each in ("lora", "qlora-4bit") for model in ("tiny", "other")}
 
 
-def test_resolve_config_path(tmp_path: Path) -> None:
+def test_config_path_is_resolved_by_name_or_file(tmp_path: Path) -> None:
     assert resolve_config_path("default").is_file()
     mine = write_config(tmp_path, GOOD)
     assert resolve_config_path(str(mine)) == mine
-    with pytest.raises(PromptOrTuneError, match=messages.DID_YOU_MEAN_DEFAULT):
+    with pytest.raises(PromptOrTuneError, match=messages.UNKNOWN_STUDY_SUGGESTS_DEFAULT):
         resolve_config_path("defualt")
-    with pytest.raises(PromptOrTuneError, match=messages.THERE_NO_FILE_NOWHEREYAML):
+    with pytest.raises(PromptOrTuneError, match=messages.STUDY_FILE_MISSING):
         resolve_config_path("nowhere.yaml")

@@ -39,7 +39,7 @@ def facts(job: StudyJob) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Finished runs of all four questions."""
+    """Write finished runs of all four questions."""
     base = tmp_path_factory.mktemp("study")
     (base / "study.yaml").write_text(STUDY, encoding="utf-8")
     config, out = read_study_config(base / "study.yaml"), base / "out"
@@ -51,7 +51,7 @@ def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(finished_runs: Path, tmp_path: Path) -> Path:
-    """A copy of the runs that the test may change."""
+    """Return a copy of the runs, which the test may change."""
     return Path(shutil.copytree(finished_runs, tmp_path / "out"))
 
 
@@ -78,7 +78,7 @@ def test_scores_have_intervals_and_published_values(config: StudyConfig, folder:
     assert set(rows) == {("zero-shot", "nf4"), ("zero-shot", "none"), ("LoRA", "none"), ("QLoRA-4bit", "nf4")}
 
 
-def test_table_4_is_by_difficulty(config: StudyConfig, folder: Path) -> None:
+def test_table_4_has_a_row_per_difficulty(config: StudyConfig, folder: Path) -> None:
     rows = rows_of(config, "rq4", folder, "rq4-tests-apps")
     tuned = {row["difficulty"]: row for row in rows if row["method"] == "QLoRA-4bit"}
     assert [int(float(row["n"])) for row in tuned.values()] == [14, 13, 13, 40]
@@ -98,7 +98,7 @@ def test_train_rows_of_apps_have_no_published_values(config: StudyConfig, folder
     assert "never compare" in table.note
 
 
-def test_cost_per_solved_problem(config: StudyConfig, folder: Path) -> None:
+def test_cost_table_has_the_cost_per_solved_problem(config: StudyConfig, folder: Path) -> None:
     rows = {row["method"]: row for row in rows_of(config, "rq3", folder, "rq3-cost-conala")}
     icl_row = rows["ICL (4)"]
     solved = float(icl_row["solved"])
@@ -186,8 +186,8 @@ def test_training_facts_come_from_adapter_with_same_weights(config: StudyConfig,
         assert collect_jobs([job], runs, out).finished[job].training_facts.get("train_seconds") == seconds
 
 
-def test_no_finished_results(config: StudyConfig, tmp_path: Path) -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.HOLDS_NO_FINISHED_RESULTS_RQ1):
+def test_report_without_finished_results_is_an_error(config: StudyConfig, tmp_path: Path) -> None:
+    with pytest.raises(PromptOrTuneError, match=messages.NO_FINISHED_RESULTS):
         require_results(collect_jobs(study_jobs(config, "rq1"), [], tmp_path), "rq1", tmp_path)
 
 
@@ -215,7 +215,7 @@ class TestCommand:
         assert not (tmp_path / "new").exists()
 
     def train(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *ends: int | None) -> tuple[int, list[list[str]]]:
-        """Status of `--train` and the started commands. `ends` are exit statuses; None is a Ctrl-C during the run."""
+        """Return the status of `--train` and the started commands. `ends` are exit statuses; None is a Ctrl-C."""
         started: list[list[str]] = []
         statuses = list(ends)
 

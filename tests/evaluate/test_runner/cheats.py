@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 CHEATS: dict[str, str] = {
-    "equal to all": """
+    "an object equal to everything": """
 class A:
     __hash__ = None
     def __eq__(self, other): return True
 def f(x): return A()
 """,
-    "a number equal to all": """
+    "a number equal to everything": """
 class A(int):
     def __eq__(self, other): return True
     def __repr__(self): return '4711'
 def f(x): return A(3)
 """,
-    "a number without difference": """
+    "a number whose differences are zero": """
 class A(int):
     __class__ = int
     def __sub__(self, other): return 0.0
     __rsub__ = __sub__
 def f(x): return A(3)
 """,
-    "a list that holds all": """
+    "a list that contains everything": """
 class A(list):
     def __iter__(self): return iter([4711])
     def __contains__(self, other): return True
 def f(x): return A()
 """,
-    "a type that denies itself": """
+    "a metaclass whose attributes raise": """
 class M(type):
     def __getattribute__(cls, name): raise KeyError
 class A(metaclass=M): pass
@@ -54,12 +54,12 @@ def f(x): assert False
     "frame walk": """
 import sys
 def f(x):
-    at, secret = sys._getframe(), lambda: str(int('9422') // 2)  # not spelled here, where it would be found
-    while at:
-        for each in [*at.f_locals.values(), *at.f_globals.values(), *at.f_code.co_consts]:
+    frame, secret = sys._getframe(), lambda: str(int('9422') // 2)  # not a literal, which the search would find
+    while frame:
+        for each in [*frame.f_locals.values(), *frame.f_globals.values(), *frame.f_code.co_consts]:
             if secret() in repr(each):
                 return int(secret())
-        at = at.f_back
+        frame = frame.f_back
     return 3
 """,
     "search of the heap": """
@@ -77,7 +77,7 @@ def f(x):
 import os
 os._exit(0)
 """,
-    "early exit with words": """
+    "early exit with output": """
 import os, sys
 os.write(1, b'passed' + bytes([10]))
 sys.exit(0)
@@ -90,8 +90,8 @@ def f(x): os._exit(0)
     "forged result of an assert": """
 import os
 LINES = b'["loaded"]~["begin",0]~["held",0,0,"token"]~'.replace(b'~', bytes([10]))
-for at in range(64):
-    try: os.write(at, LINES)
+for fd in range(64):
+    try: os.write(fd, LINES)
     except OSError: pass
 def f(x): return 3
 """,
@@ -99,8 +99,8 @@ def f(x): return 3
 import os
 LINES = b'["value",0,0,3]~["value",0,0,4711]~'.replace(b'~', bytes([10]))
 def f(x):
-    for at in range(64):
-        try: os.write(at, LINES)
+    for fd in range(64):
+        try: os.write(fd, LINES)
         except OSError: pass
     return 3
 """,
@@ -109,7 +109,7 @@ import os
 os.closerange(0, 64)
 def f(x): return 3
 """,
-    "harness taken away": """
+    "removed harness": """
 import sys
 for module in list(sys.modules.values()):
     for name in ('Writer', 'serve', '_send'):
@@ -117,12 +117,12 @@ for module in list(sys.modules.values()):
             setattr(module, name, None)
 def f(x): return 3
 """,
-    "an error that cannot be shown": """
+    "an error that cannot be printed": """
 class E(Exception):
     def __str__(self): raise E
 def f(x): raise E
 """,
-    "words at the end": """
+    "output at exit": """
 import atexit
 atexit.register(lambda: print('ok'))
 def f(x): return 3

@@ -1,4 +1,4 @@
-"""Values that a child sends to the host."""
+"""Encoding of values that a child process sends to the host."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Colour(enum.IntEnum):
     RED = 1
 
 
-class Liar(int):
+class FakeInt(int):
     __hash__ = None  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:
@@ -93,12 +93,12 @@ class Liar(int):
 
 
 def sent(value: Any) -> Any:
-    """Return `value` as decoded on the host."""
+    """Return `value` after encoding in the child and decoding on the host."""
     return decode_value(parse_json_line(ValueWriter().write(value)))
 
 
 def same(left: Any, right: Any) -> bool:
-    """Return whether both are equal, with equal types at every level."""
+    """Return whether both values are equal, with equal types at every level."""
     if type(left) is not type(right):
         return False
     if isinstance(left, list | tuple):
@@ -109,11 +109,11 @@ def same(left: Any, right: Any) -> bool:
 
 
 @given(VALUES)
-def test_plain_values_are_restored(value: Any) -> None:
+def test_plain_values_are_decoded_unchanged(value: Any) -> None:
     assert same(sent(value), value)
 
 
-def test_extreme_numbers_are_restored() -> None:
+def test_extreme_numbers_are_decoded_unchanged() -> None:
     assert math.isnan(sent(math.nan))
     assert sent([math.inf, -math.inf, 10**15, -(10**15), Decimal("1.50")]) == [
         math.inf,
@@ -140,30 +140,34 @@ def test_extreme_numbers_are_restored() -> None:
         (np.int64(3), 3),
         (np.float64(0.5), 0.5),
         (np.bool_(True), True),
-        (Liar(3), 3),
+        (FakeInt(3), 3),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_subclass_is_sent_as_its_base(value: Any, plain: Any) -> None:
+def test_subclass_is_sent_as_its_base(value: Any, plain: Any) -> None:
     assert same(sent(value), plain)
 
 
-def test_other_objects_are_sent_as_type_names_and_equal_nothing() -> None:
-    arrived = sent([object(), np.zeros(2), range(3), {"a": 1}.values(), int])
-    assert [each.type_name for each in arrived] == ["object", "ndarray", "range", "dict_values", "type"]
-    assert arrived[0] != arrived[0]
-    assert format_value(arrived[2]) == "an object of type range"
+def test_other_objects_are_sent_as_type_names_that_equal_no_value() -> None:
+    decoded = sent([object(), np.zeros(2), range(3), {"a": 1}.values(), int])
+    assert [each.type_name for each in decoded] == ["object", "ndarray", "range", "dict_values", "type"]
+    assert decoded[0] != decoded[0]
+    assert format_value(decoded[2]) == "an object of type range"
     assert sent({1: object()}) != {1: OpaqueValue("object")}
 
 
-def test_the_child_does_not_send_unbounded_values() -> None:
+def test_too_large_values_raise_in_the_child() -> None:
     endless: list[Any] = []
     endless.append(endless)
     shared: Any = []
     for _ in range(50):
         shared = [shared, shared]
-    for value, says in ((endless, "nested more than 60 deep"), (shared, "characters"), ("x" * 200_001, "characters")):
-        with pytest.raises(ValueTooLargeError, match=says):
+    for value, expected in (
+        (endless, "nested more than 60 deep"),
+        (shared, "characters"),
+        ("x" * 200_001, "characters"),
+    ):
+        with pytest.raises(ValueTooLargeError, match=expected):
             ValueWriter().write(value)
 
 
@@ -197,6 +201,6 @@ def test_any_json_is_decoded_or_raises(encoded: Any) -> None:
     ],
     ids=lambda line: line[:20],
 )
-def test_an_invalid_value_raises(line: str) -> None:
+def test_invalid_value_raises(line: str) -> None:
     with pytest.raises(InvalidValueError):
         decode_value(parse_json_line(line))

@@ -116,14 +116,14 @@ def test_no_expected_value_enters_the_child(sandbox: Sandbox) -> None:
         ("def f(x): return 1", "f(1) ==", "the test is not Python (invalid syntax)"),
     ],
 )
-def test_reasons(sandbox: Sandbox, code: str, test: str, reason: str) -> None:
+def test_failed_test_has_a_reason(sandbox: Sandbox, code: str, test: str, reason: str) -> None:
     (result,) = run(sandbox, code, asserts(test))
     assert not result.passed
     assert reason in result.reason
     assert result.reason.startswith(reason) or "whole assert" in reason
 
 
-def test_a_call_that_hangs_or_crashes_does_not_affect_others(sandbox: Sandbox) -> None:
+def test_call_that_hangs_or_crashes_does_not_affect_other_tests(sandbox: Sandbox) -> None:
     code = (
         "import os\n"
         "def f(x):\n"
@@ -138,7 +138,7 @@ def test_a_call_that_hangs_or_crashes_does_not_affect_others(sandbox: Sandbox) -
     assert [result.status for result in results] == ["ok", "error", "ok", "timeout", "error", "output", "ok"]
 
 
-def test_a_slow_call_does_not_take_time_from_the_next(sandbox: Sandbox) -> None:
+def test_each_call_has_its_own_time_limit(sandbox: Sandbox) -> None:
     code = "import time\ndef f(x):\n    time.sleep(0.6)\n    return x"
     assert all(result.passed for result in run(sandbox, code, asserts("f(1) == 1", "f(2) == 2", "f(3) == 3")))
 
@@ -160,18 +160,18 @@ def test_hostile_code_passes_no_test(sandbox: Sandbox, code: str) -> None:
 
 
 @pytest.mark.parametrize("code", ["import os\nos._exit(0)", "raise SystemExit(0)", "print('held')", "assert_ = 1"])
-def test_ending_early_does_not_pass_an_unprotected_assert(sandbox: Sandbox, code: str) -> None:
+def test_early_exit_does_not_pass_an_unprotected_assert(sandbox: Sandbox, code: str) -> None:
     (result,) = run(sandbox, code, asserts("all(f(x) == x for x in [1])"))
     assert (result.passed, result.protected, result.kind) == (False, False, "assert")
     assert "unprotected" in result.reason
 
 
-def test_an_unprotected_assert_that_holds(sandbox: Sandbox) -> None:
+def test_unprotected_assert_that_holds_passes(sandbox: Sandbox) -> None:
     (result,) = run(sandbox, "def f(x): return x", asserts("all(f(x) == x for x in [1])"))
     assert (result.passed, result.protected, result.kind) == (True, False, "assert")
 
 
-def test_set_up_runs_before_each_test_and_may_use_the_code(sandbox: Sandbox) -> None:
+def test_set_up_runs_before_each_test_and_can_use_the_code(sandbox: Sandbox) -> None:
     tests = asserts("f(xs) == 1", "len(xs) == 3", "f(xs) == 1", setup="xs = [1, 2, 3]\nassert callable(f)")
     assert all(result.passed for result in run(sandbox, "def f(x): return x.pop(0)", tests))
 
@@ -183,7 +183,7 @@ def test_errors_that_python_would_not_raise_are_ignored(sandbox: Sandbox) -> Non
     assert second.reason.startswith("f(1), f(1)[0] raised TypeError: 'NoneType' object is not subscriptable")
 
 
-def test_a_module_that_looks_itself_up(sandbox: Sandbox) -> None:
+def test_code_can_find_its_own_module_in_sys_modules(sandbox: Sandbox) -> None:
     code = (
         "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom typing import NamedTuple\n"
         "@dataclass\nclass P:\n    x: int\n    y: list[int]\nclass N(NamedTuple):\n    a: int\n"
@@ -192,7 +192,7 @@ def test_a_module_that_looks_itself_up(sandbox: Sandbox) -> None:
     assert run(sandbox, code, asserts("f(1) == [1, (3,)]"))[0].passed
 
 
-def test_calls_of_apps_accept_what_apps_accepts(sandbox: Sandbox) -> None:
+def test_calls_of_apps_are_compared_as_by_its_checker(sandbox: Sandbox) -> None:
     tests = parse_tests('{"fn_name": "f", "inputs": [[1], [2]], "outputs": [[[1, 1]], [9]]}', "here").tests
     code = "class Solution:\n    def f(self, x: List[int]):\n        return (x, x)"
     first, second = run(sandbox, code, tests)
@@ -243,8 +243,8 @@ def test_wrong_programs_fail(sandbox: Sandbox, code: str, reason: str, status: s
 
 def test_parallel_candidates_are_each_completed_once(sandbox: Sandbox) -> None:
     jobs: list[tuple[str, list[Test]]] = [
-        (f"def f(x): return x + {at % 2}\nprint(5)", [*asserts("f(1) == 1"), ECHO, *asserts("f(2) == 2")])
-        for at in range(12)
+        (f"def f(x): return x + {index % 2}\nprint(5)", [*asserts("f(1) == 1"), ECHO, *asserts("f(2) == 2")])
+        for index in range(12)
     ]
     jobs[5] = ("def f(x): pass", [])
     jobs[7] = ("import os\nos._exit(0)", jobs[7][1])
@@ -256,12 +256,12 @@ def test_parallel_candidates_are_each_completed_once(sandbox: Sandbox) -> None:
     assert [result.kind for result in found[7]] == ["call", "stdio", "call"]
 
 
-def test_candidates_are_read_only_as_needed(sandbox: Sandbox) -> None:
+def test_candidates_are_read_lazily(sandbox: Sandbox) -> None:
     taken: list[int] = []
 
     def jobs() -> Iterator[tuple[str, Sequence[Test]]]:
-        for at in range(1000):
-            taken.append(at)
+        for index in range(1000):
+            taken.append(index)
             yield "def f(x): return x", asserts("f(1) == 1")
 
     results = run_tests_many(jobs(), sandbox, workers=1, limits=QUICK)
@@ -270,7 +270,7 @@ def test_candidates_are_read_only_as_needed(sandbox: Sandbox) -> None:
     assert len(taken) < 20
 
 
-def test_a_closed_sandbox_gives_a_reason_and_no_exception(sandbox: Sandbox) -> None:
+def test_closed_sandbox_gives_a_reason_and_no_exception(sandbox: Sandbox) -> None:
     closed = Sandbox(sandbox.layer)
     closed.close()
     results = run(closed, "def f(x): return 1", [*asserts("f(1) == 1"), ECHO])
@@ -285,7 +285,7 @@ def test_hostile_text_never_raises(sandbox: Sandbox) -> None:
         assert all(result.reason for result in results)
 
 
-def test_a_reason_does_not_contain_the_path_of_python(sandbox: Sandbox) -> None:
+def test_reason_does_not_contain_the_path_of_python(sandbox: Sandbox) -> None:
     code = "def f():\n    from math import no_such_name"
     result = run_tests(code, [AssertTest("assert f() == 1")], sandbox)[0]
     assert "cannot import name 'no_such_name' from 'math'" in result.reason
@@ -336,7 +336,7 @@ def test_matching_output_has_no_difference(expected: str, got: str) -> None:
         ("x", "", 1),
     ],
 )
-def test_the_first_different_line_is_found(expected: str, got: str, line: int) -> None:
+def test_first_different_line_is_reported(expected: str, got: str, line: int) -> None:
     assert first_difference(expected, got) == line
 
 
@@ -348,7 +348,7 @@ def test_trailing_blanks_are_ignored_in_any_text(text: str) -> None:
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=9))
-def test_permuted_words_and_lines_are_wrong(numbers: list[int]) -> None:
+def test_permuted_words_and_lines_do_not_match(numbers: list[int]) -> None:
     other = sorted(numbers)
     for blank in (" ", "\n"):
         same = first_difference(blank.join(map(str, numbers)), blank.join(map(str, other))) is None

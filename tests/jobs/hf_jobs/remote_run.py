@@ -1,4 +1,4 @@
-"""A job of this machine that trains on Hugging Face Jobs, and what its process does with it."""
+"""A local job that trains on Hugging Face Jobs, run in the test's process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROWS = "intent,snippet\nadd one to `x`,x += 1\nprint a list,print([1])\n"
 
 
 class RemoteRun:
-    """One job and its folder. `lines` are the lines that it reported."""
+    """One job and its folder. `lines` are the lines that it has reported."""
 
     def __init__(self, home: Path, config: Mapping[str, Any] | None = None, **changes: Any) -> None:
         self.folder = home / "jobs" / "20300101-120000-000000-abc123"
@@ -37,7 +37,7 @@ class RemoteRun:
         return self.folder.parents[1] / "adapters"
 
     def run(self, stopped: Callable[[], bool] = lambda: False, intervals: PollIntervals = SHORT_INTERVALS) -> Path:
-        """Run the job as its process does; errors are raised here."""
+        """Run the job as its process does, and raise its errors."""
         return run_remote_job(self.job, self.folder, self.lines.append, stopped, intervals)
 
     def start(self, stopped: Callable[[], bool] = lambda: False) -> BackgroundCall:
@@ -46,7 +46,7 @@ class RemoteRun:
 
 
 class BackgroundCall:
-    """A call in a thread of its own; `result` returns or raises what the call did."""
+    """A call in a separate thread; `result` returns its value or raises its error."""
 
     def __init__(self, call: Callable[[], Path]) -> None:
         self._call = call

@@ -1,4 +1,4 @@
-"""A remote job from submission to the installed adapter, with the real client and a real process for the machine."""
+"""A remote job from submission to the installed adapter, with the real client and a process as the machine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_remote_job_trains_and_its_adapter_answers_here(hub: Hub, remote_run: Re
     transcripts = adapter_answer_fn("tiny/base", "none", lambda _: None, "cpu")(folder)
     assert transcripts
     assert all(transcript.tokens for transcript in transcripts)
-    # The curve read from the log has the values that the training wrote.
+    # The curve parsed from the log has the values that the training wrote.
     lines = (remote_run.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     curve = {(entry["step"], "loss" in entry): entry for entry in map(json.loads, lines)}
     written = {(entry["step"], "loss" in entry): entry for entry in read_log(folder / "log.jsonl")}

@@ -1,4 +1,4 @@
-"""The curve of a remote job is read from the lines that a training prints."""
+"""Parsing the curve of a remote job from the lines that a training prints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from train.callbacks import ProgressReporter
 
 
 def printed(step: int, logs: dict[str, float], seconds: float = 0.0) -> str:
-    """The line that train prints at a step of 40, in a training of two epochs."""
+    """Return the line that train prints at step `step` of 40, in a training of two epochs."""
     lines: list[str] = []
     reporter = ProgressReporter(lines.append, 1, SimpleNamespace(tokens_per_second=321.4))  # type: ignore[arg-type]
     arguments = TrainingArguments(output_dir="unused", use_cpu=True)

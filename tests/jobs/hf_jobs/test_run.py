@@ -1,4 +1,4 @@
-"""Remote jobs against a stand-in for the Hub: submitted once, followed, cancelled, downloaded, and every failure."""
+"""Remote jobs with a local Hub: submission, following, cancellation, download, and every kind of failure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SOURCE = f"datasets/{OWNER}/prompt-or-tune-jobs"
 
 @pytest.fixture
 def train_remotely(hub: Hub, tmp_path: Path) -> Callable[[RemoteJob], None]:
-    """A remote machine that prints the lines of a training and publishes an adapter."""
+    """Return a script for the remote machine that prints the lines of a training and publishes an adapter."""
 
     def run(job: RemoteJob) -> None:
         folder = write_adapter(tmp_path / "elsewhere" / "lora-mine")
@@ -50,13 +50,13 @@ def train_remotely(hub: Hub, tmp_path: Path) -> Callable[[RemoteJob], None]:
 
 
 def settings(hub: Hub, job: RemoteJob) -> dict[str, Any]:
-    """The settings in the archive."""
+    """Return the settings in the archive."""
     values: dict[str, Any] = yaml.safe_load(archive(hub, job)["config.yaml"])
     return values
 
 
 def archive(hub: Hub, job: RemoteJob) -> dict[str, bytes]:
-    """The archive's files by name."""
+    """Return the files of the archive by name."""
     commit = hub.at(SOURCE, job.spec["environment"]["PROMPT_OR_TUNE_COMMIT"])
     assert commit is not None
     packed = commit.files[f"{job.spec['environment']['PROMPT_OR_TUNE_JOB']}/job.tar.gz"].content
@@ -84,7 +84,7 @@ def test_remote_job_ends_with_adapter_in_store(
     assert SOURCE in hub.private
 
 
-def test_archive_holds_program_rows_and_settings(
+def test_archive_contains_program_rows_and_settings(
     hub: Hub, remote_run: RemoteRun, train_remotely: Callable[[RemoteJob], None]
 ) -> None:
     hub.jobs.script = train_remotely
@@ -121,7 +121,9 @@ def test_token_is_only_sent_as_secret(
     assert TOKEN not in "\n".join(remote_run.lines)
 
 
-def test_names_are_not_read_as_commands(hub: Hub, tmp_path: Path, train_remotely: Callable[[RemoteJob], None]) -> None:
+def test_names_are_not_interpreted_as_commands(
+    hub: Hub, tmp_path: Path, train_remotely: Callable[[RemoteJob], None]
+) -> None:
     remote_run = RemoteRun(tmp_path / "home", {"intent_column": "$(touch /tmp/x)"})
     evil = remote_run.data.with_name("'; rm -rf ~ #.csv")
     remote_run.data.rename(evil)
@@ -143,7 +145,7 @@ def test_restarted_process_follows_the_same_job(
     with pytest.raises(RemoteJobStoppedError):
         first.result()
     assert not hub.jobs.only().cancelled.is_set()
-    (remote_run.folder / "log.jsonl").unlink()  # as the job's process does before it goes on
+    (remote_run.folder / "log.jsonl").unlink()  # as the job's process does when it continues
     second = remote_run.start()
     hub.jobs.only().lines.clear()
     hub.jobs.only().say(STEP)
@@ -157,7 +159,7 @@ def test_restarted_process_follows_the_same_job(
     assert [json.loads(line)["step"] for line in (remote_run.folder / "log.jsonl").read_text().splitlines()] == [5, 10]
 
 
-def test_lost_answer_begins_no_second_job(
+def test_lost_response_starts_no_second_job(
     hub: Hub, remote_run: RemoteRun, train_remotely: Callable[[RemoteJob], None]
 ) -> None:
     hub.cuts["job"] = 1
@@ -189,7 +191,7 @@ def test_job_of_earlier_version_is_followed(
     monkeypatch: pytest.MonkeyPatch,
     is_created: bool,
 ) -> None:
-    """Under its first name the product used another label and another data set on the Hub."""
+    """Under its old name the product used another label and another data set on the Hub."""
     with monkeypatch.context() as patched:
         patched.setattr("jobs.hf_jobs.run.start_job", _interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -205,7 +207,7 @@ def test_job_of_earlier_version_is_followed(
     assert ("peft-arena" in hub.jobs.only().spec["labels"]) is is_created
 
 
-def test_interrupted_log_repeats_no_line(
+def test_interrupted_log_is_continued_without_repeated_lines(
     hub: Hub, remote_run: RemoteRun, train_remotely: Callable[[RemoteJob], None]
 ) -> None:
     hub.cuts["log"] = 1
@@ -214,7 +216,7 @@ def test_interrupted_log_repeats_no_line(
     assert remote_run.lines.count(STEP) == remote_run.lines.count(VALIDATION) == 1
 
 
-def test_stopped_job_is_cancelled_and_begins_again_later(
+def test_stopped_job_is_cancelled_and_starts_again_later(
     hub: Hub, remote_run: RemoteRun, train_remotely: Callable[[RemoteJob], None]
 ) -> None:
     running = remote_run.start(stopped=(remote_run.folder / "stop").exists)
@@ -257,7 +259,7 @@ def test_failed_cancel_is_reported(hub: Hub, remote_run: RemoteRun, monkeypatch:
         ("DELETED", None, [], "was cancelled on the Hub"),
     ],
 )
-def test_failed_job_reports_reason_and_next_run_begins_another(
+def test_failed_job_reports_its_reason_and_the_next_run_starts_another(
     hub: Hub,
     remote_run: RemoteRun,
     train_remotely: Callable[[RemoteJob], None],
@@ -280,23 +282,23 @@ def test_failed_job_reports_reason_and_next_run_begins_another(
     assert [job.spec["labels"]["prompt-or-tune"][-2:] for job in hub.jobs.known.values()] == ["-1", "-2"]
 
 
-def test_no_job_without_credit(hub: Hub, remote_run: RemoteRun) -> None:
+def test_no_job_is_started_without_credit(hub: Hub, remote_run: RemoteRun) -> None:
     hub.jobs.credit = False
-    with pytest.raises(TrainingError, match=messages.SOMEONE_HAS_NO_CREDIT_LEFT_ADD):
+    with pytest.raises(TrainingError, match=messages.NO_CREDIT_LEFT):
         remote_run.run()
     assert not hub.jobs.known
 
 
 def test_nothing_is_sent_without_token(hub: Hub, remote_run: RemoteRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(TrainingError, match=messages.NEEDS_TOKEN_HUB):
+    with pytest.raises(TrainingError, match=messages.TOKEN_REQUIRED):
         remote_run.run()
     assert not hub.requests
 
 
 def test_nothing_is_sent_with_read_only_token(hub: Hub, remote_run: RemoteRun) -> None:
     hub.accounts[TOKEN] = Account(OWNER, role="read")
-    with pytest.raises(TrainingError, match=messages.MAY_ONLY_READ):
+    with pytest.raises(TrainingError, match=messages.TOKEN_IS_READ_ONLY):
         remote_run.run()
     assert SOURCE not in hub.history
 
@@ -305,14 +307,14 @@ def test_nothing_is_sent_for_gated_base(hub: Hub, tmp_path: Path) -> None:
     hub.repositories["vendor/gated"] = tmp_path
     hub.gated.add("vendor/gated")
     remote_run = RemoteRun(tmp_path / "home", {"model_name_or_path": "vendor/gated"})
-    with pytest.raises(PromptOrTuneError, match=messages.GATED):
+    with pytest.raises(PromptOrTuneError, match=messages.IS_GATED):
         remote_run.run()
     assert SOURCE not in hub.history
 
 
 def test_public_dataset_is_refused(hub: Hub, remote_run: RemoteRun, tmp_path: Path) -> None:
     hub.add(SOURCE, tmp_path)
-    with pytest.raises(TrainingError, match=messages.PROMPT_TUNE_JOBS_PUBLIC):
+    with pytest.raises(TrainingError, match=messages.JOBS_DATA_SET_PUBLIC):
         remote_run.run()
     assert not hub.jobs.known
 
@@ -334,9 +336,9 @@ def test_unreachable_hub_is_reported_and_job_followed_later(
     running = remote_run.start()
     wait_for(lambda: any("Waiting for a machine" in line for line in remote_run.lines), "the condition", 10)
     with monkeypatch.context() as patched:
-        # The client made its address of the Hub when it was made.
+        # The client stores the address of the Hub when it is created.
         patched.setattr("huggingface_hub.hf_api.HfApi.inspect_job", _raise_connection_error)
-        with pytest.raises(TrainingError, match=messages.CONNECTION_HUB_BROKE_WHILE_FOLLOWING_JOB):
+        with pytest.raises(TrainingError, match=messages.FOLLOWING_BROKE_OFF):
             running.result()
     assert "The Hub cannot be reached" in remote_run.lines[-1]
     again = remote_run.start()
@@ -356,19 +358,19 @@ def _raise_connection_error(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize("base", ["~/models/mine", "/models/mine.gguf", "."])
 def test_local_base_is_refused(hub: Hub, tmp_path: Path, base: str) -> None:
     remote_run = RemoteRun(tmp_path / "home", {"model_name_or_path": base})
-    with pytest.raises(TrainingError, match=messages.MACHINE_NOT_SENT):
+    with pytest.raises(TrainingError, match=messages.LOCAL_BASE_NOT_SENT):
         remote_run.run()
     assert not hub.requests
 
 
 def test_unknown_machine_is_refused_with_nearest_name(hub: Hub, tmp_path: Path) -> None:
     remote_run = RemoteRun(tmp_path / "home", flavor="a10-small")
-    with pytest.raises(PromptOrTuneError, match=messages.DID_YOU_MEAN_A10G_SMALL):
+    with pytest.raises(PromptOrTuneError, match=messages.UNKNOWN_MACHINE_SUGGESTS_A10G):
         remote_run.run()
     assert not hub.requests
 
 
-def test_failed_download_is_repeated(
+def test_failed_download_is_retried(
     hub: Hub, remote_run: RemoteRun, train_remotely: Callable[[RemoteJob], None]
 ) -> None:
     hub.jobs.script = train_remotely

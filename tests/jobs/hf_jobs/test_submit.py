@@ -1,4 +1,4 @@
-"""The archive is complete, and the commands to copy mean exactly the settings of the form in a real shell."""
+"""The archive is complete, and the commands to copy give exactly the settings of the form in a real shell."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests import messages
 from train.settings import make_config, parse_args
 
 EVIL = "'; touch owned; echo \"$(id)`id`\n\\ #.csv"
-# A stand-in for python and hf that records its arguments and, as hf, prints the name of the logged-in user.
+# Fake python and hf that record their arguments; hf also prints the name of the logged-in user.
 RECORDER = """#!{python}
 import json, os, sys
 with open(os.environ["CALLS"], "a") as file:
@@ -35,7 +35,7 @@ if sys.argv[1:3] == ["auth", "whoami"]:
 
 
 def run(command: str, folder: Path, **variables: str) -> list[list[str]]:
-    """The calls of `python`, `hf`, `pip` and `cp` when the command is run in a POSIX shell."""
+    """Run the command in a POSIX shell; return its calls of `python`, `hf`, `pip` and `cp`."""
     programs = folder / "bin"
     programs.mkdir(exist_ok=True)
     for name in ("python", "hf", "pip", "cp"):
@@ -60,27 +60,27 @@ CONFIGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config["adapter_name"])
-def test_command_is_read_back_as_same_settings(config: dict[str, Any], tmp_path: Path) -> None:
+def test_command_is_parsed_to_the_same_settings(config: dict[str, Any], tmp_path: Path) -> None:
     (_, command), _ = manual_commands(config, ServingOptions(), "my.csv")
     (called,) = run(command, tmp_path)
     assert called[:3] == ["python", "-m", "train"]
     assert parse_args(called[3:], "")[0] == make_config({"model_name_or_path": "embedded", **config})
 
 
-def test_command_names_only_changed_settings() -> None:
+def test_command_contains_only_changed_settings() -> None:
     (_, command), _ = manual_commands(
         {"adapter_name": "a", "dataset_name": "my.csv", "lora_r": 16, "seed": 42}, ServingOptions()
     )
     assert command.split() == ["python", "-m", "train", "\\", "--adapter-name", "a", "\\", "--dataset-name", "my.csv"]
 
 
-def test_command_names_served_base() -> None:
+def test_command_contains_the_served_base() -> None:
     serving = ServingOptions(base="Qwen/Qwen2.5-Coder-0.5B@" + "a" * 40)
     (_, command), _ = manual_commands({"adapter_name": "a", "dataset_name": "my.csv"}, serving)
     assert f"--model-name-or-path {serving.base}" in command
 
 
-def test_commands_name_no_local_folder(tmp_path: Path) -> None:
+def test_commands_contain_no_local_folder(tmp_path: Path) -> None:
     (tmp_path / "my.csv").write_text("intent,snippet\na,b\n")
     config = {
         "adapter_name": "a", "dataset_name": str(tmp_path / "my.csv"), "data_dir": str(tmp_path),
@@ -90,17 +90,17 @@ def test_commands_name_no_local_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [EVIL, "-rf.csv", "a b.csv", "$HOME.csv", "*.csv", "[x].csv"])
-def test_file_name_stays_one_word_through_both_shells(name: str, tmp_path: Path) -> None:
+def test_file_name_is_one_argument_after_both_shells(name: str, tmp_path: Path) -> None:
     config = {"adapter_name": "lora-mine", "dataset_name": "/uploads/of/somebody/rows.csv"}
     (_, local_command), (_, jobs_command) = manual_commands(config, ServingOptions(), name)
     (called,) = run(local_command, tmp_path)
     assert parse_args(called[3:], "")[0].dataset_name == name
-    whoami, upload, begun = run(jobs_command, tmp_path)
+    whoami, upload, start_command = run(jobs_command, tmp_path)
     assert whoami == ["hf", "auth", "whoami", "-q"]
     assert upload[:5] == ["hf", "upload", "someone/prompt-or-tune-jobs", ".", "."]
-    image = begun.index("python:3.11")
-    assert begun[image + 1 : image + 3] == ["bash", "-c"]
-    script = begun[image + 3].replace("cd /tmp/run", "true")
+    image = start_command.index("python:3.11")
+    assert start_command[image + 1 : image + 3] == ["bash", "-c"]
+    script = start_command[image + 3].replace("cd /tmp/run", "true")
     *_, trained = run(script, tmp_path, HF_USER="someone")
     remote_config = parse_args(trained[3:], "")[0]
     assert remote_config.dataset_name == name
@@ -108,13 +108,13 @@ def test_file_name_stays_one_word_through_both_shells(name: str, tmp_path: Path)
     assert not (tmp_path / "owned").exists()
 
 
-def test_hf_accepts_the_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hf_accepts_the_options_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, (_, command) = manual_commands(
         {"adapter_name": "a", "dataset_name": "my.csv"}, ServingOptions(), "my.csv", "t4-small"
     )
-    _, upload, begun = run(command, tmp_path)
+    _, upload, start_command = run(command, tmp_path)
     monkeypatch.setenv("HF_TOKEN", "hf_none")
-    dry_run = CliRunner().invoke(app, [*begun[1:3], "--dry-run", *begun[3:]])
+    dry_run = CliRunner().invoke(app, [*start_command[1:3], "--dry-run", *start_command[3:]])
     assert dry_run.exit_code == 0, dry_run.output
     assert "t4-small" in dry_run.output
     help_page = CliRunner().invoke(app, [*upload[1:], "--help"])
@@ -122,12 +122,12 @@ def test_hf_accepts_the_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_invalid_settings_are_refused() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.LEARNING_RATE_MUST_ABOVE):
+    with pytest.raises(PromptOrTuneError, match=messages.LEARNING_RATE_INVALID):
         manual_commands({"adapter_name": "a", "dataset_name": "my.csv", "learning_rate": 0}, ServingOptions())
 
 
 def program_imports() -> set[str]:
-    """The project files that `python -m train` and train.run import, also inside functions."""
+    """Return the project files that `python -m train` and train.run import, also inside functions."""
     files, modules = set[str](), ["train.__main__", "train.run"]
     while modules:
         path = PROJECT_ROOT.joinpath(*modules.pop().split("."))
@@ -146,13 +146,13 @@ def program_imports() -> set[str]:
     return files
 
 
-def test_manual_upload_has_every_import_of_train() -> None:
+def test_manual_upload_contains_every_import_of_train() -> None:
     imports = program_imports()
     assert {"errors.py", "common/paths.py", "models/loader.py", "train/run.py"} <= imports
     assert [name for name in imports if not any(fnmatch.fnmatch(name, pattern) for pattern in PROGRAM_PATTERNS)] == []
 
 
-def test_archive_alone_can_train(tmp_path: Path) -> None:
+def test_archive_is_sufficient_to_train(tmp_path: Path) -> None:
     config = {"adapter_name": "lora-mine", "dataset_name": "starter"}
     job = Job("20300101-120000-000000-abc123", "lora-mine", config, ServingOptions(), "starter", where="hub")
     with tarfile.open(fileobj=io.BytesIO(build_archive(job, "someone/lora-mine"))) as archive:

@@ -30,7 +30,7 @@ def streamed(client: OpenAI, *arguments: Any, **more: Any) -> tuple[dict[int, st
     return texts, last, chunks
 
 
-def test_a_response_has_all_fields(client: OpenAI) -> None:
+def test_response_has_all_fields(client: OpenAI) -> None:
     reply = ask(client)
     (choice,) = reply.choices
     assert choice.message.content == "print('reverse `s`') # base*1"
@@ -46,7 +46,7 @@ def test_a_response_has_all_fields(client: OpenAI) -> None:
     assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
 
 
-def test_the_message_has_the_code_of_a_fenced_answer(client: OpenAI) -> None:
+def test_message_contains_the_code_of_a_fenced_answer(client: OpenAI) -> None:
     message = ask(client, "something fenced").choices[0].message
     assert message.content == "```python\nx = 1\n```"
     assert message.code == "x = 1"
@@ -65,7 +65,7 @@ def test_the_message_has_the_code_of_a_fenced_answer(client: OpenAI) -> None:
         ("lora-a*0.5", "lora-a*0.5", 0),
     ],
 )
-def test_a_model_names_a_method(client: OpenAI, served: Served, model: str, adapter: str, examples: int) -> None:
+def test_model_selects_the_method(client: OpenAI, served: Served, model: str, adapter: str, examples: int) -> None:
     reply = ask(client, f"say {model}", model)
     assert reply.choices[0].message.content.endswith(f"# {adapter}")
     assert reply.model == model
@@ -73,7 +73,7 @@ def test_a_model_names_a_method(client: OpenAI, served: Served, model: str, adap
     assert prompt.count("### Instruction:") == examples + 1
 
 
-def test_a_stream_has_the_same_text_and_usage(client: OpenAI) -> None:
+def test_stream_has_the_text_and_usage_of_the_response(client: OpenAI) -> None:
     response = ask(client, "count 40", max_tokens=60)
     texts, last, chunks = streamed(client, "count 40", max_tokens=60, stream_options={"include_usage": True})
     assert texts == {0: response.choices[0].message.content}
@@ -87,13 +87,13 @@ def test_a_stream_has_the_same_text_and_usage(client: OpenAI) -> None:
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
 
 
-def test_a_stream_has_usage_only_if_requested(client: OpenAI) -> None:
+def test_stream_has_usage_only_if_requested(client: OpenAI) -> None:
     _, _, chunks = streamed(client, "count 3")
     assert all(chunk.usage is None and chunk.choices for chunk in chunks)
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-def test_token_limits(client: OpenAI, name: str) -> None:
+def test_token_limit_ends_the_answer(client: OpenAI, name: str) -> None:
     limit: Any = {name: 5}
     reply = ask(client, "count 40", **limit)
     assert reply.choices[0].message.content == "1 2 3 4 5"
@@ -104,14 +104,14 @@ def test_token_limits(client: OpenAI, name: str) -> None:
 
 
 @pytest.mark.parametrize("stop", [" 4", [" 9", " 4"]])
-def test_stop_strings(client: OpenAI, stop: Any) -> None:
+def test_stop_strings_end_the_answer(client: OpenAI, stop: Any) -> None:
     choice = ask(client, "count 40", stop=stop).choices[0]
     assert (choice.message.content, choice.finish_reason) == ("1 2 3", "stop")
     texts, last, _ = streamed(client, "count 40", stop=stop)
     assert (texts[0], last[0].finish_reason) == ("1 2 3", "stop")
 
 
-def test_several_samples_are_several_choices(client: OpenAI) -> None:
+def test_samples_are_returned_as_choices(client: OpenAI) -> None:
     reply = ask(client, "sort", n=3, temperature=0.7, seed=11)
     texts = [choice.message.content for choice in reply.choices]
     assert [choice.index for choice in reply.choices] == [0, 1, 2]
@@ -121,7 +121,7 @@ def test_several_samples_are_several_choices(client: OpenAI) -> None:
     assert [streamed_texts[index] for index in range(3)] == texts
 
 
-def test_greedy_copies_are_equal_and_computed_once(client: OpenAI, served: Served) -> None:
+def test_greedy_choices_are_equal_and_computed_once(client: OpenAI, served: Served) -> None:
     reply = ask(client, "copy me", n=4, temperature=0)
     assert {choice.message.content for choice in reply.choices} == {"print('copy me') # base*1"}
     assert len(reply.choices) == 4
@@ -131,7 +131,7 @@ def test_greedy_copies_are_equal_and_computed_once(client: OpenAI, served: Serve
     assert set(last) == {0, 1, 2, 3}
 
 
-def test_sampling_is_chosen_by_temperature_top_p_and_n(client: OpenAI) -> None:
+def test_mode_depends_on_temperature_top_p_and_n(client: OpenAI) -> None:
     def sampled(**more: Any) -> bool:
         return "sample" in ask(client, "sort", **more).choices[0].message.content
 
@@ -143,12 +143,12 @@ def test_sampling_is_chosen_by_temperature_top_p_and_n(client: OpenAI) -> None:
     assert sampled(n=2)
 
 
-def test_without_a_seed_samples_differ(client: OpenAI) -> None:
+def test_samples_differ_without_a_seed(client: OpenAI) -> None:
     texts = {ask(client, "sort", temperature=1).choices[0].message.content for _ in range(4)}
     assert len(texts) > 1
 
 
-def test_logprobs(client: OpenAI) -> None:
+def test_logprobs_are_returned(client: OpenAI) -> None:
     reply = ask(client, "count 3", logprobs=True, top_logprobs=2)
     content = reply.choices[0].logprobs.content
     assert [entry.token for entry in content] == ["1", " 2", " 3"]
@@ -160,7 +160,7 @@ def test_logprobs(client: OpenAI) -> None:
     assert ask(client, "count 3", logprobs=True).choices[0].logprobs.content[0].top_logprobs == []
 
 
-def test_a_system_message_is_put_before_the_intent(client: OpenAI, served: Served) -> None:
+def test_system_message_precedes_the_intent(client: OpenAI, served: Served) -> None:
     messages = [{"role": "system", "content": "Use numpy."}, {"role": "user", "content": "add a system line"}]
     ask(client, messages)
     (prompt,) = {seen for seen in served.backend.prompts if "add a system line" in seen}
@@ -210,7 +210,7 @@ def test_concurrent_clients_get_their_own_answers(served: Served) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "   "])
-def test_an_empty_question_is_refused(client: OpenAI, text: str) -> None:
+def test_empty_question_is_refused(client: OpenAI, text: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         ask(client, text)
     assert caught.value.param == "messages[0].content"

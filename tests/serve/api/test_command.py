@@ -46,10 +46,10 @@ def test_option_names_of_earlier_versions_still_work() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
-def test_without_keys_only_loopback_addresses_are_allowed(host: str) -> None:
+def test_only_loopback_addresses_are_allowed_without_keys(host: str) -> None:
     assert not len(parse_options(["--host", host]).api.keys)
     assert parse_options(["--host", host]).api.settings.loopback_only
-    with pytest.raises(PromptOrTuneError, match=messages.WITHOUT_KEYS):
+    with pytest.raises(PromptOrTuneError, match=messages.KEYS_REQUIRED):
         parse_options(["--host", "192.168.0.9"])
     opened = parse_options(["--host", "192.168.0.9", "--open"])
     assert (opened.host, opened.api.settings.loopback_only) == ("192.168.0.9", False)
@@ -70,12 +70,12 @@ def test_without_keys_only_loopback_addresses_are_allowed(host: str) -> None:
         (["--bass", "x"], "`python -m serve --help` lists all options"),
     ],
 )
-def test_wrong_options_are_refused(arguments: list[str], words: str) -> None:
+def test_invalid_options_are_refused(arguments: list[str], words: str) -> None:
     with pytest.raises(PromptOrTuneError, match=re.escape(words)):
         parse_options(arguments)
 
 
-def test_an_unusable_address_prints_one_line_and_exits_with_2() -> None:
+def test_unusable_address_prints_one_line_and_exits_with_2() -> None:
     command = [sys.executable, "-m", "serve", "--host", "192.0.2.1", "--open"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert process.returncode == 2
@@ -83,7 +83,7 @@ def test_an_unusable_address_prints_one_line_and_exits_with_2() -> None:
     assert re.fullmatch(r"prompt-or-tune: Cannot serve on address '192\.0\.2\.1' .*check --host\.\n", process.stderr)
 
 
-def test_a_base_that_cannot_be_loaded_prints_its_message_and_exits_with_2(tmp_path: Path) -> None:
+def test_base_that_cannot_be_loaded_prints_its_message_and_exits_with_2(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "serve", "--port", str(free_port()), "--base", str(tmp_path)]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert process.returncode == 2
@@ -117,7 +117,7 @@ def health(url: str) -> int:
 
 
 @pytest.mark.model
-def test_the_embedded_base_answers_and_ctrl_c_exits_cleanly(started: tuple[subprocess.Popen[str], str]) -> None:
+def test_embedded_base_answers_and_ctrl_c_exits_cleanly(started: tuple[subprocess.Popen[str], str]) -> None:
     process, url = started
     codes: list[int] = []
     while not codes or codes[-1] != 200:
@@ -145,7 +145,7 @@ def test_the_embedded_base_answers_and_ctrl_c_exits_cleanly(started: tuple[subpr
         )
         next(stream)
         process.send_signal(signal.SIGINT)
-        with pytest.raises(openai.APIError, match=messages.ABOUT_END):
+        with pytest.raises(openai.APIError, match=messages.SERVER_ENDS):
             list(stream)
     output, errors = process.communicate(timeout=20)
     assert process.returncode == 130

@@ -11,7 +11,7 @@ from openai import OpenAI
 from tests.serve.api.conftest import Served
 
 
-def test_a_prompt_is_used_as_it_is(client: OpenAI, served: Served) -> None:
+def test_prompt_is_used_unchanged(client: OpenAI, served: Served) -> None:
     reply = client.completions.create(model="lora-a", prompt="  def f(x):\n", max_tokens=60)
     assert "  def f(x):\n" in served.backend.prompts
     assert reply.choices[0].text == "print('def f(x):') # lora-a*1"
@@ -20,7 +20,7 @@ def test_a_prompt_is_used_as_it_is(client: OpenAI, served: Served) -> None:
     assert reply.usage.prompt_tokens == 2
 
 
-def test_a_stream_has_the_same_text_and_usage(client: OpenAI) -> None:
+def test_stream_has_the_text_and_usage_of_the_response(client: OpenAI) -> None:
     request: Any = {"model": "zero-shot", "prompt": ["count 12", "count 4"], "max_tokens": 9}
     response = client.completions.create(**request)
     texts = {0: "", 1: ""}
@@ -36,7 +36,7 @@ def test_a_stream_has_the_same_text_and_usage(client: OpenAI) -> None:
     assert last.usage == response.usage
 
 
-def test_continuous_usage_stats(client: OpenAI) -> None:
+def test_continuous_usage_stats_are_streamed(client: OpenAI) -> None:
     options: Any = {"include_usage": True, "continuous_usage_stats": True}
     *chunks, last = list(
         client.completions.create(model="zero-shot", prompt="count 9", stream=True, stream_options=options)
@@ -47,7 +47,7 @@ def test_continuous_usage_stats(client: OpenAI) -> None:
     assert chunks[-1].usage == last.usage
 
 
-def test_the_default_limit_is_16_tokens(client: OpenAI) -> None:
+def test_default_limit_is_16_tokens(client: OpenAI) -> None:
     reply = client.completions.create(model="zero-shot", prompt="count 40")
     assert reply.usage.completion_tokens == 16
 
@@ -62,7 +62,7 @@ def test_choices_are_in_the_order_of_the_prompts(client: OpenAI) -> None:
     ]
 
 
-def test_logprobs(client: OpenAI) -> None:
+def test_logprobs_are_returned(client: OpenAI) -> None:
     reply = client.completions.create(model="zero-shot", prompt="count 3", logprobs=1)
     logprobs = reply.choices[0].logprobs
     assert logprobs.tokens == ["1", " 2", " 3"]
@@ -96,5 +96,5 @@ def test_unsupported_parameters_are_refused(client: OpenAI, more: Any, param: st
     assert words in caught.value.body["message"]
 
 
-def test_a_neutral_echo_and_best_of_are_accepted(client: OpenAI) -> None:
+def test_default_values_of_echo_and_best_of_are_accepted(client: OpenAI) -> None:
     assert client.completions.create(model="zero-shot", prompt="x", echo=False, best_of=1).choices[0].text

@@ -86,7 +86,7 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
         ({"beam_width": 4}, "beam_width", "Unknown parameter 'beam_width'"),
     ],
 )
-def test_the_error_names_the_wrong_parameter(served: Served, change: Any, param: str | None, words: str) -> None:
+def test_error_names_the_invalid_parameter(served: Served, change: Any, param: str | None, words: str) -> None:
     with served.http() as client:
         body = json.dumps({**REQUEST, **change})
         answer = client.post(CHAT, content=body, headers={"content-type": "application/json"})
@@ -108,14 +108,14 @@ def test_the_error_names_the_wrong_parameter(served: Served, change: Any, param:
         (b"", "line 1"),
     ],
 )
-def test_an_invalid_json_body_is_refused(served: Served, body: bytes, words: str) -> None:
+def test_invalid_json_body_is_refused(served: Served, body: bytes, words: str) -> None:
     with served.http() as client:
         error = error_of(client.post(CHAT, content=body, headers={"content-type": "application/json"}), 400)
     assert error["code"] == "invalid_json"
     assert words in error["message"]
 
 
-def test_an_unknown_model_is_404_with_the_most_similar_name(client: OpenAI) -> None:
+def test_unknown_model_is_404_with_the_most_similar_name(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(model="lora-c", messages=[{"role": "user", "content": "x"}])
     assert caught.value.code == "model_not_found"
@@ -128,7 +128,7 @@ def test_an_unknown_model_is_404_with_the_most_similar_name(client: OpenAI) -> N
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_prompt_that_is_too_long_is_refused_before_a_stream_begins(client: OpenAI, stream: bool) -> None:
+def test_prompt_that_is_too_long_is_refused_before_a_stream_begins(client: OpenAI, stream: bool) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(
             model="zero-shot", messages=[{"role": "user", "content": "x " * 3000}], stream=stream
@@ -146,19 +146,19 @@ def test_a_prompt_that_is_too_long_is_refused_before_a_stream_begins(client: Ope
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
     ],
 )
-def test_unknown_paths_and_methods(served: Served, method: str, path: str, status: int, code: str) -> None:
+def test_unknown_paths_and_methods_are_refused(served: Served, method: str, path: str, status: int, code: str) -> None:
     with served.http() as client:
         answer = client.request(method, path)
     assert error_of(answer, status)["code"] == code
     assert status != 405 or answer.headers["allow"]
 
 
-def test_the_content_type_must_be_json(served: Served) -> None:
+def test_content_type_must_be_json(served: Served) -> None:
     with served.http() as client:
         error_of(client.post(CHAT, content=json.dumps(REQUEST), headers={"content-type": "text/plain"}), 415)
 
 
-def test_an_unexpected_exception_reveals_no_details(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unexpected_exception_reveals_no_details(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with serving(tmp_path, ScriptedBackend(fails=True)) as served, served.client() as client:
         for stream in (False, True):
@@ -175,7 +175,7 @@ def test_an_unexpected_exception_reveals_no_details(tmp_path: Path, caplog: pyte
     assert "my secret" not in caplog.text
 
 
-def test_an_exception_during_a_stream_is_its_last_event(tmp_path: Path) -> None:
+def test_exception_during_a_stream_is_sent_as_its_last_event(tmp_path: Path) -> None:
     with serving(tmp_path, ScriptedBackend(delay=0.01)) as served, served.client() as client:
         stream = client.chat.completions.create(
             model="zero-shot", messages=[{"role": "user", "content": "count 200"}], stream=True

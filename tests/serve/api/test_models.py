@@ -1,4 +1,4 @@
-"""Endpoints for models, adapters, tokens, metrics, health and version."""
+"""Endpoints of models, adapters, tokens, metrics, health and version."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def post_adapter(served: Served, action: str, **body: object) -> httpx.Response:
     return httpx.post(f"{served.url}/v1/{action}_lora_adapter", json=body, headers=AS_ADMIN)
 
 
-def test_models_are_the_base_the_methods_and_the_adapters(client: OpenAI) -> None:
+def test_model_list_contains_base_methods_and_adapters(client: OpenAI) -> None:
     models = client.models.list().data
     assert [model.id for model in models] == ["tiny/base", "zero-shot", "icl", "rag", "lora-a", "lora-b"]
     base, *others = models
@@ -49,22 +49,22 @@ def test_models_are_the_base_the_methods_and_the_adapters(client: OpenAI) -> Non
 
 
 @pytest.mark.parametrize("name", ["tiny/base", "zero-shot", "icl-4", "lora-a", "lora-a*0.5+rag-2"])
-def test_a_model_is_returned_by_name(client: OpenAI, name: str) -> None:
+def test_model_is_returned_by_name(client: OpenAI, name: str) -> None:
     assert client.models.retrieve(name).id == name
 
 
-def test_an_invalid_adapter_is_not_listed_and_requests_for_it_get_the_reason(tmp_path: Path) -> None:
+def test_invalid_adapter_is_not_listed_and_requests_for_it_get_the_reason(tmp_path: Path) -> None:
     write_adapter(tmp_path / "root" / "lora-broken", {**CONFIG, "r": 5})
     with serving(tmp_path) as served, served.client() as client:
         assert "lora-broken" not in [model.id for model in client.models.list()]
-        with pytest.raises(openai.NotFoundError, match=expected.LORA_BROKEN):
+        with pytest.raises(openai.NotFoundError, match=expected.NAMES_LORA_BROKEN):
             client.models.retrieve("lora-broken")
-        with pytest.raises(openai.BadRequestError, match=expected.LORA_BROKEN) as caught:
+        with pytest.raises(openai.BadRequestError, match=expected.NAMES_LORA_BROKEN) as caught:
             client.completions.create(model="lora-broken", prompt="x")
         assert caught.value.param == "model"
 
 
-def test_an_adapter_is_loaded_used_and_unloaded(managed: Served) -> None:
+def test_adapter_is_loaded_used_and_unloaded(managed: Served) -> None:
     loaded = post_adapter(
         managed, "load", lora_name="fresh", lora_path=str(managed.adapters / "more" / "deep" / "fresh")
     )
@@ -82,7 +82,7 @@ def test_an_adapter_is_loaded_used_and_unloaded(managed: Served) -> None:
     assert error_of(post_adapter(managed, "unload", lora_name="fresh"), 404)["param"] == "lora_name"
 
 
-def test_an_adapter_of_the_store_is_only_unloaded(managed: Served) -> None:
+def test_adapter_of_the_store_is_unloaded_but_not_unregistered(managed: Served) -> None:
     with managed.client(USER) as client:
         client.completions.create(model="lora-b", prompt="x")
         assert "lora-b" in managed.backend.adapters
@@ -105,14 +105,14 @@ def test_an_adapter_of_the_store_is_only_unloaded(managed: Served) -> None:
         ("", "more/deep/fresh", "lora_name"),
     ],
 )
-def test_what_may_not_be_loaded_leaves_nothing_behind(managed: Served, name: str, path: str, param: str) -> None:
+def test_refused_adapter_is_not_registered(managed: Served, name: str, path: str, param: str) -> None:
     before = set(managed.backend.adapters), managed.engine.adapters()
     error = error_of(post_adapter(managed, "load", lora_name=name, lora_path=str(managed.adapters / path)), 400)
     assert error["param"] == param
     assert (set(managed.backend.adapters), managed.engine.adapters()) == before
 
 
-def test_only_an_admin_loads_and_unloads_adapters(managed: Served, served: Served) -> None:
+def test_only_admins_may_load_and_unload_adapters(managed: Served, served: Served) -> None:
     body = {"lora_name": "fresh", "lora_path": "/"}
     for action in ("load", "unload"):
         path = f"/v1/{action}_lora_adapter"
@@ -152,7 +152,7 @@ def test_metrics_have_the_format_of_prometheus(served: Served) -> None:
     } <= names
 
 
-def test_health_and_version(served: Served) -> None:
+def test_health_and_version_are_returned(served: Served) -> None:
     import tomllib
 
     assert httpx.get(f"{served.url}/health").json() == {"status": "ok"}

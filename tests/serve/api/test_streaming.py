@@ -1,4 +1,4 @@
-"""SSEStream: streamed text is never more than the answer, whatever the partial outputs are."""
+"""SSEStream: the streamed text equals the answer for any sequence of partial outputs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def streamed(request: OpenAIRequest, events: list[PartialOutput | RequestOutput]
 )
 @example("x = 1\n```\n", "chat-python-open", 1)
 @example(f"x = 1\n{INSTRUCTION}\nmore", "plain", 3)
-def test_a_stream_is_exactly_the_answer(text: str, style: str, size: int) -> None:
+def test_streamed_text_equals_the_answer(text: str, style: str, size: int) -> None:
     events: list[PartialOutput | RequestOutput] = []
     final = text
     for length in [*range(size, len(text), size), len(text)]:
@@ -60,7 +60,7 @@ def test_a_stream_is_exactly_the_answer(text: str, style: str, size: int) -> Non
 
 
 @given(st.lists(st.text(max_size=6), min_size=1, max_size=4), st.data())
-def test_each_choice_gets_its_own_text(texts: list[str], data: st.DataObject) -> None:
+def test_each_choice_receives_its_own_text(texts: list[str], data: st.DataObject) -> None:
     n = len(texts)
     request = parse_request(CompletionRequest, {"model": "m", "prompt": ["a", "b"], "n": n, "temperature": 1})
     events: list[PartialOutput | RequestOutput] = []
@@ -86,11 +86,11 @@ def test_each_choice_gets_its_own_text(texts: list[str], data: st.DataObject) ->
         ("a < b", "a < b"),
     ],
 )
-def test_stable_prefix(text: str, expected: str) -> None:
+def test_stable_prefix_excludes_a_possible_marker(text: str, expected: str) -> None:
     assert stable_prefix(text).rstrip() == expected
 
 
-def test_merged_samples_become_n_choices() -> None:
+def test_merged_samples_are_returned_as_n_choices() -> None:
     request = parse_request(ChatCompletionRequest, {"model": "m", "messages": MESSAGES, "n": 3, "temperature": 1})
     merged = (Candidate("a", "a", 0.0, 1, count=2), Candidate("b", "b", 0.0, 1))
     response: Any = ResponseBuilder.create(request, "fp").full_response(

@@ -1,4 +1,4 @@
-"""The API both the pages, in Gradio's server and with the same engine."""
+"""The API and the pages in one server, with the same engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ui.app import build_pages, launch
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def api_with_pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("both")
     backend = ScriptedBackend(delay=0.01)
     engine = make_engine(folder, backend)
@@ -37,19 +37,19 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     engine.close()
 
 
-def test_pages_and_api_are_served(both: Served) -> None:
-    with both.http() as http, both.client() as client:
+def test_pages_and_api_are_served(api_with_pages: Served) -> None:
+    with api_with_pages.http() as http, api_with_pages.client() as client:
         assert "<html" in http.get("/").text
         assert http.get("/gradio_api/info").status_code == 200
         assert http.get("/health").json() == {"status": "ok"}
         assert "prompt_or_tune_num_seqs_running" in http.get("/metrics").text
         assert [model.id for model in client.models.list()][1:4] == ["zero-shot", "icl", "rag"]
         error_of(http.get("/v1/nothing"), 404)
-        error_of(both.post(CHAT, {"model": "x" * 6000}), 413)
+        error_of(api_with_pages.post(CHAT, {"model": "x" * 6000}), 413)
 
 
-def test_a_stream_is_not_buffered_by_the_server_of_the_pages(both: Served) -> None:
-    with both.client() as client:
+def test_stream_is_not_buffered(api_with_pages: Served) -> None:
+    with api_with_pages.client() as client:
         begin = time.monotonic()
         times = [
             time.monotonic() - begin
@@ -59,35 +59,38 @@ def test_a_stream_is_not_buffered_by_the_server_of_the_pages(both: Served) -> No
     assert times[2] < times[-1] / 2
 
 
-def test_a_disconnect_removes_the_rows(both: Served) -> None:
-    before = both.backend.cancelled
-    with both.client() as client:
+def test_disconnect_cancels_the_rows(api_with_pages: Served) -> None:
+    before = api_with_pages.backend.cancelled
+    with api_with_pages.client() as client:
         request: Any = {"model": "zero-shot", "prompt": "count 1500", "max_tokens": 1500}
         with client.completions.create(**request, stream=True) as stream:
             next(iter(stream))
-        wait_for(lambda: both.backend.cancelled == before + 1)
+        wait_for(lambda: api_with_pages.backend.cancelled == before + 1)
         with pytest.raises(openai.APITimeoutError):
             client.with_options(timeout=0.3).completions.create(**request)
-    wait_for(lambda: both.backend.cancelled == before + 2)
+    wait_for(lambda: api_with_pages.backend.cancelled == before + 2)
 
 
-def test_the_options_of_the_api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_options_of_the_api_are_parsed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert app.parse_options([]).api is None
     (tmp_path / "keys").write_text("anna:anna-key-0123456789")
     api_options = app.parse_options(["--api", "--host", "0.0.0.0", "--api-key-file", str(tmp_path / "keys")]).api
     assert api_options is not None
     assert len(api_options.keys) == 1
-    with pytest.raises(PromptOrTuneError, match=messages.WITHOUT_KEYS_ANYBODY_COULD_ASK):
+    with pytest.raises(PromptOrTuneError, match=messages.KEYS_REQUIRED):
         app.parse_options(["--api", "--host", "0.0.0.0"])
     assert app.parse_options(["--host", "0.0.0.0"]).api is None
 
 
-def test_requests_in_flight_get_an_error_at_shutdown(both: Served) -> None:
-    with both.client() as client:
+def test_requests_in_flight_get_an_error_at_shutdown(api_with_pages: Served) -> None:
+    with api_with_pages.client() as client:
         stream = client.completions.create(model="zero-shot", prompt="count 1500", max_tokens=1500, stream=True)
         chunks = iter(stream)
         next(chunks)
-        both.stop()
-        with pytest.raises(openai.APIError, match=messages.ABOUT_END):
+        api_with_pages.stop()
+        with pytest.raises(openai.APIError, match=messages.SERVER_ENDS):
             list(chunks)
-    assert httpx.post(f"{both.url}/v1/completions", json={"model": "zero-shot", "prompt": "x"}).status_code == 503
+    assert (
+        httpx.post(f"{api_with_pages.url}/v1/completions", json={"model": "zero-shot", "prompt": "x"}).status_code
+        == 503
+    )

@@ -21,7 +21,7 @@ def serve() -> Iterator[Callable[[StandIn], StandIn]]:
 
 @pytest.fixture
 def connect() -> Iterator[Callable[..., OpenAIBackend]]:
-    """Return a function that makes a backend for an address; it is closed at the end of the test."""
+    """Return a function that makes a backend for an address; the backends are closed at the end of the test."""
     opened: list[OpenAIBackend] = []
 
     def make(url: str, **options: Any) -> OpenAIBackend:

@@ -42,11 +42,12 @@ Stream = Callable[[dict[str, Any]], Iterator[bytes]]
 
 @dataclass
 class StandIn:
-    """The server's behaviour and what it has received. `stream` answers POST /v1/completions with chunks of bytes.
+    """The behaviour of the server, and the requests that it has received.
 
-    `models` are the entries of /v1/models (None: no such list), `pages` complete responses by path, `asked` the
-    received requests: path, body and headers. `cut` counts streams that the client closed early. The next `drops`
-    requests for a stream get no response: their connection is closed.
+    `stream` answers POST /v1/completions with chunks of bytes. `models` are the entries of /v1/models (None: no such
+    list), `pages` complete responses by path, `asked` the received requests: path, body and headers. `cut` counts
+    streams that the client closed early. The connections of the next `drops` requests for a stream are closed without
+    a response.
     """
 
     stream: Stream
@@ -68,7 +69,7 @@ class StandIn:
 
     def bodies(self, path: str = "/v1/completions") -> list[dict[str, Any]]:
         """Return the bodies received at `path`, without the discovery request for one token."""
-        return [body for there, body, _ in self.asked if there == path and body.get("max_tokens") != 1]
+        return [body for asked_path, body, _ in self.asked if asked_path == path and body.get("max_tokens") != 1]
 
     def answer(self, path: str, body: dict[str, Any]) -> Reply | None:
         """Return the complete response to a request; None if it is to be streamed."""
@@ -89,7 +90,7 @@ class StandIn:
 
 @contextmanager
 def served(standin: StandIn) -> Iterator[StandIn]:
-    """Serve it on a free local port within the block."""
+    """Serve the stand-in on a free local port during the block."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -163,7 +164,7 @@ def served(standin: StandIn) -> Iterator[StandIn]:
 
 
 def saying(*pieces: str, finish: str = "stop", delay: float = 0.0, logprob: float | None = None) -> Stream:
-    """Return a stream of one chunk per piece, for each requested sample, with a regular end."""
+    """Return a stream of one chunk per piece for each requested sample, with a normal end."""
 
     def stream(body: dict[str, Any]) -> Iterator[bytes]:
         for index in range(body.get("n", 1)):

@@ -1,4 +1,4 @@
-"""Adapters of remote servers: loading, request fields, and the messages for unsupported ones."""
+"""Adapters on remote servers: loading, request fields, and messages for unsupported adapters."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def ia3(tmp_path: Path, name: str = "ia3-mine") -> AdapterFolder:
 
 
 def loading(standin: StandIn) -> StandIn:
-    """Return a vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING, which lists the adapters that it has loaded."""
+    """Make the stand-in a vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING, which lists its loaded adapters."""
 
     def load(body: dict[str, Any]) -> Reply:
         if not body["lora_name"]:
@@ -113,7 +113,7 @@ def test_vllm_refuses_ia3(serve: Any, connect: Any, tmp_path: Path) -> None:
     folder = ia3(tmp_path)
     reason = backend.unsupported_reason(folder)
     assert reason.startswith("This engine serves LoRA adapters only; 'ia3-mine' is IA3:")
-    with pytest.raises(AdapterError, match=messages.SERVES_LORA_ADAPTERS_ONLY):
+    with pytest.raises(AdapterError, match=messages.SERVES_LORA_ONLY):
         backend.load_adapter(folder)
 
 
@@ -129,13 +129,13 @@ def test_server_without_runtime_loading_names_the_option(serve: Any, connect: An
 
 
 def test_folder_invisible_to_the_server_gives_one_message(serve: Any, connect: Any, tmp_path: Path) -> None:
-    def no(body: dict[str, Any]) -> Reply:
+    def refuse(body: dict[str, Any]) -> Reply:
         return Reply(
             {"error": {"message": "Loading lora failed: No adapter found\nfor x"}}, 404 if body["lora_name"] else 400
         )
 
-    standin = serve(StandIn(saying("x"), SERVED, pages={"/v1/load_lora_adapter": no}))
-    with pytest.raises(AdapterError, match=messages.FOLDER_MUST_LIE_DISK_SERVER_SEES) as caught:
+    standin = serve(StandIn(saying("x"), SERVED, pages={"/v1/load_lora_adapter": refuse}))
+    with pytest.raises(AdapterError, match=messages.FOLDER_NOT_VISIBLE_TO_SERVER) as caught:
         connect(standin.url).load_adapter(lora(tmp_path))
     assert "\n" not in str(caught.value)
 
@@ -169,7 +169,7 @@ def test_unknown_revision_message_names_base_option(serve: Any, connect: Any, tm
     backend = connect(serve(loading(StandIn(saying("x")))).url)
     lora(tmp_path)
     assert backend.base.revision == UNKNOWN
-    with pytest.raises(AdapterError, match=f"start with --base tiny/base@{BASE.revision}"):
+    with pytest.raises(AdapterError, match=messages.BASE_REVISION_REQUIRED.format(revision=BASE.revision)):
         store(tmp_path).open("lora-mine", backend.base)
     named = connect(serve(loading(StandIn(saying("x")))).url, base=f"tiny/base@{BASE.revision}")
     assert store(tmp_path).open("lora-mine", named.base).name == "lora-mine"
@@ -177,13 +177,13 @@ def test_unknown_revision_message_names_base_option(serve: Any, connect: Any, tm
 
 def test_base_that_contradicts_the_server_is_refused(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("x"), OURS))
-    with pytest.raises(PromptOrTuneError, match=messages.SERVES_TINY_BASE_BASE_SAYS_OTHER):
+    with pytest.raises(PromptOrTuneError, match=messages.SERVES_TINY_BASE):
         connect(standin.url, base="other/base")
-    with pytest.raises(PromptOrTuneError, match=messages.SERVES_REVISION_TINY_BASE_BASE_SAYS):
+    with pytest.raises(PromptOrTuneError, match=messages.SERVES_OTHER_REVISION):
         connect(standin.url, base=f"tiny/base@{'b' * 40}")
     assert connect(standin.url, base=f"tiny/base@{BASE.revision}").base.revision == BASE.revision
     vllm = serve(StandIn(saying("x"), VLLM_MODELS))
-    with pytest.raises(PromptOrTuneError, match=messages.SERVES_OWNER_BASE_BASE_SAYS_TINY):
+    with pytest.raises(PromptOrTuneError, match=messages.SERVES_OWNER_BASE):
         connect(vllm.url, base="tiny/base")
 
 
@@ -221,10 +221,10 @@ def test_lorax_gets_the_adapter_folder(serve: Any, connect: Any, tmp_path: Path)
 
 def test_unknown_model_message_lists_models(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("x"), VLLM_MODELS))
-    with pytest.raises(PromptOrTuneError, match=messages.UNKNOWN_MODEL_SERVER_OWNER_BSE_DID):
+    with pytest.raises(PromptOrTuneError, match=messages.UNKNOWN_SERVER_MODEL):
         connect(standin.url, model="owner/bse")
     assert connect(standin.url, model="owner/base").base.context_length == 4096
-    with pytest.raises(PromptOrTuneError, match=messages.NAME_ONE_MODEL):
+    with pytest.raises(PromptOrTuneError, match=messages.SERVER_MODEL_UNNAMED):
         connect(serve(StandIn(saying("x"))).url)
 
 

@@ -1,4 +1,4 @@
-"""Streams that break, stall, flood or are invalid: each gives one message, and no row affects another."""
+"""Streams that break, stall, never end or are invalid: each gives one message and affects no other row."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def test_lost_connection_is_retried_once(serve: Any, connect: Any) -> None:
 
 
 def test_data_after_a_finished_answer_is_not_awaited(serve: Any, connect: Any) -> None:
-    def lingering(body: dict[str, Any]) -> Any:
+    def data_after_the_end(body: dict[str, Any]) -> Any:
         yield chunk("x", 0, "stop")
         for _ in range(200):
             time.sleep(0.05)
             yield b": the usage comes later\n\n"
 
-    began = time.monotonic()
-    end = answer(connect(serve(StandIn(lingering, VLLM_MODELS)).url))
+    start = time.monotonic()
+    end = answer(connect(serve(StandIn(data_after_the_end, VLLM_MODELS)).url))
     assert (end.candidates[0].code, end.error) == ("x", None)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - start < 3
 
 
 def cut(body: dict[str, Any]) -> Any:
@@ -59,7 +59,7 @@ def broken_json(body: dict[str, Any]) -> Any:
     yield b'data: {"choices": [\n\n'
 
 
-def says_error(body: dict[str, Any]) -> Any:
+def error_event(body: dict[str, Any]) -> Any:
     yield chunk("half")
     yield event({"error": {"message": "out of memory", "code": 500}})
 
@@ -77,7 +77,7 @@ def silent(body: dict[str, Any]) -> Any:
         (cut, "in the middle of the answer"),
         (garbage, "does not speak OpenAI's stream (it sent HTTP/1.1 nonsense)"),
         (broken_json, "does not speak OpenAI's stream"),
-        (says_error, "(out of memory)"),
+        (error_event, "(out of memory)"),
         (silent, "was silent for too long"),
     ],
 )
@@ -102,14 +102,14 @@ def test_server_without_first_token_times_out(serve: Any, connect: Any) -> None:
             yield b": wait\n\n"
 
     standin = serve(StandIn(never, VLLM_MODELS))
-    began = time.monotonic()
+    start = time.monotonic()
     end = answer(connect(standin.url, timeouts=Timeouts(first_token=0.3)))
     assert "was silent for too long" in one_message(end.error or "")
     assert end.candidates == ()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - start < 3
 
 
-def test_endless_stream_is_cut_at_max_tokens(serve: Any, connect: Any) -> None:
+def test_endless_stream_is_stopped_at_max_tokens(serve: Any, connect: Any) -> None:
     def endless(body: dict[str, Any]) -> Any:
         while True:
             yield chunk("x", logprob=-0.1)
@@ -129,7 +129,7 @@ def test_endless_stream_is_cut_at_max_tokens(serve: Any, connect: Any) -> None:
     ],
     ids=["one endless line", "comments", "huge tokens", "nothing but events"],
 )
-def test_floods_are_cut_off(serve: Any, connect: Any, piece: bytes) -> None:
+def test_floods_of_data_are_stopped(serve: Any, connect: Any, piece: bytes) -> None:
     def flood(body: dict[str, Any]) -> Any:
         while True:
             yield piece
@@ -147,14 +147,14 @@ def test_floods_are_cut_off(serve: Any, connect: Any, piece: bytes) -> None:
     [None, 7, [7], [{"index": -1, "text": "x"}], [{"index": 99, "text": "x"}], [{"index": "0", "text": "x"}], [{}]],
 )
 def test_invalid_choices_are_skipped(serve: Any, connect: Any, choices: Any) -> None:
-    def odd(body: dict[str, Any]) -> Any:
+    def invalid_choices(body: dict[str, Any]) -> Any:
         yield event({"choices": choices, "usage": 7})
         yield event({"choices": [{"index": 0, "text": 5, "logprobs": {"tokens": 3, "token_logprobs": [None]}}]})
         yield chunk("x")
         yield chunk("", 0, "stop")
         yield DONE
 
-    end = answer(connect(serve(StandIn(odd, VLLM_MODELS)).url))
+    end = answer(connect(serve(StandIn(invalid_choices, VLLM_MODELS)).url))
     assert end.error is None
     assert end.candidates[0].code == "x"
 

@@ -34,7 +34,7 @@ def test_url_model_and_key_variable_are_parsed(monkeypatch: pytest.MonkeyPatch) 
     assert "secret" not in repr(options)
 
 
-def test_base_defaults_to_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_base_defaults_to_that_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PROMPT_OR_TUNE_BASE", raising=False)
     remote = ["--backend", "openai", "--url", URL]
     assert app.parse_options(remote).model.base is None
@@ -58,13 +58,13 @@ def test_contradicting_options_give_one_message(arguments: list[str], expected: 
         app.parse_options(arguments)
 
 
-def test_the_study_takes_the_same_options() -> None:
+def test_study_command_accepts_the_same_options() -> None:
     given = run_parser("").parse_args(
         ["--data", "starter", "--methods", "rag-8", "--output", "x.jsonl", "--backend", "openai", "--url", URL]
     )
     assert parse_remote_options(given) == RemoteOptions(URL)
     assert given.base is None
-    with pytest.raises(PromptOrTuneError, match=messages.ADD_MODE_SAMPLE_SEVERAL_CANDIDATES_BEAMS):
+    with pytest.raises(PromptOrTuneError, match=messages.CANDIDATES_NEED_SAMPLING):
         sampling_params_from_options(given)
     given.beams = 1
     assert sampling_params_from_options(given).mode == "greedy"
@@ -100,7 +100,7 @@ def test_forty_callers_get_their_own_answers(serve: Any) -> None:
         assert answer in (f"x = {number}", "gone" if number % 5 == 0 else "")
 
 
-def test_an_engine_on_a_server_answers_with_examples(serve: Any) -> None:
+def test_engine_on_a_server_answers_with_examples(serve: Any) -> None:
     standin = serve(StandIn(saying("s[::-1]", logprob=-0.5), VLLM_MODELS))
     output: list[str] = []
     engine = build_engine(ModelOptions(remote=RemoteOptions(standin.url)), output.append)

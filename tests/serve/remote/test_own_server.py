@@ -1,4 +1,4 @@
-"""This project's server in another process gives the same answers as the local engine."""
+"""The project's own server in another process gives the same answers as the local engine."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def serving(base: Path, adapters: Path, home: Path) -> Iterator[str]:
     log = (home / "log").open("wb")
     server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
-        until = time.monotonic() + 120
+        deadline = time.monotonic() + 120
         while not _healthy(port):
             assert server.poll() is None, (home / "log").read_text()
-            assert time.monotonic() < until, (home / "log").read_text()
+            assert time.monotonic() < deadline, (home / "log").read_text()
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
@@ -84,7 +84,7 @@ def _healthy(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LLMEngine, LLMEngine, OpenAIBackend]]:
-    """The same base and adapters twice: in this process and behind this project's server."""
+    """Open two engines on the same base and adapters: a local one, and one on the project's server."""
     root = tmp_path_factory.mktemp("own")
     base, adapters, home = make_base("llama", root / "tiny-llama"), root / "adapters", root / "home"
     home.mkdir()
@@ -96,10 +96,10 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LLMEngin
     pools = ExamplePools(load=lambda _: POOL, index=lambda *_: First())
     with serving(base, adapters, home) as url:
         remote = OpenAIBackend(url)
-        here, there = LLMEngine(local, store, pools), LLMEngine(remote, store, pools)
-        yield here, there, remote
-        here.close()
-        there.close()
+        local_engine, remote_engine = LLMEngine(local, store, pools), LLMEngine(remote, store, pools)
+        yield local_engine, remote_engine, remote
+        local_engine.close()
+        remote_engine.close()
         remote.close()
 
 
@@ -110,33 +110,35 @@ def ask(engine: LLMEngine, methods: list[str], decoding: SamplingParams) -> list
 
 
 def test_own_server_and_local_engine_give_equal_answers(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
-    here, there, _ = engines
+    local_engine, remote_engine, _ = engines
     decoding = SamplingParams(max_new_tokens=12)
-    ours, theirs = ask(here, METHODS, decoding), ask(there, METHODS, decoding)
+    ours, theirs = ask(local_engine, METHODS, decoding), ask(remote_engine, METHODS, decoding)
     for name, one, other in zip(METHODS, ours, theirs, strict=True):
         assert other.error is None, (name, other.error)
         assert (other.prompt, other.prompt_tokens) == (one.prompt, one.prompt_tokens), name
         assert (other.text, other.code) == (one.text, one.code), name
         assert other.candidates[0].finish == one.candidates[0].finish, name
-        if other.candidates[0].finish == "length":  # a server's list leaves the end token out
+        if other.candidates[0].finish == "length":  # the logprobs of a server exclude the end token
             assert other.candidates[0].logprob == pytest.approx(one.candidates[0].logprob, abs=0.05), name
-    assert len({answer.text for answer in theirs}) >= 6, "the adapters bend nothing"
+    assert len({answer.text for answer in theirs}) >= 6, "the adapters have no effect"
 
 
-def test_all_methods_at_once(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
-    _, there, _ = engines
-    requests = [Request(PROBLEM, parse_method(name, there.adapters())) for name in METHODS]
-    answers = there.answer(requests, SamplingParams("sample", max_new_tokens=6, candidates=2, seed=3))
+def test_all_methods_are_answered_in_one_call(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
+    _, remote_engine, _ = engines
+    requests = [Request(PROBLEM, parse_method(name, remote_engine.adapters())) for name in METHODS]
+    answers = remote_engine.answer(requests, SamplingParams("sample", max_new_tokens=6, candidates=2, seed=3))
     assert [answer.error for answer in answers] == [None] * len(METHODS)
     assert all(len(answer.samples) == 2 for answer in answers)
 
 
-def test_server_identity_is_used(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
-    here, there, remote = engines
-    assert (there.base.id, there.base.revision) == (here.base.id, here.base.revision)
-    assert there.base.quantization == here.base.quantization == "none"
-    assert there.base.device.startswith("Prompt or Tune at 127.0.0.1:")
-    assert there.base.context_length == here.base.context_length
-    assert all(there.unsupported_reason(parse_method(name, there.adapters())) is None for name in METHODS)
-    folder = there.store.open("ia3-tiny", there.base)
+def test_identity_of_the_server_is_used(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
+    local_engine, remote_engine, remote = engines
+    assert (remote_engine.base.id, remote_engine.base.revision) == (local_engine.base.id, local_engine.base.revision)
+    assert remote_engine.base.quantization == local_engine.base.quantization == "none"
+    assert remote_engine.base.device.startswith("Prompt or Tune at 127.0.0.1:")
+    assert remote_engine.base.context_length == local_engine.base.context_length
+    assert all(
+        remote_engine.unsupported_reason(parse_method(name, remote_engine.adapters())) is None for name in METHODS
+    )
+    folder = remote_engine.store.open("ia3-tiny", remote_engine.base)
     assert "does not list 'ia3-other'" in (remote.unsupported_reason(replace(folder, name="ia3-other")) or "")

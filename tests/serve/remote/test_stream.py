@@ -23,16 +23,16 @@ GREEDY = SamplingParams(max_new_tokens=32)
 def finish(batch: Any, seconds: float = 10.0) -> tuple[dict[int, RowOutput], list[PartialOutput]]:
     """Step until every row has ended."""
     ends: dict[int, RowOutput] = {}
-    grown: list[PartialOutput] = []
-    until = time.monotonic() + seconds
+    partial_outputs: list[PartialOutput] = []
+    deadline = time.monotonic() + seconds
     while len(batch):
-        assert time.monotonic() < until, "rows do not end"
+        assert time.monotonic() < deadline, "rows do not end"
         for event in batch.step():
             if isinstance(event, RowOutput):
                 ends[event.index] = event
             else:
-                grown.append(event)
-    return ends, grown
+                partial_outputs.append(event)
+    return ends, partial_outputs
 
 
 def answer(backend: Any, decoding: SamplingParams = GREEDY, style: Any = PLAIN, prompt: str = "p") -> RowOutput:
@@ -41,12 +41,12 @@ def answer(backend: Any, decoding: SamplingParams = GREEDY, style: Any = PLAIN, 
     return finish(batch)[0][0]
 
 
-def test_row_streams_and_ends(serve: Any, connect: Any) -> None:
+def test_row_is_streamed_to_its_end(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("x", " = ", "1", delay=0.15, logprob=-0.25), VLLM_MODELS))
     batch = connect(standin.url).open_batch("step")
     batch.add(7, Row("### Instruction:\nadd", PLAIN), GREEDY)
     assert len(batch) == 1
-    ends, grown = finish(batch)
+    ends, partial_outputs = finish(batch)
     (output,) = ends[7].candidates
     assert (output.text, output.code, output.tokens, output.finish, output.logprob) == (
         "x = 1",
@@ -55,8 +55,8 @@ def test_row_streams_and_ends(serve: Any, connect: Any) -> None:
         "stop",
         -0.75,
     )
-    assert [part.text for part in grown][-1] in ("x", "x = ", "x = 1")
-    assert {part.index for part in grown} == {7}
+    assert [part.text for part in partial_outputs][-1] in ("x", "x = ", "x = 1")
+    assert {part.index for part in partial_outputs} == {7}
     assert ends[7].error is None
     assert ends[7].seconds > 0
 
@@ -84,13 +84,13 @@ def test_answer_end_closes_the_stream(serve: Any, connect: Any) -> None:
     assert end.candidates[0].code == "x = 1"
     assert end.candidates[0].finish == "stop"
     assert "Now" not in end.candidates[0].text
-    until = time.monotonic() + 5
-    while standin.open and time.monotonic() < until:
+    deadline = time.monotonic() + 5
+    while standin.open and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert standin.cut == 1, "the server was left generating"
+    assert standin.cut == 1, "the stream was not closed"
 
 
-def test_token_count_is_the_servers_even_when_cut(serve: Any, connect: Any) -> None:
+def test_token_count_is_that_of_the_server_also_when_cut(serve: Any, connect: Any) -> None:
     def merged(body: dict[str, Any]) -> Any:
         for tokens, piece in ((4, "x = 1"), (7, "\n```\nNow"), (9, " chatter")):
             choice = {"index": 0, "text": piece, "finish_reason": None}
@@ -118,10 +118,10 @@ def test_samples_use_one_call_with_n(serve: Any, connect: Any) -> None:
     batch = connect(standin.url).open_batch("step")
     batch.add(0, Row("p", PLAIN), SamplingParams("sample", candidates=3, temperature=0.7, top_p=0.9, seed=11))
     assert len(batch) == 3
-    ends, grown = finish(batch)
+    ends, partial_outputs = finish(batch)
     assert [sample.code for sample in ends[0].samples] == ["x = 0", "x = 1", "x = 0"]
     assert [(candidate.code, candidate.count) for candidate in ends[0].candidates] == [("x = 0", 2), ("x = 1", 1)]
-    assert {part.candidate for part in grown} <= {0, 1, 2}
+    assert {part.candidate for part in partial_outputs} <= {0, 1, 2}
     (body,) = standin.bodies()
     assert {"n": 3, "temperature": 0.7, "top_p": 0.9, "seed": 11}.items() <= body.items()
 
@@ -136,12 +136,12 @@ def test_unknown_server_gets_one_call_per_sample(serve: Any, connect: Any) -> No
 
 def test_beam_search_is_refused_in_one_message(serve: Any, connect: Any) -> None:
     batch = connect(serve(StandIn(saying("a"), VLLM_MODELS)).url).open_batch("beam")
-    with pytest.raises(PromptOrTuneError, match=messages.HAS_NO_BEAM_SEARCH_CHOOSE_SAMPLING):
+    with pytest.raises(PromptOrTuneError, match=messages.SERVER_WITHOUT_BEAM_SEARCH):
         batch.add(0, Row("p", PLAIN), SamplingParams("beam", candidates=4))
     assert len(batch) == 0
 
 
-def test_rows_run_concurrently_and_join_at_any_time(serve: Any, connect: Any) -> None:
+def test_rows_run_concurrently_and_can_join_at_any_time(serve: Any, connect: Any) -> None:
     def stream(body: dict[str, Any]) -> Any:
         for piece in body["prompt"]:
             time.sleep(0.01)
@@ -172,7 +172,7 @@ def test_llama_cpp_python_is_sent_one_row_at_a_time(serve: Any, connect: Any) ->
     assert standin.most_open == 1
 
 
-def test_cancel_closes_the_stream_and_keeps_the_text(serve: Any, connect: Any) -> None:
+def test_cancel_closes_the_stream_and_returns_the_partial_text(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying(*["word "] * 1000, delay=0.01), VLLM_MODELS))
     batch = connect(standin.url).open_batch("step")
     batch.add(0, Row("p", None), SamplingParams(max_new_tokens=2000))
@@ -187,8 +187,8 @@ def test_cancel_closes_the_stream_and_keeps_the_text(serve: Any, connect: Any) -
     assert all(event.index == 1 for _ in range(5) for event in batch.step())
     batch.cancel(1)
     assert batch.step() == []
-    until = time.monotonic() + 5
-    while standin.cut < 2 and time.monotonic() < until:
+    deadline = time.monotonic() + 5
+    while standin.cut < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert standin.cut == 2
 

@@ -2,7 +2,7 @@
 
 Modelled on spaces 0.51.3 (zero/wrappers.py, `generator_function_wrapper`): arguments and results are pickled, a process
 is reused while it lives, threads from before the fork do not exist, the function runs in its own thread, only the class
-name of an exception is returned, and closing the generator takes effect at its next result.
+name of an exception is returned, and a closed generator stops at its next result.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("fork")
-ASKS = contextvars.ContextVar("asks", default="")
+CALLER = contextvars.ContextVar("caller", default="")
 
 
 class WorkerError(Exception):
@@ -31,22 +31,22 @@ class WorkerError(Exception):
 
 
 class Spaces:
-    """Decorates like `spaces`. `refuses` is raised at every call; `asked` records callers and requested seconds."""
+    """Decorates as `spaces` does. `error` is raised at every call; `calls` records callers and requested seconds."""
 
     def __init__(self) -> None:
-        self.refuses: Exception | None = None
-        self.asked: list[tuple[str, int]] = []
+        self.error: Exception | None = None
+        self.calls: list[tuple[str, int]] = []
         self.workers: list[_Worker] = []
         self.stops = 0
 
     def GPU(self, task: Callable[..., Iterator[Any]], duration: Callable[..., int]) -> Callable[..., Iterator[Any]]:  # noqa: N802
-        """The decorated generator function."""
+        """Return the decorated generator function."""
         assert inspect.isgeneratorfunction(task)
 
         def handler(*arguments: Any) -> Iterator[Any]:
-            self.asked.append((ASKS.get(), duration(*arguments)))
-            if self.refuses is not None:
-                raise self.refuses
+            self.calls.append((CALLER.get(), duration(*arguments)))
+            if self.error is not None:
+                raise self.error
             idle = next((worker for worker in self.workers if worker.idle()), None)
             worker = idle or _Worker(task)
             if idle is None:
@@ -76,7 +76,7 @@ class Spaces:
         return handler
 
     def close(self) -> None:
-        """Ends the forked processes."""
+        """Kill the forked processes."""
         for worker in self.workers:
             worker.process.kill()
             worker.process.join()
@@ -97,7 +97,7 @@ class _Worker:
 
     def _watch(self) -> None:
         self.process.join()
-        with suppress(ValueError):  # it may have died while it wrote
+        with suppress(ValueError):  # the process may have been killed while it wrote
             self.results._wlock.release()
         self.results.put(("gone", None))
 

@@ -37,7 +37,7 @@ from tasks.prompt import STYLES
 from tasks.retrieval import ExamplePools
 from tests import messages
 from tests.serve.tiny import make_base, make_lora
-from tests.serve.zero.standin import ASKS, Spaces, WorkerError
+from tests.serve.zero.standin import CALLER, Spaces, WorkerError
 
 PLAIN = STYLES["plain"]
 FINGERPRINTS = {name: style.fingerprint for name, style in STYLES.items()}
@@ -60,7 +60,7 @@ def pools() -> ExamplePools:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base, and a store with two adapters for it."""
+    """Make a tiny base, and a store with two adapters for it."""
     made = tmp_path_factory.mktemp("zero")
     make_base("llama", made / "base")
     for name, seed in (("one", 1), ("two", 2)):
@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def local_backend(folder: Path) -> LocalBackend:
-    """A local backend; a new one for each test, because its prefix cache affects rounding."""
+    """Return a new local backend for each test, because its prefix cache affects rounding."""
     backend = LocalBackend(load_base(str(folder / "base"), "none", "cpu", quiet))
     for name in ("one", "two"):
         backend.load_adapter(Store((folder / "store",), fingerprints=FINGERPRINTS).open(name, backend.base))
@@ -80,7 +80,7 @@ def local_backend(folder: Path) -> LocalBackend:
 
 @pytest.fixture
 def local_engine(local_backend: LocalBackend, folder: Path) -> Iterator[LLMEngine]:
-    """A local engine on the same base."""
+    """Open a local engine on the same base."""
     engine = LLMEngine(local_backend, Store((folder / "store",), fingerprints=FINGERPRINTS), pools())
     yield engine
     engine.close()
@@ -88,7 +88,7 @@ def local_engine(local_backend: LocalBackend, folder: Path) -> Iterator[LLMEngin
 
 @pytest.fixture(scope="module")
 def gpu_backend(folder: Path) -> LocalBackend:
-    """The base as loaded for the forked processes; it stays on the CPU because there is no GPU."""
+    """Return the base as loaded for the forked processes; it is on the CPU because there is no GPU."""
     return LocalBackend(load_base_for_gpu(str(folder / "base"), "none", quiet, device="cpu"))
 
 
@@ -156,26 +156,28 @@ def test_only_the_gpu_process_loads_adapters(engine: ZeroGpuEngine, gpu_backend:
         gpu_backend.adapter_bytes("one")
     again = engine.answer([request("one"), request("two")], DECODING)
     assert again[0].text == first[0].text
-    assert len(spaces.workers) == 1, "the process is used again"
+    assert len(spaces.workers) == 1, "the process is reused"
 
 
-def test_partials_then_one_output_per_request(engine: ZeroGpuEngine) -> None:
+def test_partial_outputs_are_followed_by_one_output_per_request(engine: ZeroGpuEngine) -> None:
     events = list(engine.stream([request("zero-shot"), request("one")], SamplingParams(max_new_tokens=48)))
     answers = [event for event in events if isinstance(event, RequestOutput)]
     assert sorted(answer.index for answer in answers) == [0, 1]
     for answer in answers:
-        grown = [event.text for event in events if isinstance(event, PartialOutput) and event.index == answer.index]
-        assert grown, "what grows is seen before it is whole"
-        assert all(answer.text.startswith(text.rstrip("\ufffd")) for text in grown)
+        partial_texts = [
+            event.text for event in events if isinstance(event, PartialOutput) and event.index == answer.index
+        ]
+        assert partial_texts, "partial outputs precede the answer"
+        assert all(answer.text.startswith(text.rstrip("\ufffd")) for text in partial_texts)
 
 
-def test_context_and_duration_reach_zero_gpu(engine: ZeroGpuEngine, spaces: Spaces) -> None:
-    token = ASKS.set("ada")
+def test_caller_context_and_duration_are_passed_to_zero_gpu(engine: ZeroGpuEngine, spaces: Spaces) -> None:
+    token = CALLER.set("ada")
     try:
         engine.answer([request("zero-shot")], DECODING)
     finally:
-        ASKS.reset(token)
-    assert spaces.asked == [("ada", 11)]
+        CALLER.reset(token)
+    assert spaces.calls == [("ada", 11)]
 
 
 def test_refused_request_does_not_affect_others(engine: ZeroGpuEngine) -> None:
@@ -185,19 +187,19 @@ def test_refused_request_does_not_affect_others(engine: ZeroGpuEngine) -> None:
     assert outputs[1].text
 
 
-def test_used_up_quota_gives_one_message_per_request(engine: ZeroGpuEngine, spaces: Spaces) -> None:
-    spaces.refuses = WorkerError("You have exceeded your free ZeroGPU quota (11s left).", "ZeroGPU quota exceeded")
+def test_exhausted_quota_gives_one_message_per_request(engine: ZeroGpuEngine, spaces: Spaces) -> None:
+    spaces.error = WorkerError("You have exceeded your free ZeroGPU quota (11s left).", "ZeroGPU quota exceeded")
     outputs = engine.answer([request("zero-shot"), request("one")], DECODING)
     expected = (
         "ZeroGPU quota exceeded (You have exceeded your free ZeroGPU quota (11s left)): try again later, or log in "
         "with Hugging Face for more time on GPUs."
     )
     assert [answer.error for answer in outputs] == [expected, expected]
-    spaces.refuses = None
+    spaces.error = None
     assert engine.answer([request("zero-shot")], DECODING)[0].error is None
 
 
-def test_lost_gpu_keeps_partial_text(engine: ZeroGpuEngine, spaces: Spaces) -> None:
+def test_lost_gpu_process_returns_the_partial_text(engine: ZeroGpuEngine, spaces: Spaces) -> None:
     stream = engine.stream([request("zero-shot"), request("one")], SamplingParams(max_new_tokens=400))
     answers: list[RequestOutput] = []
     for event in stream:
@@ -213,7 +215,7 @@ def test_lost_gpu_keeps_partial_text(engine: ZeroGpuEngine, spaces: Spaces) -> N
     assert len(answers) == 2
     for answer in answers:
         assert "GPU task aborted" in str(answer.error)
-    assert any(answer.text for answer in answers), "what was said before stays"
+    assert any(answer.text for answer in answers), "the text before the error is returned"
     assert engine.answer([request("zero-shot")], DECODING)[0].error is None, "the next call has another process"
 
 
@@ -258,14 +260,14 @@ def test_many_rows_are_split_into_calls(engine: ZeroGpuEngine, spaces: Spaces) -
     )
     assert [answer.index for answer in outputs] == list(range(33))
     assert [answer.error for answer in outputs] == [None] * 33
-    assert len(spaces.asked) == 2
+    assert len(spaces.calls) == 2
 
 
 def test_too_many_waiting_calls_raise_busy(engine: ZeroGpuEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zero, "MAX_WAITING_CALLS", 1)
     stream = engine.stream([request("zero-shot")], SamplingParams(max_new_tokens=400))
     assert engine.status().phase == "generating"
-    with pytest.raises(BusyError, match=messages.WAIT_GPU_BUSY):
+    with pytest.raises(BusyError, match=messages.GPU_BUSY):
         engine.stream([request("zero-shot")], DECODING)
     list(stream)
     ends = time.monotonic() + 10
@@ -278,17 +280,17 @@ def test_too_many_waiting_calls_raise_busy(engine: ZeroGpuEngine, monkeypatch: p
 def test_closed_engine_refuses_requests(engine: ZeroGpuEngine) -> None:
     engine.close()
     assert engine.status().phase == "closed"
-    with pytest.raises(PromptOrTuneError, match=messages.CLOSED):
+    with pytest.raises(PromptOrTuneError, match=messages.WAS_CLOSED):
         engine.stream([request("zero-shot")], DECODING)
 
 
-def test_prompts_and_counts_need_no_gpu(engine: ZeroGpuEngine, local_engine: LLMEngine, spaces: Spaces) -> None:
+def test_prompts_and_token_counts_use_no_gpu(engine: ZeroGpuEngine, local_engine: LLMEngine, spaces: Spaces) -> None:
     requests = [request("icl-2"), request("one")]
     assert engine.count_prompt_tokens(requests, DECODING) == local_engine.count_prompt_tokens(requests, DECODING)
     assert engine.count_tokens("abc") == local_engine.count_tokens("abc")
     assert engine.adapters() == ["one", "two"]
     assert engine.unsupported_reason(parse_method("one", ["one"])) is None
-    assert spaces.asked == []
+    assert spaces.calls == []
 
 
 def test_adapter_changed_after_its_check_is_refused(
@@ -297,13 +299,13 @@ def test_adapter_changed_after_its_check_is_refused(
     adapter_folder = Store((folder / "store",), fingerprints=FINGERPRINTS).open("one", local_engine.base)
     gone = replace(adapter_folder, name="gone", path=folder / "nowhere")
 
-    class Here:
+    class UndecoratedSpaces:
         """Return the function undecorated, as `spaces` does on other hardware."""
 
         def GPU(self, task: Any, duration: Any) -> Any:  # noqa: N802
             return task
 
-    (news,) = list(gpu_function(gpu_backend, Here())(GpuTask((), (gone,), DECODING)))
+    (news,) = list(gpu_function(gpu_backend, UndecoratedSpaces())(GpuTask((), (gone,), DECODING)))
     (refused,) = news
     assert isinstance(refused, GpuTaskFailure)
     assert "gone" in refused.message
@@ -327,6 +329,6 @@ def test_longer_answers_request_more_time(decoding: SamplingParams, expected: in
     assert gpu_seconds(GpuTask((), (), decoding)) == expected
 
 
-def test_missing_spaces_package_message() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.CHOOSE_GRADIO_SDK_WHICH_INCLUDES):
+def test_missing_spaces_package_gives_one_message() -> None:
+    with pytest.raises(PromptOrTuneError, match=messages.SPACES_PACKAGE_MISSING):
         import_spaces()

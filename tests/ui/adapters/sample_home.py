@@ -1,4 +1,4 @@
-"""Real engine over the adapter library, on a scripted backend that reports to be the embedded base."""
+"""Real engine with the bundled adapters, on a scripted backend with the identity of the embedded base."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ EVIL = (
 
 
 class FakeIndex:
-    """An index whose nearest examples are the first ones."""
+    """An index that returns the first examples."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self._examples = list(examples)
@@ -59,7 +59,7 @@ class FakeIndex:
 
 
 class Embedded(ScriptedBackend):
-    """Reports to be the embedded base; an adapter takes as much memory as its file."""
+    """A scripted backend with the identity of the embedded base; an adapter uses as much memory as its file."""
 
     @property
     def base(self) -> BaseIdentity:
@@ -70,14 +70,14 @@ class Embedded(ScriptedBackend):
 
 
 def copy_adapter(source: str, folder: Path, **changes: Any) -> Path:
-    """Copy an adapter of the library under another name and with another manifest."""
+    """Copy a bundled adapter under another name and with changes in its manifest."""
     shutil.copytree(LIBRARY / source, folder)
     replace(Manifest.read(folder), name=folder.name, **changes).write(folder)
     return folder
 
 
 def fill_home(home: Path) -> Path:
-    """Fill a home with a valid adapter, one of another base, a broken and a hostile one, and a full model."""
+    """Fill a home with a valid adapter, one for another base, a broken one, a hostile one, and a full model."""
     root = home / "adapters"
     copy_adapter(SMALL, root / "prompt-mine", dataset="my.csv", created="2026-11-20", licence="CC0-1.0")
     write_adapter(root / "other-base")
@@ -99,7 +99,7 @@ def fill_home(home: Path) -> Path:
 
 
 def make_engine(home: Path, backend: ScriptedBackend | None = None) -> LLMEngine:
-    """Make an engine over the library and the home's adapters, as serve.engine.build does."""
+    """Make an engine with the bundled adapters and those of the home, as serve.engine.build does."""
     pools = ExamplePools(load=load_examples, index=lambda name, examples: FakeIndex(examples))
     fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
     store = Store((LIBRARY, home / "adapters"), fingerprints=fingerprints)

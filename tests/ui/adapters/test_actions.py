@@ -1,4 +1,4 @@
-"""Actions on adapters with a real engine and real folders, rights of visitors, search, and installation."""
+"""Actions on adapters with a real engine and real folders: rights of visitors, search, and installation."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ def memory(context: Context) -> list[str]:
     return [item.name for item in context.engine_loader.engine().adapter_cache.status().adapters]
 
 
-def test_load_and_unload(context: Context, actions: AdapterActions) -> None:
+def test_adapter_is_loaded_and_unloaded(context: Context, actions: AdapterActions) -> None:
     assert actions.load(OWNER, "ia3-conala") == "'ia3-conala' is in memory."
     assert memory(context) == ["ia3-conala"]
     assert "is unloaded" in actions.unload(OWNER, "ia3-conala")
     assert memory(context) == []
-    with pytest.raises(AdapterError, match=messages.TRAINED_TINY_BASE):
+    with pytest.raises(AdapterError, match=messages.TRAINED_FOR_TINY_BASE):
         actions.load(OWNER, "other-base")
     with pytest.raises(UnknownNameError):
         actions.load(OWNER, "lora-conal")
 
 
-def test_adapter_in_use_is_unloaded_later(context: Context, actions: AdapterActions) -> None:
+def test_adapter_in_use_is_unloaded_after_its_last_lease(context: Context, actions: AdapterActions) -> None:
     with context.engine_loader.engine().adapter_cache.acquire("ia3-conala"):
         assert "is in use: it is unloaded" in actions.unload(OWNER, "ia3-conala")
     assert memory(context) == []
@@ -70,10 +70,10 @@ def test_delete_removes_folder_and_memory(context: Context, actions: AdapterActi
     assert memory(context) == []
     assert not (catalog.install_dir / "prompt-mine").exists()
     assert "prompt-mine" not in context.engine_loader.engine().adapters()
-    assert actions.delete(OWNER, "broken"), "a broken one is what people want to be rid of"
+    assert actions.delete(OWNER, "broken"), "broken adapters can be deleted"
 
 
-def test_running_answer_survives_the_deletion(context: Context, actions: AdapterActions) -> None:
+def test_running_answer_completes_after_the_adapter_is_deleted(context: Context, actions: AdapterActions) -> None:
     engine = context.engine_loader.engine()
     request = Request(Problem("p", "count 60"), Method("prompt-mine", NoExamples(), "prompt-mine"))
     answers = engine.stream([request], SamplingParams(max_new_tokens=100), threading.Event())
@@ -95,15 +95,15 @@ def test_delete_rejects_names_outside_the_install_folder(actions: AdapterActions
 def test_actions_without_rights_are_rejected(
     context: Context, actions: AdapterActions, catalog: AdapterCatalog, action: str
 ) -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.ONLY_ADA_MAY_TRAIN_CHANGE_ADAPTERS):
+    with pytest.raises(PromptOrTuneError, match=messages.ADAPTER_CHANGE_DENIED):
         actions.handlers[action](STRANGER, "prompt-mine")
     assert (catalog.install_dir / "prompt-mine").is_dir()
     assert memory(context) == []
 
 
-def test_require_usable(actions: AdapterActions, tmp_path: Path) -> None:
+def test_require_usable_raises_for_unusable_adapters(actions: AdapterActions, tmp_path: Path) -> None:
     assert "lora-conala" in actions.require_usable("lora-conala").adapters()
-    with pytest.raises(PromptOrTuneError, match=messages.TRAINED_TINY_BASE):
+    with pytest.raises(PromptOrTuneError, match=messages.TRAINED_FOR_TINY_BASE):
         actions.require_usable("other-base")
     waiting = loading_context(tmp_path / "home")
     with pytest.raises(PromptOrTuneError, match=messages.MODEL_NOT_READY):
@@ -129,9 +129,9 @@ def names(context: Context, visitor: Visitor = OWNER, **options: str) -> list[st
     return [item["name"] for item in listed["cards"]]
 
 
-def test_search_and_filters(context: Context, actions: AdapterActions) -> None:
+def test_list_is_searched_and_filtered(context: Context, actions: AdapterActions) -> None:
     assert len(names(context)) == 11
-    assert set(names(context)[:4]) == {"prompt-mine", "other-base", "broken", "evil"}, "what was added here comes first"
+    assert set(names(context)[:4]) == {"prompt-mine", "other-base", "broken", "evil"}, "added adapters are listed first"
     assert names(context, query="prompt MY.CSV") == ["prompt-mine"]
     assert names(context, query="qlora mbpp") == ["qlora-4bit-mbpp"]
     assert names(context, query="nothing like it") == []
@@ -144,14 +144,14 @@ def test_search_and_filters(context: Context, actions: AdapterActions) -> None:
     assert len(names(context, show="no such choice")) == 11
 
 
-def test_full_model_paths_are_for_the_owner_only(context: Context) -> None:
+def test_paths_of_full_models_are_visible_to_the_owner_only(context: Context) -> None:
     catalog = AdapterCatalog(context)
     assert adapter_list_value(context, catalog, OWNER)["models"] == [
         {"name": "tuned", "command": f"python app.py --base {catalog.install_dir / 'tuned'}"}
     ]
-    theirs = adapter_list_value(context, catalog, STRANGER)
-    assert theirs["models"] == []
-    assert theirs["may"] is False
+    stranger_list = adapter_list_value(context, catalog, STRANGER)
+    assert stranger_list["models"] == []
+    assert stranger_list["may"] is False
 
 
 def test_list_is_paginated(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_failed_install_names_the_check_and_the_error(catalog: AdapterCatalog, t
     assert html.count('class="passed"') == 5
     assert 'class="failed"' in html
     assert "The name is free" in html.split('class="failed"')[1]
-    assert not (catalog.install_dir / "lora-conala").exists(), "the library's one is not hidden"
+    assert not (catalog.install_dir / "lora-conala").exists(), "the bundled adapter is not hidden"
     path = pack(copy_adapter(SMALL, tmp_path / "big"), tmp_path / "up" / "mail.zip")
     assert "is the limit here" in added(catalog, path, limit=1000)[-1].error
     assert not path.exists()

@@ -37,27 +37,29 @@ def test_best_scores_prefer_the_served_quantization() -> None:
     assert [score["metric"] for score in best_scores(scores, BASE)] == ["EM@1", "CodeBLEU", "x"]
     assert {score["quantization"] for score in best_scores(scores, BASE)} == {"nf4"}
     assert best_scores(scores, replace(BASE, quantization="none")) == [_score("EM@1", "none")]
-    assert best_scores(scores, replace(BASE, quantization="int8")), "measured elsewhere, and says so"
+    assert best_scores(scores, replace(BASE, quantization="int8")), (
+        "scores of another quantization are used if there are no others"
+    )
 
 
-def test_best_scores_share_their_conditions() -> None:
+def test_best_scores_are_measured_under_the_same_conditions() -> None:
     scores = [_score("EM@1", dataset="mbpp"), _score("CodeBLEU")]
     assert best_scores(scores, BASE) == scores[:1]
     assert score_conditions(_score("EM@1", split="test", decoding="greedy")) == "conala test, base NF4, greedy"
 
 
 @pytest.mark.parametrize("value", [None, True, "0.5", float("nan"), float("inf"), 10**400, 1e13, [1]])
-def test_parse_number_rejects(value: object) -> None:
+def test_parse_number_rejects_values_that_are_not_finite_numbers(value: object) -> None:
     assert parse_number(value) is None
 
 
-def test_score_row_needs_both_ends_of_an_interval() -> None:
+def test_score_row_shows_an_interval_only_with_both_ends() -> None:
     assert score_row(_score("EM@1", low=0.1, high=0.4)) == ["EM@1", "0.250", "0.100 to 0.400", "100"]
     assert score_row(_score("EM@1", low=0.1))[2] == ""
     assert score_row({"metric": "EM@1", "value": "much", "n": 1234})[1:] == ["much", "", "1,234"]
 
 
-def test_library_adapters_have_complete_cards(tmp_path: Path) -> None:
+def test_bundled_adapters_have_complete_cards(tmp_path: Path) -> None:
     with ready_context(tmp_path) as context:
         catalog = AdapterCatalog(context)
         for entry in catalog.entries(catalog.states()):
@@ -73,7 +75,7 @@ def test_library_adapters_have_complete_cards(tmp_path: Path) -> None:
             assert all(all(row) for row in card["scores"]), "value, interval and n"
             assert "base NF4" in card["scored_on"]
             details = details_value(entry.path or Path(), entry.manifest)
-            assert details["readme"].startswith(f"# {entry.name}"), "without the lines for machines"
+            assert details["readme"].startswith(f"# {entry.name}"), "without the front matter"
             assert json.loads(details["manifest"])["name"] == entry.name
 
 
@@ -87,7 +89,7 @@ def test_hostile_manifest_is_truncated_and_serializable(tmp_path: Path) -> None:
         assert max(len(value) for _, value in card["facts"]) < 80
         assert card["scores"] == [], "neither is a number"
         details = details_value(entry.path or Path(), entry.manifest)
-        assert EVIL in details["readme"], "as it stands in the file: it is text"
+        assert EVIL in details["readme"], "the text of the file is not changed"
         assert max(len(cell) for row in details["scores"] for cell in row) < 120
 
 
@@ -110,7 +112,7 @@ def test_usability_is_unknown_while_the_model_is_loading(tmp_path: Path) -> None
     assert usable["broken"] is False
 
 
-def test_origin_texts(tmp_path: Path) -> None:
+def test_origin_describes_where_an_adapter_comes_from(tmp_path: Path) -> None:
     entry = CatalogEntry("a", "own", tmp_path, None, True)
     entries = [
         replace(entry, origin=Origin("hub", "someone/lora@0123456789abcdef")),

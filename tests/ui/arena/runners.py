@@ -1,4 +1,4 @@
-"""MatchRunner on a fake engine, in a folder of its own."""
+"""MatchRunner with a fake engine in a temporary home."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ THREE = ("zero-shot", "rag-8", "lora-quokka")
 
 
 def make_runner(home: Path, engine: FakeEngine | None = None) -> MatchRunner:
-    """The engine's adapters are lora-quokka, lora-evil and lora-broken, of which the last one cannot be used."""
+    """Make a runner whose engine has the adapters lora-quokka, lora-evil and lora-broken, which is unusable."""
     engine = engine or FakeEngine(ANSWERS, ERRORS, names=("lora-quokka", "lora-evil", "lora-broken"))
     source = EngineLoader(lambda report: engine).start()
     source.engine()
@@ -43,7 +43,7 @@ def next_match(
 def answered_match(
     runner: MatchRunner, visitor: Visitor = ANNA, question: str = "", methods: tuple[str, ...] = THREE
 ) -> Match:
-    """Return a new answered match; the page shows the earlier one."""
+    """Return a new answered match, requested while the page shows the earlier one."""
     earlier = runner.matches.load(visitor.id)
     *_, last = next_match(runner, visitor, question, methods, earlier.id if earlier else "")
     assert last.match is not None

@@ -1,4 +1,4 @@
-"""Votes and their outcome, and the view of a match before and after the vote."""
+"""Votes, their outcomes, and the view of a match before and after the vote."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_view_before_the_vote_is_anonymous(runner: MatchRunner) -> None:
         assert [card["raw"] for card in view["cards"]] == [ANSWERS[name] for name in match.methods]
 
 
-def test_waiting_cards_are_equal(runner: MatchRunner) -> None:
+def test_cards_of_a_waiting_match_are_equal(runner: MatchRunner) -> None:
     sampled = next(step.match for step in next_match(runner) if step.match)
     left, right = match_view(sampled)["cards"]
     assert {name for name in left if left[name] != right[name]} == {"label", "head"}  # type: ignore[literal-required]
@@ -54,7 +54,7 @@ def test_view_after_the_vote_has_names_and_scores(runner: MatchRunner) -> None:
     assert view["reference"] == match.problem.reference
 
 
-def test_vote_stores_what_is_needed_to_repeat_it(runner: MatchRunner) -> None:
+def test_stored_vote_contains_everything_to_reproduce_it(runner: MatchRunner) -> None:
     match = answered_match(runner)
     record_vote(runner.votes, ANNA.id, match, "both bad")
     (vote,) = runner.votes.export()
@@ -102,7 +102,7 @@ def test_second_vote_on_a_question_is_rejected(runner: MatchRunner) -> None:
     assert again.winner == ""
     assert "You have voted on this pair and problem already" in again.said
     assert runner.votes.count() == 1
-    with pytest.raises(PromptOrTuneError, match=messages.YOU_HAVE_VOTED_EVERY_PAIR_THESE):
+    with pytest.raises(PromptOrTuneError, match=messages.ALL_PAIRS_VOTED):
         answered_match(runner, question="reverse  a list", methods=PAIR)
     assert answered_match(runner, question="reverse a list").methods != PAIR
 
@@ -125,9 +125,9 @@ def test_texts_are_escaped(runner: MatchRunner) -> None:
         assert "&lt;img" in html
 
 
-def test_equal_answers_are_noted(runner: MatchRunner) -> None:
+def test_equal_answers_have_a_note(runner: MatchRunner) -> None:
     engine = runner.context.engine_loader.engine()
-    engine.says = {**ANSWERS, "lora-quokka": ANSWERS["zero-shot"]}  # type: ignore[attr-defined]
+    engine.answers = {**ANSWERS, "lora-quokka": ANSWERS["zero-shot"]}  # type: ignore[attr-defined]
     assert "the same, letter by letter" in match_view(answered_match(runner, methods=PAIR))["head"]
     assert (
         "the same, letter by letter" not in match_view(answered_match(runner, methods=("zero-shot", "rag-8")))["head"]

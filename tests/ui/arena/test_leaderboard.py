@@ -1,4 +1,4 @@
-"""Leaderboard: HTML of the ratings, escaping, and the choice of base and data set."""
+"""Leaderboard: HTML of the ratings, escaping, and selection of base and data set."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def section(tmp_path: Path) -> RatingsSection:
         return build_ratings(votes, lambda: BASE)
 
 
-def test_no_votes() -> None:
+def test_leaderboard_without_votes_has_a_note() -> None:
     assert NO_VOTES in ratings_html(None, RatingTable())
     assert NO_VOTES in ratings_html(BASE, compute_ratings([]))
 
 
-def test_few_votes_have_no_rating() -> None:
+def test_methods_with_few_votes_have_no_rating() -> None:
     html = ratings_html(BASE, compute_ratings(make_votes((LORA, ZERO), 2, 1)))
     assert html.count("too few votes to say") == 2
     assert "Too few votes to say who is ahead" in html

@@ -1,4 +1,4 @@
-"""Matches: sampling, answering, resuming, locks between windows, and storage."""
+"""Matches: sampling, answering, resuming, locking between windows, and storage."""
 
 from __future__ import annotations
 
@@ -54,21 +54,21 @@ def test_failing_method_is_excluded_from_the_next_sample(runner: MatchRunner) ->
     assert runner.votes.count() == 0
 
 
-def test_match_without_two_answers_raises(tmp_path: Path) -> None:
+def test_match_with_fewer_than_two_answers_raises(tmp_path: Path) -> None:
     runner = make_runner(tmp_path, FakeEngine(ANSWERS, ERRORS, longest_intent=10))
-    with pytest.raises(PromptOrTuneError, match=messages.NO_TWO_CHOSEN_METHODS_GAVE_ANSWER):
+    with pytest.raises(PromptOrTuneError, match=messages.FEWER_THAN_TWO_ANSWERS):
         list(next_match(runner, question="far too long a question"))
     assert runner.matches.load(ANNA.id) is None
 
 
-def test_match_needs_two_methods(runner: MatchRunner) -> None:
+def test_match_requires_two_methods(runner: MatchRunner) -> None:
     with pytest.raises(PromptOrTuneError, match=messages.DUEL_NEEDS_TWO_METHODS):
         list(next_match(runner, methods=("zero-shot",)))
     with pytest.raises(PromptOrTuneError, match=messages.DUEL_NEEDS_TWO_METHODS):
         list(next_match(runner, methods=("zero-shot", "no such method")))
 
 
-def test_custom_question_is_used_as_written(runner: MatchRunner) -> None:
+def test_custom_question_is_used_unchanged(runner: MatchRunner) -> None:
     match = answered_match(runner, question="  reverse a list ")
     assert (match.data, match.problem.intent, match.problem.tests) == ("", "reverse a list", ())
 
@@ -94,7 +94,7 @@ def test_another_window_gets_the_open_match(runner: MatchRunner) -> None:
 
 
 def test_unanswered_match_is_answered_on_resume(runner: MatchRunner) -> None:
-    """The page was closed in between; the match keeps its methods."""
+    """The page was closed before the answers; the match has the same methods on resume."""
     steps = next_match(runner)
     sampled = next(step.match for step in steps if step.match)
     steps.close()  # type: ignore[attr-defined]
@@ -137,13 +137,13 @@ def test_match_counts_two_answers_against_the_quota(runner: MatchRunner) -> None
     tight = replace(runner.context, visitors=VisitorRegistry(AccessPolicy(limits=VisitorLimits(rows_per_hour=4))))
     runner = MatchRunner(tight, runner.votes, runner.matches)
     answered_match(runner), answered_match(runner)
-    with pytest.raises(BusyError, match=messages.YOU_HAVE_HAD_ANSWERS_WITHIN_HOUR):
+    with pytest.raises(BusyError, match=messages.HOURLY_LIMIT_REACHED):
         answered_match(runner)
     assert answered_match(runner, BERT).records
     assert runner.matches.load(ANNA.id) is None
 
 
-def test_usable_methods(runner: MatchRunner) -> None:
+def test_usable_methods_exclude_broken_adapters(runner: MatchRunner) -> None:
     assert usable_methods(runner.context.engine_loader.engine()) == [
         "zero-shot",
         "icl-8",
@@ -153,7 +153,7 @@ def test_usable_methods(runner: MatchRunner) -> None:
     ]
 
 
-def test_pairs_and_sides_vary(runner: MatchRunner) -> None:
+def test_pairs_and_sides_are_sampled_randomly(runner: MatchRunner) -> None:
     assert len({answered_match(runner).methods for _ in range(40)}) >= 5
 
 
@@ -171,7 +171,7 @@ def test_broken_match_file_is_ignored(tmp_path: Path, content: str) -> None:
 
 @pytest.mark.parametrize("visitor", ["", "../../etc/passwd", "browser-x", "browser-00000000000000aa/../x"])
 def test_visitor_id_cannot_be_a_path(tmp_path: Path, visitor: str) -> None:
-    with pytest.raises(ValueError, match=messages.NOT_VISITOR_S_ID):
+    with pytest.raises(ValueError, match=messages.VISITOR_ID_INVALID):
         MatchStore(tmp_path).load(visitor)
 
 

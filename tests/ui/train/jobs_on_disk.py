@@ -1,4 +1,4 @@
-"""Jobs on disk in every state, as a worker writes them, without a worker."""
+"""Jobs on disk in every state as a worker writes them, without a worker."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ VERDICT = Verdict(
 
 
 class WorkerlessJobService(JobService):
-    """A job service that starts no worker; `wake_count` counts how often it should have."""
+    """A job service that starts no worker; `wake_count` counts the requests for one."""
 
     wake_count = 0
 
@@ -56,7 +56,7 @@ def submit(
     where: ComputeTarget = "here",
     **config: Any,
 ) -> Job:
-    """Submit a job over an uploaded file."""
+    """Submit a job with an uploaded file."""
     file = service.home / "upload.csv"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(CSV, encoding="utf-8")
@@ -128,7 +128,7 @@ def stop(service: JobService, id: str, step: int = 60) -> None:
 
 
 def fail(service: JobService, id: str, message: str) -> None:
-    """Let the job fail while it starts."""
+    """Set the job to failed during its start."""
     write_log(service, id, "Loading the base ...", *(f"line {n}" for n in range(20)), message)
     set_state(
         service,

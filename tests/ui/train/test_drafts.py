@@ -53,7 +53,7 @@ def test_new_upload_replaces_the_earlier_one(tmp_path: Path) -> None:
 def test_too_large_file_does_not_replace_the_draft(tmp_path: Path) -> None:
     drafts = DraftStore(tmp_path / "home")
     draft = drafts.save_upload(VISITOR, upload(tmp_path), 0)
-    with pytest.raises(PromptOrTuneError, match=messages.BIG_CSV_HAS_KB_LIMIT_HERE):
+    with pytest.raises(PromptOrTuneError, match=messages.BIG_CSV_TOO_LARGE):
         drafts.save_upload(VISITOR, upload(tmp_path, "big.csv", "x" * 2000), 1000)
     assert drafts.get(VISITOR) == draft
 
@@ -75,7 +75,7 @@ def test_draft_without_its_file_is_ignored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("visitor", ["", "..", "../../etc", "browser-0123456789abcdef/..", "BROWSER-x"])
 def test_visitor_id_cannot_be_a_path(tmp_path: Path, visitor: str) -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.LOAD_PAGE_AGAIN):
+    with pytest.raises(PromptOrTuneError, match=messages.PAGE_OUTDATED):
         DraftStore(tmp_path).get(visitor)
 
 
@@ -88,7 +88,7 @@ def test_valid_data_set_names(name: str) -> None:
     "name", ["", "nope", "/etc/passwd", "../secrets", "~/rows", "tasks/starter", "a/b.csv", "./x/y", "a/../b", EVIL]
 )
 def test_invalid_data_set_names(name: str) -> None:
-    with pytest.raises(DataError, match=messages.NOT_DATA_SET):
+    with pytest.raises(DataError, match=messages.NOT_A_DATA_SET):
         check_dataset_name(name)
 
 

@@ -54,7 +54,7 @@ def handlers(tmp_path: Path) -> Iterator[TrainFormHandlers]:
 
 
 def form_fields(technique: str = "lora", location: str = "here", **settings: Any) -> list[Any]:
-    """The values of the form as a browser sends them."""
+    """Return the values of the form as a browser sends them."""
     values = [settings.get(setting.name, False if setting.is_flag else "") for setting in ALL_SETTINGS]
     return ["", "", technique, location, "cpu-basic", *values]
 
@@ -62,7 +62,7 @@ def form_fields(technique: str = "lora", location: str = "here", **settings: Any
 def upload_rows(
     handlers: TrainFormHandlers, folder: Path, name: str = "mine.csv", text: str = ROWS, cookie: str = ADA
 ) -> list[Updates]:
-    """Upload rows; return the updates until their preview starts."""
+    """Upload rows; return the updates before their preview starts."""
     path = folder / name
     path.write_text(text, encoding="utf-8")
     updates_seen = []
@@ -85,7 +85,7 @@ def test_start_submits_rows_owner_and_settings(handlers: TrainFormHandlers, tmp_
     assert (job.config["num_train_epochs"], job.config["quantization"]) == (3.0, "nf4")
     assert Path(job.config["dataset_name"]).read_text(encoding="utf-8") == ROWS
     assert handlers.context.home / "jobs" in Path(job.config["dataset_name"]).parents
-    # The form has an unused name for the next job.
+    # The form suggests an unused name for the next job.
     assert updates[handlers.form.fields[0]]["value"] == "ia3-mine-2"
 
 

@@ -43,7 +43,7 @@ JOB = Job("1", "lora-mine", {"technique": "lora"}, ServingOptions(), "mine.csv")
 
 
 def request(cookie: str = ADA) -> Any:
-    """A request as an event of the page gets it, with the visitor's cookie."""
+    """Return a request of the page with the visitor's cookie."""
     headers = [(b"cookie", f"{COOKIE_NAME}={cookie}".encode())]
     return SimpleNamespace(
         request=Request({"type": "http", "headers": headers, "client": ("10.0.0.9", 1)}), username=""
@@ -84,11 +84,11 @@ def poll(actions: JobActions, selected_job: str = "", cookie: str = ADA, **state
         ({"state": "done"}, JobArtifacts(adapter=True), "among the methods of the Compare page"),
     ],
 )
-def test_state_message(changes: dict[str, Any], artifacts: JobArtifacts, message: str) -> None:
+def test_state_message_describes_the_job(changes: dict[str, Any], artifacts: JobArtifacts, message: str) -> None:
     assert message in jobs_view.state_message(replace(JOB, **changes), artifacts, 120)
 
 
-def test_location_technique_and_base_labels() -> None:
+def test_labels_of_location_technique_and_base() -> None:
     assert (
         jobs_view.location_label(replace(JOB, where="hub", flavor="a10g-small")) == "on Hugging Face Jobs (a10g-small)"
     )
@@ -109,7 +109,7 @@ def test_long_curve_is_averaged() -> None:
     assert "lowest 1.5 at step 200" in curve["said"]
 
 
-def test_lowest_of_tiny_losses_is_not_rounded_away() -> None:
+def test_lowest_of_tiny_losses_is_not_rounded_to_zero() -> None:
     curve = loss_curve(Progress(step=3, steps=3, validation=((1, 0.0003862), (2, 0.0003861), (3, 0.0003863))))
     assert min(curve["validation"], key=lambda point: point[1])[0] == 2
     assert "at step 2" in curve["said"]
@@ -139,7 +139,7 @@ def test_texts_are_escaped() -> None:
     assert html.count("&lt;img src=x") >= 7
 
 
-def test_verdict_with_and_without_scores() -> None:
+def test_verdict_is_displayed_with_and_without_scores() -> None:
     html = jobs_view.verdict_html(on_disk.VERDICT)
     assert "12.5 points" in html
     assert "+12.5 <span>[+5.0, +20.0]</span>" in html
@@ -149,7 +149,7 @@ def test_verdict_with_and_without_scores() -> None:
     assert "Too few rows" in short
 
 
-def test_panel_without_jobs(service: WorkerlessJobService) -> None:
+def test_panel_without_jobs_has_a_note(service: WorkerlessJobService) -> None:
     update = poll(make_actions(service))
     assert jobs_view.NO_JOBS_TITLE in update.changed["empty"]
     assert update.job == ""
@@ -165,11 +165,11 @@ def test_poll_returns_only_changed_parts(service: WorkerlessJobService) -> None:
     assert first.poll_state["every"] == BUSY_SECONDS
     again = poll(actions, job.id, **{**first.poll_state, "number": 7})
     assert again.changed == {}
-    # The number tells an answer without changes from no answer.
+    # The number distinguishes an update without changes from a missing update.
     assert again.poll_state == {**first.poll_state, "number": 7}
     on_disk.write_training(service, job.id, 21, since=20)
     assert set(poll(actions, job.id, **first.poll_state).changed) == {"head", "curve"}
-    # The browser may send anything.
+    # The browser can send any values.
     assert set(poll(actions, job.id, poll=["strange"]).changed) == set(first.changed)
 
 
@@ -180,7 +180,7 @@ def test_log_is_sent_when_open(service: WorkerlessJobService) -> None:
     assert poll(make_actions(service), log=True).changed["log"]["lines"][-2:] == ["one", "two"]
 
 
-def test_selected_job_order(service: WorkerlessJobService) -> None:
+def test_running_job_is_selected_before_newer_jobs(service: WorkerlessJobService) -> None:
     old, running, new = (on_disk.submit(service, f"lora-{n}") for n in range(3))
     on_disk.write_training(service, running.id, 3)
     actions = make_actions(service)
@@ -222,7 +222,7 @@ def test_panel_without_rights_shows_no_jobs(service: WorkerlessJobService) -> No
     assert set(update.changed) == {"note", "empty"}
     assert "lora-mine" not in str(update)
     for act in (actions.cancel, actions.resume, actions.finish, actions.pack_zip):
-        with pytest.raises(PromptOrTuneError, match=messages.ONLY_ADA_MAY_TRAIN):
+        with pytest.raises(PromptOrTuneError, match=messages.TRAINING_DENIED):
             act(request(), job.id)
     assert service.get_job(job.id).state == "queued"
 
@@ -233,13 +233,13 @@ def test_visitor_changes_only_own_jobs(service: WorkerlessJobService) -> None:
     others = on_disk.submit(service, "lora-b", owner=actions.context.visitors.identify(request(BOB)).id)
     is_own = {job["id"]: job["mine"] for job in poll(actions).changed["list"]["jobs"]}
     assert is_own == {mine.id: True, others.id: False}
-    with pytest.raises(PromptOrTuneError, match=messages.ANOTHER_VISITOR_S):
+    with pytest.raises(PromptOrTuneError, match=messages.JOB_OF_OTHER_VISITOR):
         actions.cancel(request(ADA), others.id)
     actions.cancel(request(ADA), mine.id)
     assert [service.get_job(job.id).state for job in (mine, others)] == ["stopped", "queued"]
-    with pytest.raises(PromptOrTuneError, match=messages.NO_JOB):
+    with pytest.raises(PromptOrTuneError, match=messages.JOB_UNKNOWN):
         actions.cancel(request(ADA), "../../etc")
-    with pytest.raises(PromptOrTuneError, match=messages.CHOOSE_JOB):
+    with pytest.raises(PromptOrTuneError, match=messages.NO_JOB_CHOSEN):
         actions.cancel(request(ADA), "")
 
 
@@ -261,11 +261,11 @@ def test_resume_checks_the_job_limit(service: WorkerlessJobService) -> None:
     stopped = on_disk.submit(service, "lora-a", owner=me)
     actions.cancel(request(), stopped.id)
     on_disk.submit(service, "lora-b", owner=me)
-    with pytest.raises(PromptOrTuneError, match=messages.LIMIT):
+    with pytest.raises(PromptOrTuneError, match=messages.ONE_IS_THE_LIMIT):
         actions.resume(request(), stopped.id)
 
 
-def test_delete_job_with_and_without_its_adapter(service: WorkerlessJobService) -> None:
+def test_job_is_deleted_with_or_without_its_adapter(service: WorkerlessJobService) -> None:
     actions = make_actions(service)
     first, second = on_disk.submit(service, "lora-a"), on_disk.submit(service, "lora-b")
     for job in (first, second):
@@ -283,7 +283,7 @@ def test_adapter_of_a_later_job_is_not_deleted_with_an_old_job(service: Workerle
     shutil.rmtree(service.home / "adapters" / old.adapter)
     new = on_disk.submit(service)
     on_disk.complete(service, new.id)
-    with pytest.raises(PromptOrTuneError, match=messages.LATER_JOB):
+    with pytest.raises(PromptOrTuneError, match=messages.ADAPTER_OF_LATER_JOB):
         actions.delete(request(), old.id, adapter=True)
     assert service.adapter_folder(new.id) is not None
 
@@ -292,12 +292,12 @@ def test_running_job_cannot_be_deleted(service: WorkerlessJobService) -> None:
     actions = make_actions(service)
     job = on_disk.submit(service)
     on_disk.write_training(service, job.id, 5)
-    with pytest.raises(PromptOrTuneError, match=messages.STOP_BEFORE):
+    with pytest.raises(PromptOrTuneError, match=messages.STOP_JOB_FIRST):
         actions.delete(request(), job.id, adapter=True)
     assert service.get_job(job.id).state == "running"
 
 
-def test_pack_zip_of_a_finished_job(service: WorkerlessJobService, lora_folder: Path) -> None:
+def test_adapter_of_a_finished_job_is_packed(service: WorkerlessJobService, lora_folder: Path) -> None:
     actions = make_actions(service)
     job = on_disk.submit(service)
     on_disk.complete(service, job.id, lora_folder)
@@ -308,7 +308,7 @@ def test_pack_zip_of_a_finished_job(service: WorkerlessJobService, lora_folder: 
 
 @pytest.fixture
 def lora_folder(tmp_path: Path) -> Path:
-    """A real adapter's folder, copied from the library."""
+    """Return a copy of a bundled adapter's folder."""
     return Path(shutil.copytree(LIBRARY / "lora-starter", tmp_path / "copied"))
 
 

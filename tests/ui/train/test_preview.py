@@ -1,4 +1,4 @@
-"""Preview process and its client: events of rows with and without a base, cancelled requests, killed processes."""
+"""Preview process and its client: previews with and without a base, cancelled requests, killed processes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_rows_without_a_base_give_table_and_facts(tmp_path: Path) -> None:
     assert [message.split(":")[0] for message in values["row_errors"]["examples"]] == ["line 32", "line 33", "line 34"]
 
 
-def test_unknown_columns_are_asked_for_and_can_be_mapped(tmp_path: Path) -> None:
+def test_unknown_columns_cause_a_question_and_can_be_mapped(tmp_path: Path) -> None:
     text = GOOD.replace("intent,code", "task,<b>gold</b>")
     table, question = events(rows(tmp_path / "a.csv", text))
     assert table["table"]["recognised"] == []
@@ -62,7 +62,7 @@ def test_unknown_columns_are_asked_for_and_can_be_mapped(tmp_path: Path) -> None
     assert mapped[-1]["facts"]["usable"] == 30
 
 
-def test_chat_column_is_both_columns(tmp_path: Path) -> None:
+def test_chat_column_is_mapped_as_both_columns(tmp_path: Path) -> None:
     chat = {"messages": [{"role": "user", "content": "add"}, {"role": "assistant", "content": "a + b"}]}
     path = tmp_path / "a.jsonl"
     table, facts = events(rows(path, "\n".join(json.dumps(chat) for _ in range(3))))
@@ -84,7 +84,9 @@ def test_chat_column_is_both_columns(tmp_path: Path) -> None:
         ("a.parquet", b"PAR1 no", None),
     ],
 )
-def test_unreadable_file_error_has_no_path(tmp_path: Path, name: str, content: bytes, message: str | None) -> None:
+def test_error_of_an_unreadable_file_contains_no_path(
+    tmp_path: Path, name: str, content: bytes, message: str | None
+) -> None:
     request = rows(tmp_path / name)
     (tmp_path / name).write_bytes(content)
     (event,) = events(request)
@@ -101,8 +103,8 @@ def test_preview_with_a_base_has_preflight_and_estimate(tmp_path: Path, client: 
     preflight = events_seen[-1]["preflight"]
     assert preflight["rows"] == {"read": 33, "left out": 3, "train": 27, "validation": 3}
     assert len(preflight["examples"]) == 3
-    assert all(any(learned for _, learned in example["spans"]) for example in preflight["examples"])
-    assert "".join(text for text, learned in preflight["examples"][0]["spans"] if learned).endswith("<|im_end|>")
+    assert all(any(is_label for _, is_label in example["spans"]) for example in preflight["examples"])
+    assert "".join(text for text, is_label in preflight["examples"][0]["spans"] if is_label).endswith("<|im_end|>")
     estimate = preflight["estimate"]
     assert estimate["memory_bytes"] > 1e8
     assert estimate["seconds"] > 0

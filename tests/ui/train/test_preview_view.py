@@ -1,4 +1,4 @@
-"""HTML of the row preview: counts, folded messages, marked examples, cost; all texts are escaped."""
+"""HTML of the row preview: counts, collapsed messages, marked examples, cost, and escaping."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PREFLIGHT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_report_counts_and_folds() -> None:
+def test_report_has_counts_and_collapsed_messages() -> None:
     errors = issue(*(f"line {n}: column 'x' is empty." for n in range(2, 9)), count=9)
     html = preview_view.report_html(Draft("mine.csv", "d"), {"row_errors": errors}, PREFLIGHT)
     assert '<h3 class="mapped">mine.csv: 415 rows, 370 to learn, 41 held out</h3>' in html
@@ -76,7 +76,7 @@ def test_texts_are_escaped() -> None:
 
 def test_labels_are_marked_and_invisible_characters_displayed() -> None:
     html = preview_view.examples_html(PREFLIGHT)
-    assert html.count("<mark>") == 2  # the legend's own, and the example's
+    assert html.count("<mark>") == 2  # one in the legend and one in the example
     assert '<mark><span class="visually-hidden">learned: </span>' in html
     assert '<span class="unseen">⇥\t</span>x<span class="unseen">·</span>' in html
     assert preview_view.escape_visible("a\u202eb\x1b") == (

@@ -58,7 +58,7 @@ def service(tmp_path: Path) -> WorkerlessJobService:
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[PublishRequest]:
-    """The publish requests; the command behind them ends at once with success."""
+    """Return the list of publish requests; their command is replaced by one that succeeds immediately."""
     requests_seen: list[PublishRequest] = []
 
     def command(request: PublishRequest) -> list[str]:
@@ -78,13 +78,13 @@ def finished(service: WorkerlessJobService, owner: str = "ada") -> Job:
     job = on_disk.submit(service, owner=owner)
     adapter = service.home / "one"
     shutil.copytree(LIBRARY / "lora-starter", adapter)
-    # A job knows its adapter by the settings in the manifest.
+    # A job identifies its adapter by the settings in the manifest.
     replace(Manifest.read(adapter), config=job_config(job, service.home).to_public_dict()).write(adapter)
     on_disk.complete(service, job.id, adapter)
     return service.get_job(job.id)
 
 
-def test_publish_uses_the_adapter_name_and_private_repository(
+def test_adapter_is_published_under_its_name_to_a_private_repository(
     hub: Hub, service: WorkerlessJobService, requests: list[PublishRequest]
 ) -> None:
     job = finished(service)
@@ -97,7 +97,7 @@ def test_publish_uses_the_adapter_name_and_private_repository(
     assert (request.repo_id, request.private) == (f"{OWNER}/lora-mine", True)
     assert (request.base, request.device, request.token) == ("embedded", "auto", TOKEN)
     publisher._publications.get(job.id).wait(10)  # type: ignore[union-attr]
-    for asked in (publisher, Publisher(context_of(service))):  # also after the app was started anew
+    for asked in (publisher, Publisher(context_of(service))):  # also after a restart of the app
         progress = asked.progress(job.id)
         assert progress is not None
         assert (progress.state, progress.message) == ("done", f"Published as {OWNER}/lora-mine.")
@@ -117,7 +117,7 @@ def test_publish_without_rights_is_rejected(
     hub: Hub, service: WorkerlessJobService, requests: list[PublishRequest], monkeypatch: pytest.MonkeyPatch,
     visitor: Visitor, policy: AccessPolicy | None, token: str | None, message: str,
 ) -> None:  # fmt: skip
-    log_in(monkeypatch)  # the login of the machine is its owner's
+    log_in(monkeypatch)  # the login of the machine belongs to its owner
     job = finished(service)
     with pytest.raises(PromptOrTuneError, match=message):
         Publisher(context_of(service, policy)).start(visitor, job.id, "lora-mine", True, token)
@@ -151,7 +151,7 @@ def test_publish_without_an_adapter_is_rejected(
     hub: Hub, service: WorkerlessJobService, requests: list[PublishRequest]
 ) -> None:
     job = on_disk.submit(service, owner="ada")
-    with pytest.raises(PromptOrTuneError, match=expected.HAS_NO_ADAPTER_YET):
+    with pytest.raises(PromptOrTuneError, match=expected.NO_ADAPTER_YET):
         Publisher(context_of(service)).start(ADA, job.id, "lora-mine", True, TOKEN)
     assert not requests
 
@@ -162,7 +162,7 @@ def test_status_is_escaped() -> None:
     assert status_html(PublishProgress("done", "Published.", (), "javascript:alert(1)")) == "<p>Published.</p>"
 
 
-def test_log_is_displayed_only_after_the_end() -> None:
+def test_log_is_displayed_after_the_end_only() -> None:
     assert "<details>" not in status_html(PublishProgress("running", "Uploading ...", ("Uploading ...",)))
     assert "<details>" in status_html(PublishProgress("failed", "No.", ("train: No.",)))
     assert status_html(None) == ""
@@ -181,7 +181,7 @@ def test_no_login_button_outside_a_space(
     assert not hub.requests
 
 
-def test_login_token_has_priority() -> None:
+def test_token_of_the_login_has_precedence() -> None:
     login = gr.OAuthToken(token="hf_login", scope="", expires_at=0)
     assert resolve_token(login, "hf_typed") == "hf_login"
     assert resolve_token(None, "  hf_typed ") == "hf_typed"
@@ -189,7 +189,7 @@ def test_login_token_has_priority() -> None:
 
 
 class Page:
-    """The form on a page of its own, as a Space serves it, with a client that stores cookies."""
+    """The form on its own page as a Space serves it, with a client that stores cookies."""
 
     def __init__(self, context: Context, id: str) -> None:
         with gr.Blocks() as self.blocks:
@@ -198,7 +198,7 @@ class Page:
         self._cookies: dict[str, str] = {}
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Send a request with the cookies, which are meant for the HTTPS proxy in front of a Space."""
+        """Send a request with all cookies, including those for the HTTPS proxy in front of a Space."""
         cookies = "; ".join(f"{name}={value}" for name, value in self._cookies.items())
         answer = httpx.request(method, self.address + path, headers={"Cookie": cookies}, timeout=20, **options)
         for line in answer.headers.get_list("set-cookie"):
@@ -238,7 +238,9 @@ def opened(context: Context, id: str) -> Iterator[Page]:
 @pytest.fixture
 def on_a_space(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
     hub.login = TOKEN
-    monkeypatch.setattr("gradio.http_server.watchfn_spaces", lambda _: None)  # Spaces in development reload themselves
+    monkeypatch.setattr(
+        "gradio.http_server.watchfn_spaces", lambda _: None
+    )  # do not watch files for reloading, as development Spaces do
     for name, value in {**SPACE, "OPENID_PROVIDER_URL": hub.url}.items():
         monkeypatch.setenv(name, value)
         # Gradio reads these when it is imported.

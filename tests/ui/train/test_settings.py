@@ -49,7 +49,7 @@ def test_every_setting_is_a_field_or_hidden() -> None:
 
 @pytest.mark.parametrize("technique", technique_choices(SERVING))
 @pytest.mark.parametrize("preset", ["default", "paper"])
-def test_default_values_equal_the_trained_settings(technique: str, preset: str) -> None:
+def test_default_values_equal_the_settings_of_training(technique: str, preset: str) -> None:
     draft = Draft("starter", technique=technique, settings={"adapter_name": "mine", "preset": preset})
     trained = resolve_settings(train_config_fields(draft, SERVING), SERVING, None)
     for name, text in default_values(technique, preset).items():
@@ -111,11 +111,11 @@ def test_form_values_ignore_values_of_other_types() -> None:
     fields = [None for _ in ALL_SETTINGS]
     filled = FormValues.parse([None, 7, ["x"], {}, "cpu", *fields])
     assert filled == FormValues("", "", "", "", "cpu", {})
-    with pytest.raises(PromptOrTuneError, match=messages.NOT_OFFERED_HERE):
+    with pytest.raises(PromptOrTuneError, match=messages.NOT_OFFERED):
         train_config_fields(Draft("starter", technique="full"), SERVING)
 
 
-def test_technique_choices_show_scores() -> None:
+def test_technique_choices_are_labelled_with_scores() -> None:
     scores = read_technique_score()
     assert scores is not None
     row = scores.scores[("IA3", "nf4")]
@@ -155,7 +155,7 @@ def test_recommended_technique_trains_on_the_served_quantization(served: str, re
         ("ia3", "数据.jsonl", "ia3-mine"),
     ],
 )
-def test_suggested_adapter_names(technique: str, rows: str, name: str, tmp_path: Path) -> None:
+def test_suggested_adapter_name_has_technique_and_rows(technique: str, rows: str, name: str, tmp_path: Path) -> None:
     assert suggest_adapter_name(technique, rows) == name
     make_config(adapter_name=suggest_adapter_name(technique, rows), dataset_name="starter")
     assert find_unused_name(name, tmp_path, []) == name

@@ -1,4 +1,4 @@
-"""Training target: who may use Hugging Face Jobs, its prices, and the commands to copy."""
+"""Training target: permission to use Hugging Face Jobs, prices, and commands to copy."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_owner_with_a_login_may_use_hub_jobs(hub: Hub, monkeypatch: pytest.Monke
         (OWNER, None, "embedded", "<b>moon</b>", "is not a training target"),
     ],
 )
-def test_denied_reasons(
+def test_denied_target_has_a_reason(
     hub: Hub,
     monkeypatch: pytest.MonkeyPatch,
     visitor: Visitor,

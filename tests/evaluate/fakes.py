@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import Event
 
+from errors import AdapterError, PromptTooLongError
 from models.identity import BaseIdentity
 from serve.types import Candidate, Request, RequestOutput, SamplingParams
+from tasks.methods import Method
 from tasks.problem import Example, Problem
 from tasks.prompt import STYLES
 
@@ -19,10 +21,23 @@ def problems(n: int) -> list[Problem]:
 
 
 class FakeEngine:
-    """Fake engine whose first candidate is correct with an adapter, the second with examples, none otherwise."""
+    """Fake engine whose first candidate is correct with an adapter, the second with examples, none otherwise.
 
-    def __init__(self, interrupt_at: int | None = None, failing: str = "", digest: str = "d1") -> None:
+    `failing` is the id of a problem whose prompt is too long; `refused` maps methods to the reason why they cannot be
+    answered.
+    """
+
+    has_independent_rows = False
+
+    def __init__(
+        self,
+        interrupt_at: int | None = None,
+        failing: str = "",
+        digest: str = "d1",
+        refused: Mapping[str, str] | None = None,
+    ) -> None:
         self.calls: list[list[Request]] = []
+        self._refused = refused or {}
         self._interrupt_at = interrupt_at
         self._failing = failing
         self._digest = digest
@@ -33,6 +48,10 @@ class FakeEngine:
 
     def adapters(self) -> list[str]:
         return ["lora-tiny"]
+
+    def require_method(self, method: Method) -> None:
+        if method.name in self._refused:
+            raise AdapterError(self._refused[method.name])
 
     def adapter_digest(self, name: str) -> str:
         return f"{name}:{self._digest}"
@@ -51,7 +70,8 @@ class FakeEngine:
     def _answer(self, index: int, request: Request, decoding: SamplingParams) -> RequestOutput:
         problem, method = request.problem, request.method
         if problem.id == self._failing:
-            return RequestOutput(index, request, error="The prompt has 9999 tokens and 2048 fit.")
+            error = PromptTooLongError("The prompt has 9999 tokens and 2048 fit.")
+            return RequestOutput(index, request, error=str(error), exception=error)
         codes = ["x = 1", problem.reference or "", "print(x)"]
         if method.adapter:
             codes = [problem.reference or "", "x = 1"]

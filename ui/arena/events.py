@@ -27,7 +27,7 @@ from ui.compare.steps import utc_timestamp
 from ui.html import render
 from ui.labels import method_label
 from ui.records import Record
-from ui.test_bench import run_tests
+from ui.test_bench import add_tests_note, run_tests
 
 if TYPE_CHECKING:
     from ui.arena.page import ArenaPage
@@ -213,6 +213,10 @@ class ArenaEvents:
                     self._page.status: _paragraph_html(testing.status), self._page.answers_view: view,
                     self._page.run: gr.Button(visible=False), self._page.stop: gr.Button(visible=True),
                 }  # fmt: skip
+        if not _tests_ran(records):
+            # Results of one answer alone are shown to nobody: they would count for or against it.
+            note = next((record["tests_note"] for record in records if record["tests_note"]), "")
+            records = add_tests_note(match.records, range(len(match.records)), note)
         with self._runner.matches.lock(visitor, session):
             current = self._runner.matches.load(visitor) or match
             if current.id == match.id:
@@ -289,7 +293,7 @@ class ArenaEvents:
 
 
 def _tests_ran(records: Sequence[Record]) -> bool:
-    return any(record["tests"] for record in records)
+    return bool(records) and all(record["tests"] for record in records)
 
 
 def _paragraph_html(text: str) -> str:

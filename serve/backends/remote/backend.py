@@ -25,6 +25,8 @@ from tasks.prompt import Message
 class OpenAIBackend:
     """Implements Backend (serve/types.py) over HTTP. Rows are independent: a failing row does not affect others."""
 
+    has_independent_rows = True
+
     def __init__(
         self,
         url: str,
@@ -116,7 +118,7 @@ class OpenAIBackend:
                 batch.add(index, row, sampling_params)
                 unfinished.add(index)
             except PromptOrTuneError as error:
-                yield RowOutput(index, (), 0.0, error=str(error))
+                yield RowOutput(index, (), 0.0, error=str(error), exception=error)
         while unfinished:
             if cancel.is_set():
                 yield from (batch.cancel(index) for index in sorted(unfinished))

@@ -90,7 +90,7 @@ def says_context_exceeded(message: str) -> bool:
 def is_prompt_error(message: str) -> bool:
     """Return whether the text is that of a PromptError, in this version or an earlier one.
 
-    Runs store the texts of errors only, and earlier versions stored those of engines and servers that failed too.
+    Runs of earlier versions hold the texts of errors only, among them those of engines and servers that failed.
     """
     refused = _STATUS_OF_PROMPT.search(message)
     return _PROMPT_ERROR.search(message) is not None or (

@@ -75,6 +75,13 @@ def require_complete(run: Run, methods: Iterable[str]) -> None:
         require_scored([run])
 
 
+def require_any_complete(runs: Iterable[Run]) -> None:
+    """Raise PromptOrTuneError if a run has methods and none of them has a scored result for every problem."""
+    for run in runs:
+        if not complete_methods(run):
+            require_complete(run, run.methods)
+
+
 def missing_note(run: Run) -> str:
     """Return which methods are not finished, how many answers are missing and which command asks for them; or ''."""
     missing = missing_counts(run)

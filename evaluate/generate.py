@@ -210,7 +210,8 @@ def generate_results(
                 if failure is not None and added < len(missing) and not attempts.wait(failure):
                     kept = sum(len(run.results(name)) for name in run.methods)
                     raise EngineError(
-                        f"{attempts.describe(failure)}; {kept} answers are kept in {run.path}, and {resume_hint}."
+                        f"{attempts.describe(failure)}; the answers so far ({kept}) are kept in {run.path}, "
+                        f"and {resume_hint}."
                     ) from failure
 
 
@@ -282,7 +283,7 @@ def make_results(batch: Sequence[Problem], answers: Sequence[RequestOutput], met
     for answer in sorted(answers, key=lambda answer: answer.index):
         problem = batch[answer.index]
         if answer.error is not None:
-            yield Result(method, problem.id, error=answer.error)
+            yield Result(method, problem.id, error=answer.error, error_kind="prompt")
             continue
         yield Result(
             method,

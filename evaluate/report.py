@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 from common.format import format_bytes
 from errors import PromptOrTuneError
 from evaluate.aggregate import metric_title
-from evaluate.completeness import engine_failures_note, missing_counts, missing_note, require_scored
+from evaluate.completeness import (
+    engine_failures_note,
+    missing_counts,
+    missing_note,
+    require_any_complete,
+    require_scored,
+)
 from evaluate.results import Run
 from evaluate.scoring import has_tests
 from evaluate.table import (
@@ -158,8 +164,9 @@ def metric_records(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 
 def metrics_csv(runs: Sequence[Run]) -> str:
-    """Return `metric_records` as CSV. Raises PromptOrTuneError for a run with unscored results."""
+    """Return `metric_records` as CSV. Raises PromptOrTuneError for unscored results and for no complete method."""
     require_scored(runs)
+    require_any_complete(runs)
     return to_csv(metric_records(runs))
 
 
@@ -299,9 +306,10 @@ def plot_report_png(runs: Sequence[Run]) -> bytes:
 def build_figure(runs: Sequence[Run]) -> Figure:
     """Build a figure with one panel per metric of the table, then curves of EM@k and Pass@k over k.
 
-    PromptOrTuneError where there is no result yet, or a run is not scored to its end.
+    PromptOrTuneError where a run has no complete method yet, or is not scored to its end.
     """
     require_scored(runs)
+    require_any_complete(runs)
     # Not pyplot, whose global state is shared with all other plots of the process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

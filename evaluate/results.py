@@ -225,7 +225,8 @@ _TEST_TYPES: dict[str, type[AssertTest] | type[StdioTest]] = {"assert": AssertTe
 
 @dataclass(frozen=True)
 class Result:
-    """One method's answer to one problem. A prompt that no try can answer has `error`, no candidates, and scores of 0.
+    """One method's answer to one problem. A prompt that no try can answer has `error`, no candidates, and scores of 0;
+    its `error_kind` is "prompt", which results of earlier versions lack (errors.is_prompt_error).
 
     `scores` is empty until they are computed. `candidates` are records of text, code, logprob, tokens and times (how
     many samples or beams have this code), best first; `examples` the ids of the examples in the prompt; `seconds` the
@@ -243,6 +244,7 @@ class Result:
     tokens: int = 0
     notes: Sequence[str] = ()
     error: str | None = None
+    error_kind: Literal["", "prompt"] = ""
     checks: Sequence[Sequence[Mapping[str, Any]]] = ()
 
 
@@ -458,7 +460,7 @@ def _run_from_records(path: Path, records: Sequence[Mapping[str, Any]]) -> Run:
             run.update_method(fields["method"], fields["values"])
         elif record["kind"] == "result":
             result = Result(**fields)
-            if result.error is None or is_prompt_error(result.error):
+            if result.error is None or result.error_kind == "prompt" or is_prompt_error(result.error):
                 run.add([result])
             elif not run.has_result(result.method, result.problem):
                 run.engine_failures[result.method, result.problem] = result.error
@@ -471,4 +473,5 @@ def _run_from_records(path: Path, records: Sequence[Mapping[str, Any]]) -> Run:
 
 
 def _result_record(result: Result) -> dict[str, Any]:
-    return {"kind": "result", **{name: getattr(result, name) for name in _RESULT_FIELDS}}
+    kind = {"error_kind": result.error_kind} if result.error_kind else {}
+    return {"kind": "result", **{name: getattr(result, name) for name in _RESULT_FIELDS}, **kind}

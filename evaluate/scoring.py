@@ -266,7 +266,7 @@ def _score_missing_tests(
                 continue
             left = sum(item.problem in tested and "tests" not in item.scores for item in _all_results(run))
             raise SandboxError(
-                f"{attempts.describe(error)}; {left} answers have no test results, and "
+                f"{attempts.describe(error)}; answers without test results: {left}, and "
                 f"`python -m evaluate score {run.path}` runs their tests."
             ) from error
 

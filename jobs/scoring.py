@@ -110,6 +110,7 @@ def generate_and_score(
     seed: int,
     max_new_tokens: int,
     report: ProgressFn,
+    *,
     retries: RetryPolicy = DEFAULT_RETRIES,
 ) -> Run:
     """Generate greedily and score the answers of the adapter and the baselines; continues the run in the file.
@@ -209,8 +210,8 @@ class _ProgressReporter:
 def make_verdict(run: Run, adapter: str, technique: str) -> Verdict:
     """Compare the adapter with each baseline in each metric over the rows of this run.
 
-    Raises PromptOrTuneError if one of them lacks answers or scores. `technique` is its display name, such as LoRA. Intervals are paired bootstraps; the p-values of sign-flip tests are
-    Holm-corrected over all comparisons (evaluate.stats).
+    `technique` is its display name, such as LoRA. Intervals are paired bootstraps; the p-values of sign-flip tests are
+    Holm-corrected over all comparisons (evaluate.stats). Raises PromptOrTuneError if a method lacks answers or scores.
     """
     require_complete(run, (*BASELINE_METHODS, adapter))
     seed = int(run.settings["seed"])

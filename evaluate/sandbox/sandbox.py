@@ -119,7 +119,7 @@ def open_sandbox(layer: str | None = None, unsafe: bool = False) -> Sandbox:
         return _open_layer(layer, unsafe)
     except OSError as error:  # no descriptor, process or temporary folder is left for the probe
         raise SandboxUnavailableError(
-            f"The sandbox cannot be opened ({error.strerror or error}): free what this machine lacks and try again."
+            f"The sandbox cannot be opened ({error}): free what this machine lacks and try again."
         ) from error
 
 

@@ -138,8 +138,12 @@ def _work_units(
 def _collect_finished(
     running: dict[Future[list[TestResult]], tuple[int, list[int]]], results: dict[int, list[TestResult | None]]
 ) -> Iterator[tuple[int, list[TestResult]]]:
-    """Wait for at least one unit; yield the candidates whose results are then complete."""
-    for done in wait(running, return_when=FIRST_COMPLETED).done:
+    """Wait for at least one unit; yield the candidates whose results are then complete.
+
+    Raises the SandboxError of a unit after the results of all others that have ended.
+    """
+    ended = wait(running, return_when=FIRST_COMPLETED).done
+    for done in sorted(ended, key=lambda future: future.exception() is not None):
         candidate, indices = running.pop(done)
         for index, result in zip(indices, done.result(), strict=True):
             results[candidate][index] = result

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from threading import Event
 
 from errors import AdapterError, PromptTooLongError
@@ -18,6 +20,15 @@ BASE = BaseIdentity("tiny", "sha256:0123456789abcdef", "LlamaForCausalLM", "nf4"
 def problems(n: int) -> list[Problem]:
     """Make n problems of increasing length, the last one first, so that length order is not file order."""
     return [Problem(f"p{at}", "add one " * (at + 1), f"x{at} = y + {at}") for at in reversed(range(n))]
+
+
+def write_conala(folder: Path) -> Path:
+    """Write a data folder with six rows of each of CoNaLa's splits, and return it."""
+    (folder / "conala").mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        rows = [{"id": f"{split}-{at}", "nl": f"{split} intent {at}", "cmd": f"x{at} = y"} for at in range(6)]
+        (folder / "conala" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
 
 
 class FakeEngine:

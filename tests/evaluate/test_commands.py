@@ -19,17 +19,12 @@ from evaluate import __main__ as command
 from evaluate import prompt_style_search
 from evaluate.generate import ProgressBar
 from serve.types import Candidate, RequestOutput
-from tests.evaluate.fakes import FakeEngine
+from tests.evaluate.fakes import FakeEngine, write_conala
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data" / "conala"
-    folder.mkdir(parents=True)
-    for split in ("train", "validation", "test"):
-        rows = [{"id": f"{split}-{at}", "nl": f"{split} intent {at}", "cmd": f"x{at} = y"} for at in range(6)]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder.parent
+    return write_conala(tmp_path / "data")
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ class InputProcessor:
 
         Drops the oldest turns, then the least similar examples, until the prompt fits the context beside the virtual
         tokens of the adapter and (except for encoder-decoder models) `max_new_tokens`. Raises PromptTooLongError if
-        it does not fit even without them.
+        it does not fit even without them, unless the backend only estimates lengths: then the server decides.
         """
         base, method = self._backend.base, request.method
         virtual_tokens = adapter.virtual_tokens if adapter else 0
@@ -108,6 +108,8 @@ class InputProcessor:
             elif examples:
                 # The last example is the least similar one, or the last of a fixed sample.
                 examples.pop()
+            elif not getattr(self._backend, "has_exact_limits", True):
+                break
             else:
                 what = "intent" if request.raw is None else "prompt"
                 raise PromptTooLongError(

@@ -213,10 +213,7 @@ class ArenaEvents:
                     self._page.status: _paragraph_html(testing.status), self._page.answers_view: view,
                     self._page.run: gr.Button(visible=False), self._page.stop: gr.Button(visible=True),
                 }  # fmt: skip
-        if not _tests_ran(records):
-            # Results of one answer alone are shown to nobody: they would count for or against it.
-            note = next((record["tests_note"] for record in records if record["tests_note"]), "")
-            records = add_tests_note(match.records, range(len(match.records)), note)
+        records = without_partial_tests(match.records, records)
         with self._runner.matches.lock(visitor, session):
             current = self._runner.matches.load(visitor) or match
             if current.id == match.id:
@@ -290,6 +287,17 @@ class ArenaEvents:
             page.stop: gr.Button(visible=False),
             page.match_id: match.id if match else "",
         }
+
+
+def without_partial_tests(before: Sequence[Record], after: Sequence[Record]) -> tuple[Record, ...]:
+    """Return the records after the tests, or those before with a note if the tests did not run on both answers.
+
+    Results of one answer alone would count for or against it.
+    """
+    if _tests_ran(after):
+        return tuple(after)
+    note = next((record["tests_note"] for record in after if record["tests_note"]), "")
+    return add_tests_note(before, range(len(before)), note)
 
 
 def _tests_ran(records: Sequence[Record]) -> bool:

@@ -105,8 +105,7 @@ def base_identity(
     if known is not None:
         _check_same_base(server, known, engine)
     config = _read_config(known)
-    max_positions = next((value for key in ("max_position_embeddings", "n_positions") if (value := config.get(key))), 0)
-    context = server.context_length or (max_positions if type(max_positions) is int else 0) or _SAFE_CONTEXT
+    context = known_context_length(server, known) or _SAFE_CONTEXT
     has_template = tokenizer is not None and tokenizer.has_template
     architectures = config.get("architectures") or [UNKNOWN]
     return BaseIdentity(
@@ -120,6 +119,13 @@ def base_identity(
         is_encoder_decoder=bool(config.get("is_encoder_decoder")),
         prompt_style="" if has_template else PLAIN,
     )
+
+
+def known_context_length(server: ServerInfo, known: KnownBase | None) -> int:
+    """Return the context length that the server tells, else that of the base's configuration, else 0."""
+    config = _read_config(known)
+    max_positions = next((value for key in ("max_position_embeddings", "n_positions") if (value := config.get(key))), 0)
+    return server.context_length or (max_positions if type(max_positions) is int else 0)
 
 
 def _check_same_base(server: ServerInfo, known: KnownBase, engine: str) -> None:

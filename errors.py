@@ -75,7 +75,8 @@ class BusyError(PromptOrTuneError):
 # How OpenAI, vLLM, SGLang, llama.cpp, llama-cpp-python, LoRAX and LM Studio word a prompt that is too long.
 _CONTEXT_EXCEEDED = re.compile(
     r"context[ _](length|size|window)|context (is |was )?(too long|exceeded)"
-    r"|maximum (model|input|sequence|prompt) length|(prompt|inputs?`?|request) (is |are |was )?too (long|large)|`?inputs`? (tokens|must have less)",
+    r"|maximum (model|input|sequence|prompt) length|`?inputs`? (tokens|must have less)"
+    r"|(prompt|inputs?`?|request) (is |are |was )?too (long|large)",
     re.IGNORECASE,
 )
 _PROMPT_ERROR = re.compile(r"The prompt has \d+ tokens and \d+ fit|The (intent|prompt) is empty")

@@ -208,9 +208,9 @@ def generate_results(
                     on_progress(added, method.name)
                     attempts.reset()
                 if failure is not None and added < len(missing) and not attempts.wait(failure):
-                    kept = sum(len(run.results(name)) for name in run.methods)
+                    saved = sum(len(run.results(name)) for name in run.methods)
                     raise EngineError(
-                        f"{attempts.describe(failure)}; the answers so far ({kept}) are kept in {run.path}, "
+                        f"{attempts.describe(failure)}; the answers so far ({saved}) are kept in {run.path}, "
                         f"and {resume_hint}."
                     ) from failure
 

@@ -145,7 +145,7 @@ def broken(*pieces: bytes) -> Callable[[dict[str, Any]], Iterator[bytes]]:
     return lambda _: iter(pieces)
 
 
-FAULTS: dict[str, tuple[Any, str]] = {
+FAILURES: dict[str, tuple[Any, str]] = {
     "status 500": (Reply({"error": {"message": "boom"}}, 500), "answered with status 500 (boom) (tried 4 times)"),
     "status 502": (Reply(b"<html>", 502), "answered with status 502 (tried 4 times)"),
     "overloaded": (Reply({"error": {"message": "full"}}, 503), "is busy, about 1 s (full) (tried 4 times)"),
@@ -165,11 +165,11 @@ def page(standin: StandIn, reply: Reply) -> Callable[[dict[str, Any]], Reply]:
     return lambda body: reply if body.get("stream") else standin._one_token(body)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("failing", FAILURES)
 def test_no_failure_of_a_server_is_a_score(
-    tmp_path: Path, run: Callable[..., tuple[int, str, str]], fault: str
+    tmp_path: Path, run: Callable[..., tuple[int, str, str]], failing: str
 ) -> None:
-    reply, expected = FAULTS[fault]
+    reply, expected = FAILURES[failing]
     standin = counting(StandIn(reply if callable(reply) else saying("x"), MODELS))
     if isinstance(reply, Reply):
         standin.pages["/v1/completions"] = page(standin, reply)

@@ -114,7 +114,7 @@ def test_a_failure_that_stays_stops_with_one_sentence_and_keeps_the_answers(tmp_
     whole, path = tmp_path / "whole.jsonl", tmp_path / "run.jsonl"
     generate(whole, FakeEngine())
     engine = FailingEngine(dict.fromkeys(range(2, 99), error))
-    with pytest.raises(EngineError, match=messages.ANSWERS_SO_FAR_ARE_KEPT) as caught:
+    with pytest.raises(EngineError, match=messages.ANSWERS_SO_FAR_ARE_SAVED) as caught:
         generate(path, engine)
     assert "\n" not in str(caught.value)
     assert str(caught.value).count(". ") == 0

@@ -73,7 +73,7 @@ def no_program(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("evaluate.sandbox.spec.BOOTSTRAP", "import os; os.write(2, b'no room'); os._exit(1)")
 
 
-FAULTS: list[Break] = [no_descriptors, no_pipe, no_process, no_memory, no_thread, no_program]
+FAILURES: list[Break] = [no_descriptors, no_pipe, no_process, no_memory, no_thread, no_program]
 
 
 def score(run: Run, sandbox: Sandbox, *, sleep: Callable[[float], object] | None = None) -> list[float]:
@@ -88,14 +88,14 @@ def five(problem: str = "p0") -> Any:
     return replace(result(candidate(RIGHT, 5)), problem=problem)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("failing", FAILURES, ids=lambda failing: failing.__name__)
 def test_a_right_answer_stays_unscored_until_the_sandbox_works(
-    tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, fault: Break
+    tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, failing: Break
 ) -> None:
     path = tmp_path / "run.jsonl"
     run = made_run(path, [five()])
     with monkeypatch.context() as patch:
-        fault(patch)
+        failing(patch)
         with pytest.raises(SandboxError, match=messages.ANSWERS_WITHOUT_TEST_RESULTS) as caught:
             score(run, sandbox)
     assert "\n" not in str(caught.value)
@@ -105,14 +105,14 @@ def test_a_right_answer_stays_unscored_until_the_sandbox_works(
     assert read_run(path).results("zero-shot")[0].scores["pass@1"] == 1
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("failing", FAILURES, ids=lambda failing: failing.__name__)
 def test_a_failure_that_passes_is_no_score(
-    tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, fault: Break
+    tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, failing: Break
 ) -> None:
     run = made_run(tmp_path / "run.jsonl", [five()])
     waits: list[float] = []
     with monkeypatch.context() as patch:
-        fault(patch)
+        failing(patch)
 
         def sleep(seconds: float) -> None:
             waits.append(seconds)
@@ -143,7 +143,7 @@ def test_a_program_that_is_stopped_from_outside_gives_no_result(sandbox: Sandbox
     timer.join()
 
 
-def test_the_scores_before_a_failure_are_kept(
+def test_the_scores_before_a_failure_are_saved(
     tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second answer is tested only after the first one's results are there."""

@@ -136,6 +136,10 @@ def test_adapters_that_cannot_be_scaled_are_refused(arena: Arena) -> None:
         with pytest.raises(PromptOrTuneError, match=f"'{name}' cannot be scaled"):
             batch.add(0, Row("x", PLAIN, name, 0.5), SamplingParams())
         assert len(batch) == 0
+        folder = arena.store.open(name, arena.backend.base)
+        assert f"'{name}' cannot be scaled" in (arena.backend.unsupported_reason(folder, 0.5) or "")
+        assert arena.backend.unsupported_reason(folder) is None
+    assert arena.backend.unsupported_reason(arena.store.open("two", arena.backend.base), 0.5) is None
 
 
 def test_running_row_keeps_its_adapter_after_unload(arena: Arena, tmp_path: Path) -> None:

@@ -213,6 +213,26 @@ def test_styles_are_ranked_on_validation_problems(
     assert "Best few-shot: plain" in capsys.readouterr().out
 
 
+def test_a_failing_engine_makes_no_style_worse(
+    data: Path, tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    class Failing(FakeEngine):
+        def answer(self, *args: object, **kwargs: object) -> list[RequestOutput]:
+            outputs = super().answer(*args, **kwargs)  # type: ignore[arg-type]
+            failed = len(self.calls) > 4
+            return [replace(output, error="It broke.", candidates=()) if failed else output for output in outputs]
+
+    waits: list[float] = []
+    monkeypatch.setattr("evaluate.retry.time", argparse.Namespace(sleep=waits.append))
+    engines.append(Failing())
+    output = tmp_path / "styles.json"
+    assert prompt_style_search.main(arguments(data, output, "--styles", "chat,plain")) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "It broke."
+    assert waits == [1.0, 5.0, 20.0]
+    assert not output.exists(), "no style was finished"
+
+
 def test_a_base_without_a_chat_template_gets_no_chat_style() -> None:
     assert {style.format for style in prompt_style_search.supported_styles([], has_chat_template=False)} == {"plain"}
 

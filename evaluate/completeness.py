@@ -62,8 +62,8 @@ def require_scored(runs: Iterable[Run]) -> None:
 
 def require_complete(run: Run, methods: Iterable[str]) -> None:
     """Raise PromptOrTuneError if one of the methods lacks answers or scores: it cannot be compared then."""
-    missing = missing_counts(run)
-    for method in methods:
+    missing, names = missing_counts(run), list(methods)
+    for method in names:
         if method in missing:
             total = len(run.problems)
             raise PromptOrTuneError(
@@ -71,7 +71,7 @@ def require_complete(run: Run, methods: Iterable[str]) -> None:
                 f"different problems than those of other methods and are not compared: {_command(run)} asks for the "
                 f"{missing[method]} that are missing."
             )
-    if unscored_counts(run).keys() & set(methods):
+    if unscored_counts(run).keys() & set(names):
         require_scored([run])
 
 

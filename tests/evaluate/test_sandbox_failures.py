@@ -29,6 +29,7 @@ from evaluate.retry import RetryPolicy
 from evaluate.sandbox.sandbox import Sandbox, SandboxUnavailableError, open_sandbox
 from evaluate.sandbox.types import Program, require_run
 from evaluate.scoring import score_run
+from evaluate.table import compare_methods, compare_runs
 from evaluate.test_runner.result import TestResult
 from evaluate.test_runner.runner import run_tests
 from tasks.problem import AssertTest, StdioTest
@@ -312,8 +313,23 @@ def test_a_run_with_tests_of_some_methods_only_is_not_compared(tmp_path: Path, s
     )
     assert count_unscored(run) == 1
     assert "1 answers without scores: run `python -m evaluate score" in text_report([run])
-    with pytest.raises(PromptOrTuneError, match=messages.HOLDS_1_ANSWERS_WITHOUT):
-        metrics_csv([run])
+    for refuse in (lambda: metrics_csv([run]), lambda: compare_methods(run, [("rag-8", "zero-shot")])):
+        with pytest.raises(PromptOrTuneError, match=messages.HOLDS_1_ANSWERS_WITHOUT):
+            refuse()
+    assert compare_methods(run) == []
+
+
+def test_a_run_with_tests_is_not_compared_with_one_whose_tests_have_not_run(tmp_path: Path, sandbox: Sandbox) -> None:
+    paths = [tmp_path / "tested.jsonl", tmp_path / "untested.jsonl"]
+    for path, layer in zip(paths, (sandbox, None), strict=True):
+        run = made_run(path, [five(), five("p1")])
+        run.settings["data_digest"] = "sha256:d"
+        score_run(run, lambda total: ProgressBar(total, io.StringIO()), layer)
+    runs = [read_run(path) for path in paths]
+    for run in runs:
+        run.settings["data_digest"] = "sha256:d"
+    with pytest.raises(PromptOrTuneError, match=messages.TESTED_AND_UNTESTED):
+        compare_runs(runs)
 
 
 def test_the_text_that_tells_a_closed_sandbox_is_that_of_the_launcher(sandbox: Sandbox) -> None:

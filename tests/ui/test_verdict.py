@@ -122,8 +122,6 @@ def test_answers_are_not_compared_where_one_was_not_tested() -> None:
 def test_test_results_of_one_answer_alone_are_dropped() -> None:
     before: list[Any] = [scored("zero-shot", 0, 0.3), scored("rag-8", 0, 0.2)]
     tested = after_tests("zero-shot", 4)
-    note = "The sandbox failed."
-    assert without_partial_tests(before, [tested, {**before[1], "tests_note": note}]) == tuple(
-        {**record, "tests_note": note} for record in before
-    )
+    noted: list[Any] = [record | {"tests_note": "The sandbox failed."} for record in before]
+    assert without_partial_tests(before, [tested, noted[1]]) == tuple(noted)
     assert without_partial_tests(before, [tested, tested]) == (tested, tested)

@@ -7,6 +7,7 @@ The programs (app.py and the commands of the packages) catch PromptOrTuneError, 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 _MAX_LISTED = 100
@@ -32,8 +33,24 @@ class DataError(PromptOrTuneError):
     """A data set cannot be found or has an invalid row."""
 
 
-class PromptTooLongError(PromptOrTuneError):
+class PromptError(PromptOrTuneError):
+    """A prompt that no try can answer. Unlike every other error, it counts as an answer of the method, scored 0."""
+
+
+class PromptTooLongError(PromptError):
     """A prompt is longer than the base's context, or than the backend accepts."""
+
+
+class EngineError(PromptOrTuneError):
+    """The engine, its server or the network failed: the same request may succeed when it is sent again."""
+
+
+class SandboxError(PromptOrTuneError):
+    """The sandbox could not run a program, whatever the program does: the same program may run later."""
+
+
+class SandboxClosedError(SandboxError):
+    """The sandbox was closed, as on Ctrl-C: no program runs in it any more."""
 
 
 class TrainingError(PromptOrTuneError):
@@ -53,6 +70,33 @@ class BusyError(PromptOrTuneError):
     def __init__(self, message: str, seconds: float) -> None:
         super().__init__(message)
         self.seconds = seconds
+
+
+# How OpenAI, vLLM, SGLang, llama.cpp, llama-cpp-python, LoRAX and LM Studio word a prompt that is too long.
+_CONTEXT_EXCEEDED = re.compile(
+    r"context[ _](length|size|window)|context (is |was )?(too long|exceeded)"
+    r"|maximum (model|input|sequence|prompt) length|`?inputs`? (tokens|must have less)"
+    r"|(prompt|inputs?`?|request) (is |are |was )?too (long|large)",
+    re.IGNORECASE,
+)
+_PROMPT_ERROR = re.compile(r"The prompt has \d+ tokens and \d+ fit|The (intent|prompt) is empty")
+_STATUS_OF_PROMPT = re.compile(r"answered with status (200|400|413|422)\b")
+
+
+def says_context_exceeded(message: str) -> bool:
+    """Return whether a server's message about a refused request says that its prompt is too long."""
+    return _CONTEXT_EXCEEDED.search(message) is not None
+
+
+def is_prompt_error(message: str) -> bool:
+    """Return whether the text is that of a PromptError, in this version or an earlier one.
+
+    Runs of earlier versions hold the texts of errors only, among them those of engines and servers that failed.
+    """
+    refused = _STATUS_OF_PROMPT.search(message)
+    return _PROMPT_ERROR.search(message) is not None or (
+        refused is not None and says_context_exceeded(message[refused.end() :])
+    )
 
 
 def unknown_name_error(kind: str, name: str, choices: Iterable[str]) -> UnknownNameError:

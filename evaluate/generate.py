@@ -1,22 +1,26 @@
 """Generation of answers for an evaluation run: method by method, in batches, resumable.
 
-Also the progress line with its estimate of the time left.
+A failure of the engine, its server or the network is no answer: it is tried again, and then ends the generation. The
+next run asks for what is missing. Also the progress line with its estimate of the time left.
 """
 
 from __future__ import annotations
 
+import logging
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from threading import Event
 from typing import Any, Protocol, TextIO
 
 from common.format import format_duration
-from errors import PromptOrTuneError, unknown_name_error
+from errors import EngineError, PromptOrTuneError, unknown_name_error
 from evaluate.results import Result, Run
+from evaluate.retry import DEFAULT_RETRIES, Retries, RetryPolicy, call_with_retries
 from models.identity import BaseIdentity
 from models.memory import PeakMemory
 from serve.types import Request, RequestOutput, SamplingParams
@@ -25,6 +29,8 @@ from tasks.problem import Problem
 from tasks.prompt import PROMPT_VERSION
 
 DECODING_MODES = ("beam", "sample", "greedy")
+_MAX_ERROR_LENGTH = 300  # characters of an exception in a message
+_log = logging.getLogger(__name__)
 VERSIONED_PACKAGES = ("torch", "transformers", "bitsandbytes", "peft", "codebleu", "tree-sitter-python")
 
 
@@ -34,7 +40,12 @@ class EngineProtocol(Protocol):
     @property
     def base(self) -> BaseIdentity: ...
 
+    @property
+    def has_independent_rows(self) -> bool: ...
+
     def adapters(self) -> list[str]: ...
+
+    def require_method(self, method: Method) -> None: ...
 
     def adapter_digest(self, name: str) -> str: ...
 
@@ -125,12 +136,26 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def register_methods(engine: EngineProtocol, plan: EvaluationPlan, methods: Sequence[Method], run: Run) -> None:
+def register_methods(
+    engine: EngineProtocol,
+    plan: EvaluationPlan,
+    methods: Sequence[Method],
+    run: Run,
+    retries: RetryPolicy = DEFAULT_RETRIES,
+) -> None:
     """Record adapters and examples of all methods in `run` before the first one is generated.
 
-    Raises an error for a broken adapter, or one that has changed since the run began, before any time is spent.
+    Raises an error for a method that the engine cannot answer with, and for an adapter that has changed since the run
+    began, before any time is spent.
     """
+    new_tokens, context = plan.sampling_params.max_new_tokens, engine.base.context_length
+    if new_tokens >= context and not engine.base.is_encoder_decoder:
+        raise PromptOrTuneError(
+            f"{new_tokens} new tokens leave no prompt any room in the context of {context} tokens of {engine.base.id}: "
+            "choose a smaller --max-new-tokens."
+        )
     for method in methods:
+        call_with_retries(partial(engine.require_method, method), retries)
         run.set_method(
             method.name,
             {
@@ -148,36 +173,87 @@ def generate_results(
     methods: Sequence[Method],
     run: Run,
     on_progress: Callable[[int, str], None],
+    retries: RetryPolicy = DEFAULT_RETRIES,
+    resume_hint: str = "the same command asks for the rest",
 ) -> None:
     """Generate the answers that `run` lacks and save after every batch.
 
     `on_progress` is called with the number of problems done and the method's name. KeyboardInterrupt, also raised for a
-    cancelled batch, leaves the file as the last complete batch wrote it.
+    cancelled batch, leaves the file as the last complete batch wrote it. Raises EngineError if the engine still fails
+    after `retries`: what was answered is saved, and `resume_hint` ends the message.
     """
-    register_methods(engine, plan, methods, run)
+    register_methods(engine, plan, methods, run, retries)
     for method in methods:
         if all(run.has_result(method.name, problem.id) for problem in plan.problems):
             continue
         memory = PeakMemory(engine.base.device)
         memory.start()
-        lengths = engine.count_prompt_tokens(
-            [Request(problem, method, plan.data) for problem in plan.problems], plan.sampling_params
-        )
-        for batch in batch_problems(plan.problems, plan.batch, lengths):
-            missing = sum(not run.has_result(method.name, problem.id) for problem in batch)
-            if not missing:
-                continue
-            # The whole batch is generated again even if a part is in the file: padding depends on the other rows.
-            answers = engine.answer([Request(problem, method, plan.data) for problem in batch], plan.sampling_params)
-            if any(answer.cancelled for answer in answers):
-                raise KeyboardInterrupt
-            for style in {answer.style for answer in answers if answer.style is not None}:
-                run.set_method(method.name, {"style": style.name, "fingerprint": style.fingerprint})
-            run.add(make_results(batch, answers, method.name))
-            if (peak := memory.bytes()) > run.methods[method.name].get("peak_memory_bytes", 0):
-                run.update_method(method.name, {"peak_memory_bytes": peak})
-            run.save()
-            on_progress(missing, method.name)
+        requests = [Request(problem, method, plan.data) for problem in plan.problems]
+        count = partial(engine.count_prompt_tokens, requests, plan.sampling_params)
+        for batch in batch_problems(plan.problems, plan.batch, call_with_retries(count, retries)):
+            attempts = Retries(retries)
+            while missing := [problem for problem in batch if not run.has_result(method.name, problem.id)]:
+                # Where padding depends on the other rows, the whole batch is generated again.
+                asked = missing if engine.has_independent_rows else batch
+                requests = [Request(problem, method, plan.data) for problem in asked]
+                answers, failure = ask(engine, requests, plan.sampling_params)
+                for style in {answer.style for answer in answers if answer.style is not None}:
+                    run.set_method(method.name, {"style": style.name, "fingerprint": style.fingerprint})
+                run.add(make_results(asked, answers, method.name))
+                added = sum(run.has_result(method.name, problem.id) for problem in missing)
+                if added:
+                    if (peak := memory.bytes()) > run.methods[method.name].get("peak_memory_bytes", 0):
+                        run.update_method(method.name, {"peak_memory_bytes": peak})
+                    run.save()
+                    on_progress(added, method.name)
+                    attempts.reset()
+                if failure is not None and added < len(missing) and not attempts.wait(failure):
+                    saved = sum(len(run.results(name)) for name in run.methods)
+                    raise EngineError(
+                        f"{attempts.describe(failure)}; the answers so far ({saved}) are kept in {run.path}, "
+                        f"and {resume_hint}."
+                    ) from failure
+
+
+def ask(
+    engine: EngineProtocol, requests: Sequence[Request], sampling_params: SamplingParams
+) -> tuple[list[RequestOutput], PromptOrTuneError | None]:
+    """Return the outputs that count as answers of the method, and the first failure of the engine, if any.
+
+    An output whose prompt can never be answered counts (serve.types.RequestOutput.failure). Any exception that the
+    engine raises is its failure, except KeyboardInterrupt, which is also raised for a cancelled call.
+    """
+    try:
+        outputs = engine.answer(requests, sampling_params)
+    except PromptOrTuneError as error:
+        return [], error
+    except Exception as error:  # noqa: BLE001 - whatever an engine raises is no answer; the log has the traceback
+        _log.debug("The engine failed.", exc_info=error)
+        detail = " ".join(str(error).split())[:_MAX_ERROR_LENGTH].rstrip(".")
+        return [], EngineError(f"The engine failed ({type(error).__name__}{detail and f': {detail}'}).")
+    if any(output.cancelled for output in outputs):
+        raise KeyboardInterrupt
+    failures = [failure for output in outputs if (failure := output.failure) is not None]
+    if not failures and len({output.index for output in outputs}) < len(requests):
+        failures.append(EngineError("The engine gave no answer."))
+    return [output for output in outputs if output.failure is None], next(iter(failures), None)
+
+
+def answer_all(
+    engine: EngineProtocol,
+    requests: Sequence[Request],
+    sampling_params: SamplingParams,
+    retries: RetryPolicy = DEFAULT_RETRIES,
+) -> list[RequestOutput]:
+    """Return the outputs of all requests, as `ask` does; raises its failure if the engine still fails after retries."""
+
+    def answer() -> list[RequestOutput]:
+        outputs, failure = ask(engine, requests, sampling_params)
+        if failure is not None:
+            raise failure
+        return outputs
+
+    return call_with_retries(answer, retries)
 
 
 def _sampling_settings(sampling_params: SamplingParams) -> dict[str, Any]:
@@ -201,15 +277,13 @@ def batch_problems(problems: Sequence[Problem], size: int, lengths: Sequence[int
 
 
 def make_results(batch: Sequence[Problem], answers: Sequence[RequestOutput], method: str) -> Iterator[Result]:
-    """Yield one result per problem; a missing answer becomes a result with an error."""
-    by_index: Mapping[int, RequestOutput] = {answer.index: answer for answer in answers}
+    """Yield one result per answer, with an error if its prompt could not be answered (see `ask`)."""
     # The engine may start the rows of a batch one after another: the last one to finish gives the batch's time.
     seconds = max((answer.queued_seconds + answer.seconds for answer in answers), default=0.0) / len(batch)
-    for index, problem in enumerate(batch):
-        answer = by_index.get(index)
-        if answer is None or answer.error is not None:
-            error = "The engine gave no answer." if answer is None else answer.error
-            yield Result(method, problem.id, error=error)
+    for answer in sorted(answers, key=lambda answer: answer.index):
+        problem = batch[answer.index]
+        if answer.error is not None:
+            yield Result(method, problem.id, error=answer.error, error_kind="prompt")
             continue
         yield Result(
             method,

@@ -27,6 +27,7 @@ from evaluate.generate import (
     EngineProtocol,
     EvaluationPlan,
     ProgressBar,
+    answer_all,
     batch_problems,
     make_results,
     make_sampling_params,
@@ -84,14 +85,16 @@ def evaluate_style(
     shots: str,
     on_progress: Callable[[int, str], None],
 ) -> StyleScore:
-    """Generate answers to the plan's problems in one style and score them; a failure scores 0."""
+    """Generate answers to the plan's problems in one style and score them; a prompt that is too long scores 0.
+
+    Raises PromptOrTuneError if the engine still fails after the default retries.
+    """
     method = SHOT_METHODS[shots]
     scores: list[dict[str, float | None]] = []
     failures = 0
     for part in batch_problems(plan.problems, plan.batch):
-        answers = engine.answer([Request(problem, method, plan.data, style) for problem in part], plan.sampling_params)
-        if any(answer.cancelled for answer in answers):
-            raise KeyboardInterrupt
+        requests = [Request(problem, method, plan.data, style) for problem in part]
+        answers = answer_all(engine, requests, plan.sampling_params)
         for problem, result in zip(part, make_results(part, answers, method.name), strict=True):
             codes = [candidate["code"] for candidate in result.candidates]
             scores.append(score_candidates(codes, problem.reference, 1))

@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING, Any
 from common.format import format_bytes
 from errors import PromptOrTuneError
 from evaluate.aggregate import metric_title
+from evaluate.completeness import (
+    engine_failures_note,
+    missing_counts,
+    missing_note,
+    require_any_complete,
+    require_scored,
+)
 from evaluate.results import Run
-from evaluate.scoring import has_tests, require_scored
+from evaluate.scoring import has_tests
 from evaluate.table import (
     MethodComparison,
     MethodRow,
@@ -67,13 +74,14 @@ def _run_section(run: Run, markdown: bool, pairs: MethodPairs | None) -> str:
         require_scored([run])
     except PromptOrTuneError as error:
         return str(error)
-    rows = method_rows(run)
-    if not rows:
+    rows, missing = method_rows(run), missing_note(run)
+    if not rows and not missing:
         return f"{run.path} holds no results yet."
-    parts = [_provenance(run, markdown), render_methods(rows, markdown), table_footnote(rows)]
-    missing = [f"{name} {len(run.results(name))}" for name in run.methods if len(run.results(name)) < len(run.problems)]
+    parts = [_provenance(run, markdown)]
+    if rows:
+        parts += [render_methods(rows, markdown), table_footnote(rows)]
+    parts += [note for note in (engine_failures_note(run), missing) if note]
     if missing:
-        parts.append(f"Not finished, of {len(run.problems)} problems: {', '.join(missing)}.")
         return "\n\n".join(parts)
     failed = [result for name in run.methods for result in run.results(name) if result.error]
     if failed:
@@ -156,8 +164,9 @@ def metric_records(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 
 def metrics_csv(runs: Sequence[Run]) -> str:
-    """Return `metric_records` as CSV. Raises PromptOrTuneError for a run with unscored results."""
+    """Return `metric_records` as CSV. Raises PromptOrTuneError for unscored results and for no complete method."""
     require_scored(runs)
+    require_any_complete(runs)
     return to_csv(metric_records(runs))
 
 
@@ -211,6 +220,7 @@ def json_report(runs: Sequence[Run], command: str, pairs: Sequence[tuple[str, st
                 "provenance": run.provenance,
                 "scored_with": run.scored_with,
                 "methods": run.methods,
+                "missing": missing_counts(run),
                 "metrics": list(metric_records([run])),
                 "comparisons": [_comparison_record(pair) for pair in compare_methods(run, pairs)],
             }
@@ -225,7 +235,7 @@ def _cross_run_comparisons(runs: Sequence[Run]) -> Sequence[MethodComparison]:
     digests = {run.settings["data_digest"] for run in runs}
     try:
         return compare_runs(runs) if len(digests) == 1 else []
-    except PromptOrTuneError:  # a run is unfinished: one method has answered more problems than the other
+    except PromptOrTuneError:  # a method of one of the runs lacks answers
         return []
 
 
@@ -296,9 +306,10 @@ def plot_report_png(runs: Sequence[Run]) -> bytes:
 def build_figure(runs: Sequence[Run]) -> Figure:
     """Build a figure with one panel per metric of the table, then curves of EM@k and Pass@k over k.
 
-    PromptOrTuneError where there is no result yet, or a run is not scored to its end.
+    PromptOrTuneError where a run has no complete method yet, or is not scored to its end.
     """
     require_scored(runs)
+    require_any_complete(runs)
     # Not pyplot, whose global state is shared with all other plots of the process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

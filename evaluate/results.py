@@ -9,6 +9,10 @@ they depend on different things: `text` (exact match, CodeBLEU, parse rate) and 
 tests). A `key` record holds what the scores of a kind were made with; each `scores` record names its key and the
 digest of what was scored. Readers use, of each kind, the scores under the last key whose candidates, reference and
 tests are still those of the run; all others count as not yet scored.
+
+Earlier versions stored failures of the engine as results with an error, and failures of the sandbox as tests that did
+not pass. Both are recognised when a file is read, and left out: the problem counts as not yet answered, the answer as
+not yet scored.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from errors import PromptOrTuneError
+from errors import PromptOrTuneError, is_prompt_error
 from evaluate.journal import Journal, read_records
 from tasks.problem import AssertTest, Problem, StdioTest, Test
 
@@ -151,6 +155,7 @@ def _attach_records(run: Run, records: Sequence[dict[str, Any]], kinds: Iterable
     results = {(method, result.problem): result for method in run.methods for result in run.results(method)}
     valid: dict[tuple[str, str, str], dict[str, Any]] = {}
     run.clear_scores()
+    run.sandbox_failures.clear()
     try:
         for record in records:
             if record["kind"] != "scores" or record["key"] != keys[record["of"]]["key"]:
@@ -158,6 +163,9 @@ def _attach_records(run: Run, records: Sequence[dict[str, Any]], kinds: Iterable
             method, problem = record["method"], record["problem"]
             result = results.get((method, problem))
             if result is None or record["digest"] != result_digest(run, problems[problem], result):
+                continue
+            if any(is_sandbox_failure(check) for checks in record.get("checks", ()) for check in checks):
+                run.sandbox_failures.add((method, problem))
                 continue
             valid[record["of"], method, problem] = record
             run.set_scores(method, problem, record["scores"], record.get("checks", ()))
@@ -167,6 +175,14 @@ def _attach_records(run: Run, records: Sequence[dict[str, Any]], kinds: Iterable
         path = scores_path(run.path)
         raise _invalid_scores_error(path) from error
     return [*(dict(key) for kind, key in keys.items() if kind in used or kind in kinds), *valid.values()]
+
+
+def is_sandbox_failure(check: Mapping[str, Any]) -> bool:
+    """Return whether a test record says that the sandbox did not run the program; earlier versions stored these."""
+    status, reason = check.get("status"), str(check.get("reason"))
+    return (status == "refused" and reason.startswith("could not be run")) or (
+        status == "killed" and "(stopped from outside)" in reason
+    )
 
 
 def to_json_types(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,7 +225,8 @@ _TEST_TYPES: dict[str, type[AssertTest] | type[StdioTest]] = {"assert": AssertTe
 
 @dataclass(frozen=True)
 class Result:
-    """One method's answer to one problem. A failure has `error`, no candidates, and scores of 0.
+    """One method's answer to one problem. A prompt that no try can answer has `error`, no candidates, and scores of 0;
+    its `error_kind` is "prompt", which results of earlier versions lack (errors.is_prompt_error).
 
     `scores` is empty until they are computed. `candidates` are records of text, code, logprob, tokens and times (how
     many samples or beams have this code), best first; `examples` the ids of the examples in the prompt; `seconds` the
@@ -227,6 +244,7 @@ class Result:
     tokens: int = 0
     notes: Sequence[str] = ()
     error: str | None = None
+    error_kind: Literal["", "prompt"] = ""
     checks: Sequence[Sequence[Mapping[str, Any]]] = ()
 
 
@@ -238,7 +256,8 @@ class Run:
     digest, examples, prompt style and fingerprint) and its `peak_memory_bytes`; `provenance` is further information
     (command, versions); `scored_with` says for each kind of score (`text`, `tests`) what it was made with: metric
     versions, sandbox layer and limits. `problems` are records of id, intent, reference, tests, entry_point and
-    difficulty.
+    difficulty. `engine_failures` are the errors, by method and problem, that an earlier version stored in place of an
+    answer, and `sandbox_failures` the methods and problems whose stored test results are no results.
 
     A run from `open_run` holds the lock of its file until `close`; use it in a `with` statement.
     """
@@ -249,6 +268,8 @@ class Run:
     provenance: dict[str, Any] = field(default_factory=dict)
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     scored_with: dict[str, dict[str, Any]] = field(default_factory=dict)
+    engine_failures: dict[tuple[str, str], str] = field(default_factory=dict)
+    sandbox_failures: set[tuple[str, str]] = field(default_factory=set)
     _results: dict[tuple[str, str], Result] = field(default_factory=dict)
     _journal: Journal | None = None
     _pending: list[dict[str, Any]] | None = None  # records not yet on disk; None while the file holds no run
@@ -259,6 +280,7 @@ class Run:
             key = (result.method, result.problem)
             if key not in self._results:
                 self._results[key] = result
+                self.engine_failures.pop(key, None)
                 self._write_record(_result_record(result))
 
     def has_result(self, method: str, problem: str) -> bool:
@@ -295,6 +317,8 @@ class Run:
         """Add scores and test records to a result of the run."""
         result = self._results[method, problem]
         merged = {**result.scores, **scores}
+        if "tests" in scores:
+            self.sandbox_failures.discard((method, problem))
         self._results[method, problem] = replace(result, scores=merged, checks=checks or result.checks)
 
     def clear_scores(self) -> None:
@@ -435,7 +459,11 @@ def _run_from_records(path: Path, records: Sequence[Mapping[str, Any]]) -> Run:
         elif record["kind"] == "method":
             run.update_method(fields["method"], fields["values"])
         elif record["kind"] == "result":
-            run.add([Result(**fields)])
+            result = Result(**fields)
+            if result.error is None or result.error_kind == "prompt" or is_prompt_error(result.error):
+                run.add([result])
+            elif not run.has_result(result.method, result.problem):
+                run.engine_failures[result.method, result.problem] = result.error
         elif record["kind"] == "resumed":
             run.provenance.setdefault("resumed_with", []).append(fields["provenance"])
         else:
@@ -445,4 +473,5 @@ def _run_from_records(path: Path, records: Sequence[Mapping[str, Any]]) -> Run:
 
 
 def _result_record(result: Result) -> dict[str, Any]:
-    return {"kind": "result", **{name: getattr(result, name) for name in _RESULT_FIELDS}}
+    kind = {"error_kind": result.error_kind} if result.error_kind else {}
+    return {"kind": "result", **{name: getattr(result, name) for name in _RESULT_FIELDS}, **kind}

@@ -2,7 +2,8 @@
 
 The metrics are defined in evaluate/metrics. Results that have scores already are not scored again. A code that several
 samples share counts once for each of them. Beams are not independent samples: only the first beam is run, and Pass@k is
-undefined. A failure (no answer) passes no test.
+undefined. A prompt that could not be answered passes no test. A failure of the sandbox is no test result: it is tried
+again, and then ends the scoring, with the answers left unscored.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from errors import PromptOrTuneError
+from errors import SandboxError
+from evaluate.completeness import count_unscored, require_scored
 from evaluate.metrics.basic import (
     exact_match,
     exact_match_at_k,
@@ -25,12 +27,17 @@ from evaluate.metrics.basic import (
 )
 from evaluate.metrics.codebleu import codebleu, codebleu_package_score
 from evaluate.results import Result, Run, ScoreFile, ScoreKind, tests_of
+from evaluate.retry import DEFAULT_RETRIES, Retries, RetryPolicy
 from tasks.problem import Test
 
 if TYPE_CHECKING:
     from evaluate.sandbox.sandbox import Sandbox
     from evaluate.test_runner.result import TestResult
 
+
+__all__ = ["count_unscored", "require_scored", "score_candidates", "score_code", "score_run", "score_tests"]
+
+T = TypeVar("T")
 
 # Increase when scores of the same candidates can change: earlier runs are then scored again.
 METRICS_VERSION = 2
@@ -120,6 +127,7 @@ def score_tests(
     """Run the candidates of each result against its tests in parallel.
 
     Yields each result when it is done, with its scores and, for each candidate that ran, the list of test records.
+    Raises SandboxError if a program could not be run; results that are not yielded yet are lost then.
     """
     from evaluate.test_runner.runner import run_tests_many
 
@@ -140,7 +148,7 @@ def score_tests(
                 yield code, tests
             number += len(codes)
 
-    for number, found in run_tests_many(programs(), sandbox, workers):
+    for number, found in sandbox_errors(run_tests_many(programs(), sandbox, workers)):
         first = first_of.pop(number)
         result, tests, checks = pending[first]
         checks[number - first] = [_test_record(test_result) for test_result in found]
@@ -150,6 +158,18 @@ def score_tests(
             yield result, _test_scores(result, complete, tests, decoding), complete
     for result, tests in unrun:
         yield result, _test_scores(result, [], tests, decoding), []
+
+
+def sandbox_errors(results: Iterator[T]) -> Iterator[T]:
+    """Yield the results of tests; raise SandboxError where this machine has no descriptor, thread or memory left."""
+    try:
+        yield from results
+    except (OSError, MemoryError) as error:
+        raise SandboxError(f"The sandbox failed ({type(error).__name__}: {error}).") from error
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            raise
+        raise SandboxError(f"The sandbox failed ({error}).") from error
 
 
 def _test_scores(
@@ -202,53 +222,57 @@ def score_run(
     make_progress: Callable[[int], ProgressProtocol],
     sandbox: Sandbox | None = None,
     workers: int | None = None,
+    retries: RetryPolicy = DEFAULT_RETRIES,
 ) -> None:
     """Score every result of the run that lacks scores, and store them in X.scores.jsonl beside its file.
 
     `make_progress` is called with the number of results whose texts are scored, and then with the number whose tests
     run: the two have different speeds. Tests run in `sandbox`, `workers` at a time (default: one per core); without a
-    sandbox no code runs, and stored test scores stay. A kill loses at most the last two seconds of scoring.
+    sandbox no code runs, and stored test scores stay. A kill loses at most the last two seconds of scoring. Raises
+    SandboxError if the sandbox still fails after `retries`: the scores so far are stored.
     """
     keys: dict[ScoreKind, Mapping[str, Any]] = {"text": text_metrics_key()}
     if sandbox is not None and has_tests(run.problems):
         keys["tests"] = test_metrics_key(sandbox.layer)
     file = ScoreFile.open(run, keys)
     try:
-        results = [result for method in run.methods for result in run.results(method)]
-        tested = {problem["id"] for problem in run.problems if problem.get("tests")} if "tests" in keys else set()
-        texts = [result for result in results if "parses" not in result.scores]
-        tests = [result for result in results if result.problem in tested and "tests" not in result.scores]
+        texts = [result for result in _all_results(run) if "parses" not in result.scores]
         if texts:
             _save_scores(file, run, "text", _score_texts(run, texts), make_progress(len(texts)))
-        if tests and sandbox is not None:
-            _save_scores(file, run, "tests", _score_tests(run, tests, sandbox, workers), make_progress(len(tests)))
+        if sandbox is not None and "tests" in keys:
+            _score_missing_tests(file, run, make_progress, sandbox, workers, Retries(retries))
     finally:
         file.close()
 
 
-def count_unscored(run: Run) -> int:
-    """Count the results that lack scores, or lack test scores while other results of the method have them.
-
-    A mean over the others would not be the method's mean.
-    """
+def _score_missing_tests(
+    file: ScoreFile,
+    run: Run,
+    make_progress: Callable[[int], ProgressProtocol],
+    sandbox: Sandbox,
+    workers: int | None,
+    attempts: Retries,
+) -> None:
     tested = {problem["id"] for problem in run.problems if problem.get("tests")}
-    count = 0
-    for results in map(run.results, run.methods):
-        tests_scored = any("tests" in result.scores for result in results)
-        count += sum(
-            not result.scores or (tests_scored and result.problem in tested and "tests" not in result.scores)
-            for result in results
-        )
-    return count
+    lacking = len(run.problems) * len(run.methods)
+    while tests := [item for item in _all_results(run) if item.problem in tested and "tests" not in item.scores]:
+        if len(tests) < lacking:
+            lacking = len(tests)
+            attempts.reset()
+        try:
+            _save_scores(file, run, "tests", _score_tests(run, tests, sandbox, workers), make_progress(len(tests)))
+        except SandboxError as error:
+            if attempts.wait(error):
+                continue
+            left = sum(item.problem in tested and "tests" not in item.scores for item in _all_results(run))
+            raise SandboxError(
+                f"{attempts.describe(error)}; answers without test results: {left}, and "
+                f"`python -m evaluate score {run.path}` runs their tests."
+            ) from error
 
 
-def require_scored(runs: Iterable[Run]) -> None:
-    """Raise PromptOrTuneError if any result of the runs is not scored."""
-    for run in runs:
-        if count := count_unscored(run):
-            raise PromptOrTuneError(
-                f"{run.path} holds {count} answers without scores: run `python -m evaluate score {run.path}` first."
-            )
+def _all_results(run: Run) -> list[Result]:
+    return [result for method in run.methods for result in run.results(method)]
 
 
 def has_tests(problems: Iterable[Mapping[str, Any]]) -> bool:

@@ -18,6 +18,7 @@ from evaluate.aggregate import (
     summarize,
     summarize_cost,
 )
+from evaluate.completeness import complete_methods, require_complete
 from evaluate.results import Result, Run
 from evaluate.stats import Interval, holm_correction, mcnemar_test, paired_bootstrap
 
@@ -31,7 +32,7 @@ class MethodRow:
     """A method's metrics and cost over its n problems.
 
     `metrics` has every metric that at least one problem has; `k` is the number of candidates requested. `errors` counts
-    failures, which score 0; `undefined_flow` the references without data flow.
+    prompts that could not be answered, which score 0; `undefined_flow` the references without data flow.
     """
 
     method: str
@@ -66,25 +67,24 @@ class MethodComparison:
 
 
 def method_rows(run: Run) -> list[MethodRow]:
-    """Return one row for each method that has scored results, in the run's order."""
+    """Return one row for each method that has a scored result for every problem, in the run's order."""
     k, seed = int(run.settings["decoding"]["candidates"]), int(run.settings["seed"])
-    scored = ((method, [result for result in run.results(method) if result.scores]) for method in run.methods)
-    return [_method_row(method, results, k, seed, run.methods[method]) for method, results in scored if results]
+    return [_method_row(method, run.results(method), k, seed, run.methods[method]) for method in complete_methods(run)]
 
 
 def compare_methods(run: Run, pairs: Sequence[tuple[str, str]] | None = None) -> list[MethodComparison]:
     """Compare pairs of methods on the run's problems in the headline metrics, with Holm's correction over all of them.
 
-    By default every finished method with zero-shot, and the last with the first. Raises UnknownNameError for a method
-    that the run does not have and PromptOrTuneError for two that have answered different problems.
+    By default every complete method with zero-shot, and the last with the first. Raises UnknownNameError for a method
+    that the run does not have and PromptOrTuneError for one that lacks answers or scores.
     """
     methods = [method for method in run.methods if run.results(method)]
     for name in (name for pair in pairs or () for name in pair):
         if name not in methods:
             raise unknown_name_error("method", name, methods)
     seed = int(run.settings["seed"])
-    finished = [method for method in methods if len(run.results(method)) == len(run.problems)]
-    chosen = _default_pairs(finished) if pairs is None else pairs
+    chosen = _default_pairs(complete_methods(run)) if pairs is None else pairs
+    require_complete(run, (name for pair in chosen for name in pair))
     return apply_holm_correction(
         [pair for a, b in chosen for pair in compare_results(run.results(a), run.results(b), a, b, seed)]
     )
@@ -93,7 +93,7 @@ def compare_methods(run: Run, pairs: Sequence[tuple[str, str]] | None = None) ->
 def compare_runs(runs: Sequence[Run]) -> list[MethodComparison]:
     """Compare methods of the same name in the first run and in each other run.
 
-    Raises PromptOrTuneError if the runs are over different problems.
+    Raises PromptOrTuneError if the runs are over different problems, or a method lacks answers or scores in one.
     """
     first = runs[0]
     pairs: list[MethodComparison] = []
@@ -103,7 +103,16 @@ def compare_runs(runs: Sequence[Run]) -> list[MethodComparison]:
                 f"{run.path} and {first.path} are over different problems and cannot be compared: "
                 "run both with the same --data, --split and --limit."
             )
-        for method in (name for name in run.methods if name in first.methods):
+        shared = [name for name in run.methods if name in first.methods]
+        require_complete(run, shared)
+        require_complete(first, shared)
+        for tested, other in ((run, first), (first, run)) if shared else ():
+            if "tests" in tested.scored_with and "tests" not in other.scored_with:
+                raise PromptOrTuneError(
+                    f"{tested.path} has test results and {other.path} has none, so they are not compared: "
+                    f"run `python -m evaluate score {other.path}` first."
+                )
+        for method in shared:
             labels = (f"{method} ({run.path.stem})", f"{method} ({first.path.stem})")
             pairs += compare_results(run.results(method), first.results(method), *labels, int(first.settings["seed"]))
     return apply_holm_correction(pairs)
@@ -218,7 +227,7 @@ def table_footnote(rows: Sequence[MethodRow]) -> str:
         notes.append("tree@1: equal syntax trees.")
     if "tests" in row.metrics:
         notes.append("tests passed: mean over problems of the mean over samples of the share of tests passed.")
-    notes.append("Failures score 0.")
+    notes.append("A prompt that does not fit the context scores 0.")
     if row.n < _MIN_PROBLEMS:
         notes.append(f"With {row.n} problems bootstrap intervals are too narrow: take {_MIN_PROBLEMS} or more.")
     return " ".join(notes)

@@ -18,6 +18,7 @@ from adapters.store import LIBRARY, Store
 from common.paths import ProgressFn
 from errors import PromptOrTuneError
 from evaluate.aggregate import metric_title, metric_values, summarize
+from evaluate.completeness import require_complete
 from evaluate.generate import (
     EngineProtocol,
     EvaluationPlan,
@@ -27,6 +28,7 @@ from evaluate.generate import (
     parse_methods,
 )
 from evaluate.results import Run, diff_settings, open_run, problem_record, read_run, scores_path, to_json_types
+from evaluate.retry import DEFAULT_RETRIES, RetryPolicy
 from evaluate.scoring import score_run
 from evaluate.stats import PairedDifference, holm_correction, paired_bootstrap
 from jobs.job import ScoreComparison, ServingOptions, Verdict
@@ -108,8 +110,13 @@ def generate_and_score(
     seed: int,
     max_new_tokens: int,
     report: ProgressFn,
+    *,
+    retries: RetryPolicy = DEFAULT_RETRIES,
 ) -> Run:
-    """Generate greedily and score the answers of the adapter and the baselines; continues the run in the file."""
+    """Generate greedily and score the answers of the adapter and the baselines; continues the run in the file.
+
+    Raises EngineError if the engine still fails after `retries`; what was answered is kept in the file.
+    """
     methods = parse_methods([*BASELINE_METHODS, adapter], engine.adapters())
     plan = EvaluationPlan(
         rows.name,
@@ -125,7 +132,13 @@ def generate_and_score(
         done = sum(len(run.results(method.name)) for method in methods)
         progress = _ProgressReporter(report, len(methods) * len(rows.problems), done)
         generate_results(
-            engine, plan, methods, run, lambda count, method: progress.update(count, f"answers, now of {method}")
+            engine,
+            plan,
+            methods,
+            run,
+            lambda count, method: progress.update(count, f"answers, now of {method}"),
+            retries,
+            "a resumed job asks for the rest",
         )
         score_run(run, lambda total: _ProgressReporter(report, total))
         return run
@@ -195,11 +208,12 @@ class _ProgressReporter:
 
 
 def make_verdict(run: Run, adapter: str, technique: str) -> Verdict:
-    """Compare the adapter with each baseline in each metric over the rows of this run, which must be scored.
+    """Compare the adapter with each baseline in each metric over the rows of this run.
 
     `technique` is its display name, such as LoRA. Intervals are paired bootstraps; the p-values of sign-flip tests are
-    Holm-corrected over all comparisons (evaluate.stats).
+    Holm-corrected over all comparisons (evaluate.stats). Raises PromptOrTuneError if a method lacks answers or scores.
     """
+    require_complete(run, (*BASELINE_METHODS, adapter))
     seed = int(run.settings["seed"])
     pairs = [(metric, baseline) for baseline in BASELINE_METHODS for metric in COMPARED_METRICS]
     scores = {

@@ -8,7 +8,7 @@ from threading import Event
 from typing import Any, Literal, Protocol
 
 from adapters.store import AdapterFolder
-from errors import PromptOrTuneError
+from errors import EngineError, PromptError, PromptOrTuneError, is_prompt_error
 from models.identity import BaseIdentity
 from tasks.methods import Method
 from tasks.problem import Example, Problem
@@ -123,8 +123,8 @@ class RowOutput:
 
     `samples` are the unmerged samples in the order of PartialOutput.candidate, empty for beam search; `candidates`
     are the same samples with equal ones merged. `error` is the message of a row that failed alone (for example when
-    its connection broke); its candidates then hold the text generated before the failure. `notes` are appended to
-    those of the RequestOutput.
+    its connection broke), and `exception` its error; its candidates then hold the text generated before the failure.
+    `notes` are appended to those of the RequestOutput.
     """
 
     index: int
@@ -134,6 +134,7 @@ class RowOutput:
     samples: tuple[Candidate, ...] = ()
     error: str | None = None
     notes: tuple[str, ...] = ()
+    exception: PromptOrTuneError | None = field(default=None, compare=False, repr=False)
 
 
 class Batch(Protocol):
@@ -241,6 +242,19 @@ class RequestOutput:
     queued_seconds: float = 0.0
     first_token_seconds: float = 0.0
     exception: PromptOrTuneError | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def failure(self) -> PromptOrTuneError | None:
+        """The error of an engine, a server or an adapter that failed; None for an answer and for a PromptError.
+
+        Only what the prompt itself makes impossible counts as an answer of the method: every other request has to be
+        sent again.
+        """
+        if self.error is None or isinstance(self.exception, PromptError):
+            return None
+        if self.exception is None and is_prompt_error(self.error):
+            return None
+        return self.exception or EngineError(self.error)
 
     @property
     def code(self) -> str:

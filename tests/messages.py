@@ -100,6 +100,8 @@ UNKNOWN_REVISION = "has no revision 'v9'"
 WRONG_SHA256 = "has the wrong SHA-256"
 
 # serve
+SERVER_DOES_NOT_ANSWER = "No server answers"
+ADAPTER_BROKEN_IS_BROKEN = "Adapter 'broken' is broken: train it again"
 ADAPTERS_IN_USE = "in use: try again in about 1 s"
 ADAPTER_CANNOT_BE_SCALED = "'{name}' cannot be scaled"
 ADAPTER_CHANGED_DURING_LOAD = "Adapter 'a' was changed while it was being loaded"
@@ -194,6 +196,21 @@ VIRTUAL_TOKENS_NOT_MERGED = r"change no weights, so it cannot be merged; serve i
 WEIGHTS_DIFFER_FROM_MANIFEST = r"is not the file that manifest\.json states"
 
 # evaluate
+TESTED_AND_UNTESTED = r"tested\.jsonl has test results and .*untested\.jsonl has none, so they are not compared"
+SANDBOX_WAS_CLOSED = r"^The sandbox was closed before all tests had run\."
+SANDBOX_CLOSED_ONE_ANSWER = r"^The sandbox was closed before all tests had run; answers without test results: 1, "
+LEAVE_NO_PROMPT_ANY_ROOM = "2048 new tokens leave no prompt any room in the context of 2048 tokens of tiny"
+HOLDS_1_ANSWERS_WITHOUT = r"run\.jsonl holds 1 answers without scores"
+HAS_6_OF_7_ANSWERS = "'zero-shot' has 6 of 7 answers in "
+HAS_1_OF_7_ANSWERS = "'zero-shot' has 1 of 7 answers in "
+FALLEN_OFF_THE_BUS = r"^The engine failed \(RuntimeError: the GPU has fallen off the bus\) \(tried 4 times\); the ans"
+COULD_NOT_START_A_PROGRAM = r"^The sandbox could not start a program \("
+ANSWERS_WITHOUT_SCORES = "answers without scores: run `python -m evaluate score"
+BUSY_ABOUT_3600 = r"^Busy, about 3600 s; the answers so far \(0\) are kept in "
+ANSWERS_WITHOUT_TEST_RESULTS = r"\(tried 4 times\); answers without test results: 1, and `python -m evaluate score "
+ANSWERS_SO_FAR_ARE_SAVED = (
+    r"; the answers so far \(4\) are kept in .*run\.jsonl, and the same command asks for the rest"
+)
 ADAPTER_DIGEST_CHANGED = r"'lora-tiny\+rag-4'.*adapter_digest 'lora-tiny:d1' there"
 ADAPTER_NAME_SHARED = r"gives 'lora-conala' to LoRA on tiny, conala and to LoRA on other.*\{model\}"
 ALREADY_VOTED = "You have voted on this pair and problem already"
@@ -240,6 +257,9 @@ VOTE_INVALID = "'middle' is no vote: choose one of left, right, tie, both bad"
 WRITTEN_BY_NEWER_VERSION = "written by a newer Prompt or Tune"
 
 # jobs
+RESUMED_JOB_ASKS_FOR_THE_REST = r"are kept in .*scores\.jsonl, and a resumed job asks for the rest\.$"
+RAG_8_HAS_39_OF_40_ANSWERS = "'rag-8' has 39 of 40 answers in "
+HOLDS_1_ANSWERS_WITHOUT_2 = r"none\.jsonl holds 1 answers without scores"
 ADAPTER_EXISTS = "An adapter 'lora-starter' exists"
 ALREADY_PUBLISHING = "An adapter is being published already"
 DISK_FULL = "free some room"

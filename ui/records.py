@@ -115,7 +115,8 @@ def add_test_results(record: Record, results: Sequence[Mapping[str, Any]], sandb
     """Return the record with test results; its score `tests` is the share of passed tests."""
     tests = [dict(result) for result in results]
     share = sum(bool(test["passed"]) for test in tests) / len(tests)
-    return {**record, "tests": tests, "sandbox": sandbox, "scores": {"tests": share, **record["scores"]}}
+    scores = {"tests": share, **record["scores"]}
+    return {**record, "tests": tests, "tests_note": "", "sandbox": sandbox, "scores": scores}
 
 
 def problem_tests(record: Record) -> tuple[Test, ...]:

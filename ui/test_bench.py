@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from queue import Empty, SimpleQueue
 from threading import Event
 
-from errors import PromptOrTuneError
+from errors import PromptOrTuneError, SandboxError
+from evaluate.retry import Retries, RetryPolicy
 from evaluate.sandbox.sandbox import Sandbox, open_sandbox
 from evaluate.sandbox.types import Limits
+from evaluate.scoring import sandbox_errors
 from evaluate.test_runner.result import TestResult
 from evaluate.test_runner.runner import run_tests_many
 from tasks.problem import Test
@@ -20,16 +22,21 @@ from ui.records import Record, add_test_results
 # Shorter than the limits of `python -m evaluate`, because a visitor waits; still a thousand times what most tests need.
 SANDBOX_LIMITS = Limits(wall_seconds=4, cpu_seconds=4)
 _WAIT_SECONDS = 0.25
+STOPPED_NOTE = "The tests were stopped before they had run on every answer."
 
 
 @dataclass(frozen=True)
 class TestBench:
-    """Opens a sandbox for each comparison; `queue` admits one comparison at a time to the CPU cores."""
+    """Opens a sandbox for each comparison; `queue` admits one comparison at a time to the CPU cores.
+
+    A sandbox that fails is tried again after the waits of `retries`.
+    """
 
     __test__ = False  # not a test class of pytest
 
     open: Callable[[], Sandbox] = open_sandbox
     queue: AdmissionQueue = field(default_factory=AdmissionQueue)
+    retries: RetryPolicy = field(default_factory=lambda: RetryPolicy((0.5, 2.0)))
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,8 @@ def test_answers(
 ) -> Iterator[TestProgress]:
     """Run the tests of every complete answer; the last value has no pending records.
 
-    Without a sandbox no code runs, and `tests_note` of every record gives the reason. Setting `cancel` ends the tests;
-    records without results then get a note.
+    Without a sandbox no code runs, and `tests_note` of every record gives the reason. Where the sandbox fails, or
+    `cancel` is set, the records without results get a note.
     """
     indices = [i for i, record in enumerate(records) if record["error"] is None and not record["cancelled"]]
     if not indices:
@@ -65,19 +72,26 @@ def test_answers(
     with bench.queue.enqueue() as ticket, sandbox:
         while (ahead := ticket.wait(_WAIT_SECONDS)) and not cancel.is_set():
             yield TestProgress(f"Waiting to test: {ahead} before yours.", tuple(done), frozenset(pending))
-        # Equal answers are run once.
-        by_code: dict[str, list[int]] = {}
-        for i in indices:
-            by_code.setdefault(records[i]["code"], []).append(i)
         yield _progress_update(done, pending, len(indices))
-        same_code = list(by_code.values())
-        for number, results in _run_in_thread([(code, tests) for code in by_code], sandbox, cancel):
-            for i in same_code[number]:
-                done[i] = add_test_results(done[i], [asdict(result) for result in results], sandbox.layer)
-                pending.discard(i)
-            yield _progress_update(done, pending, len(indices))
+        attempts, note = Retries(replace(bench.retries, sleep=bench.retries.sleep or cancel.wait)), STOPPED_NOTE
+        while pending and not cancel.is_set():
+            # Equal answers are run once.
+            by_code: dict[str, list[int]] = {}
+            for i in sorted(pending):
+                by_code.setdefault(records[i]["code"], []).append(i)
+            same_code = list(by_code.values())
+            try:
+                for number, results in _run_in_thread([(code, tests) for code in by_code], sandbox, cancel):
+                    for i in same_code[number]:
+                        done[i] = add_test_results(done[i], [asdict(result) for result in results], sandbox.layer)
+                        pending.discard(i)
+                    attempts.reset()
+                    yield _progress_update(done, pending, len(indices))
+            except SandboxError as error:
+                if not attempts.wait(error):
+                    note = f"{attempts.describe(error)}: the tests have not run on every answer, so try again."
+                    break
     if pending:
-        note = "The tests were stopped before they had run on every answer."
         done = list(add_tests_note(done, sorted(pending), note))
     yield TestProgress("", tuple(done), frozenset())
 
@@ -100,7 +114,7 @@ def _run_in_thread(
 
     def work() -> None:
         try:
-            for result in run_tests_many(jobs, sandbox, limits=SANDBOX_LIMITS):
+            for result in sandbox_errors(run_tests_many(jobs, sandbox, limits=SANDBOX_LIMITS)):
                 events.put(result)
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that reads the results
             events.put(error)

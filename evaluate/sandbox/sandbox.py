@@ -115,6 +115,15 @@ def open_sandbox(layer: str | None = None, unsafe: bool = False) -> Sandbox:
     `layer` is "bubblewrap", "landlock", or, only with `unsafe=True`, "unsafe-rlimits" (also "rlimits"), which hardly
     protects. Raises SandboxUnavailableError if the layer, or every layer, fails, and UnknownNameError for another name.
     """
+    try:
+        return _open_layer(layer, unsafe)
+    except OSError as error:  # no descriptor, process or temporary folder is left for the probe
+        raise SandboxUnavailableError(
+            f"The sandbox cannot be opened ({error}): free what this machine lacks and try again."
+        ) from error
+
+
+def _open_layer(layer: str | None, unsafe: bool) -> Sandbox:
     remove_stale_scratch_dirs()
     if layer in {UNSAFE_LAYER, "rlimits"}:
         if not unsafe:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from errors import PromptOrTuneError
+from errors import PromptOrTuneError, SandboxClosedError, SandboxError
 
 ExecutionStatus = Literal["ok", "error", "timeout", "memory", "output", "killed", "refused"]
 MEBIBYTE = 1024 * 1024
@@ -64,3 +64,13 @@ class ExecutionResult:
     layer: str
     seconds: float
     limit: str = ""
+
+
+def require_run(result: ExecutionResult) -> ExecutionResult:
+    """Return the result of a program that ran; raise SandboxError if the sandbox did not start it or was closed."""
+    reason = result.stderr.removeprefix("The program was not started: ").rstrip(".")
+    if result.limit == "stopped from outside" or (result.status == "refused" and reason == "the sandbox is closed"):
+        raise SandboxClosedError("The sandbox was closed before all tests had run.")
+    if result.status == "refused":
+        raise SandboxError(f"The sandbox could not start a program ({reason}).")
+    return result

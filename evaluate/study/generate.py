@@ -26,6 +26,7 @@ from evaluate.generate import (
     parse_methods,
 )
 from evaluate.results import Run, open_run, problem_record, read_run
+from evaluate.retry import DEFAULT_RETRIES, RetryPolicy
 from evaluate.scoring import score_run
 from evaluate.study.cells import TRAINING_KEY
 from evaluate.study.config import StudyConfig
@@ -65,18 +66,20 @@ def generate_missing(
     command: str,
     open_engine: EngineOpener,
     sandbox: Sandbox | None = None,
+    retries: RetryPolicy = DEFAULT_RETRIES,
 ) -> None:
     """Generate and score the batches; each engine is closed before the next one is opened.
 
     `batches` must be grouped by engine, as `missing_jobs` returns them. Tests run in `sandbox`; without one they are
-    not scored.
+    not scored. Raises EngineError or SandboxError if the engine or the sandbox still fails after `retries`; what was
+    answered and scored is kept.
     """
     for _, group in groupby(batches, key=lambda batch: _engine_key(batch.jobs[0])):
         same_engine = list(group)
         with open_engine(same_engine[0].jobs[0]) as engine:
             for batch in same_engine:
-                run = _fill_run(config, batch, engine, data_dir, command)
-                score_run(run, ProgressBar, sandbox)
+                run = _fill_run(config, batch, engine, data_dir, command, retries)
+                score_run(run, ProgressBar, sandbox, retries=retries)
 
 
 def engine_opener(config: StudyConfig, data_dir: Path | None, report: ProgressFn) -> EngineOpener:
@@ -116,7 +119,12 @@ def check_base_revisions(jobs: Sequence[StudyJob]) -> None:
 
 
 def _fill_run(
-    config: StudyConfig, batch: RunFileJobs, engine: EngineProtocol, data_dir: Path | None, command: str
+    config: StudyConfig,
+    batch: RunFileJobs,
+    engine: EngineProtocol,
+    data_dir: Path | None,
+    command: str,
+    retries: RetryPolicy,
 ) -> Run:
     from tasks.datasets.registry import dataset_digest, load_examples, load_problems
 
@@ -146,7 +154,7 @@ def _fill_run(
             sum(not run.has_result(method.name, problem.id) for method in methods for problem in problems)
         )
         try:
-            generate_results(engine, plan, methods, run, progress.update)
+            generate_results(engine, plan, methods, run, progress.update, retries)
         finally:
             progress.close()
         for job in batch.jobs:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from common.files import atomic_write
+from evaluate.completeness import engine_failures_note, require_scored
+from evaluate.results import Run
 from evaluate.study.cells import CollectedRuns, FinishedJob
 from evaluate.study.config import StudyConfig
 from evaluate.study.figures import build_figures
@@ -37,7 +39,11 @@ _FIGURE_CAPTIONS = {
 
 
 def write_report(config: StudyConfig, rq: str, collected: CollectedRuns, folder: Path, command: str) -> list[Path]:
-    """Write rqN.md, CSV files of tables and findings, and PNG figures; return the paths, the page first."""
+    """Write rqN.md, CSV files of tables and findings, and PNG figures; return the paths, the page first.
+
+    Raises PromptOrTuneError if a run of the finished jobs has answers without scores.
+    """
+    require_scored(_runs(collected))
     tables = build_tables(config, rq, collected)
     figures = build_figures(config, rq, collected)
     findings = compute_findings(config, rq, collected)
@@ -107,9 +113,19 @@ def _provenance(config: StudyConfig, collected: CollectedRuns) -> str:
         *(f"Prompt style: {style}: {', '.join(dict.fromkeys(names))}" for style, names in styles.items()),
         *(f"Tests ran in the sandbox's layer {layer}" for layer in layers),
         "Versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()),
-        *([f"Not finished, left out: {', '.join(unfinished)}"] if unfinished else []),
+        *(note for run in _runs(collected) if (note := engine_failures_note(run))),
+        *(
+            [f"Not finished, left out: {', '.join(unfinished)}; the command below asks for the rest"]
+            if unfinished
+            else []
+        ),
     ]
     return _bullets(facts)
+
+
+def _runs(collected: CollectedRuns) -> list[Run]:
+    """Return the runs of the finished jobs, each once."""
+    return list({id(item.run): item.run for item in collected.finished.values()}.values())
 
 
 def _decoding_text(job: FinishedJob) -> str:

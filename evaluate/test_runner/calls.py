@@ -18,7 +18,7 @@ from typing import Any
 
 from common.format import format_bytes
 from evaluate.sandbox.sandbox import Sandbox
-from evaluate.sandbox.types import ExecutionResult, Limits, Program
+from evaluate.sandbox.types import ExecutionResult, Limits, Program, require_run
 from evaluate.test_runner import child
 from evaluate.test_runner.asserts import AssertPlan, Placeholder, evaluate_expr, is_constant
 from evaluate.test_runner.result import (
@@ -68,7 +68,7 @@ def run_calls(
     settled: dict[int, CallResult] = {}
     while len(settled) < len(calls):
         pending = range(len(settled), len(calls))
-        execution = sandbox.run(_child_program(code, preamble, calls, pending, limits))
+        execution = require_run(sandbox.run(_child_program(code, preamble, calls, pending, limits)))
         reader = _ChildOutput(pending, calls, execution, limits)
         settled.update(reader.results)
         if reader.load_error is not None:

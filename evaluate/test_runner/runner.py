@@ -28,7 +28,7 @@ from functools import partial
 
 from common.syntax import parse_python
 from evaluate.sandbox.sandbox import Sandbox
-from evaluate.sandbox.types import ExecutionResult, Limits, Program
+from evaluate.sandbox.types import ExecutionResult, Limits, Program, require_run
 from evaluate.test_runner.asserts import AssertPlan, BrokenTestError, plan_assert
 from evaluate.test_runner.calls import CallResult, ChildCall, explain_assert, explain_whole_assert, run_calls
 from evaluate.test_runner.result import TestResult, end_reason, one_line, shorten
@@ -81,7 +81,7 @@ _WorkUnit = tuple[int, list[int], Callable[[], list[TestResult]]]
 def run_tests(
     code: str, tests: Sequence[Test], sandbox: Sandbox, limits: Limits = DEFAULT_LIMITS, workers: int | None = None
 ) -> list[TestResult]:
-    """Run `tests` on `code` and return their results in order. Never raises for any code.
+    """Run `tests` on `code` and return their results in order. Never raises for any code, only SandboxError.
 
     `limits` apply to each call and each program run. `workers` processes run at a time (default: one per core).
     """
@@ -138,8 +138,12 @@ def _work_units(
 def _collect_finished(
     running: dict[Future[list[TestResult]], tuple[int, list[int]]], results: dict[int, list[TestResult | None]]
 ) -> Iterator[tuple[int, list[TestResult]]]:
-    """Wait for at least one unit; yield the candidates whose results are then complete."""
-    for done in wait(running, return_when=FIRST_COMPLETED).done:
+    """Wait for at least one unit; yield the candidates whose results are then complete.
+
+    Raises the SandboxError of a unit after the results of all others that have ended.
+    """
+    ended = wait(running, return_when=FIRST_COMPLETED).done
+    for done in sorted(ended, key=lambda future: future.exception() is not None):
         candidate, indices = running.pop(done)
         for index, result in zip(indices, done.result(), strict=True):
             results[candidate][index] = result
@@ -204,7 +208,7 @@ def _run_stdio(code: str, test: StdioTest, syntax_error: str, sandbox: Sandbox, 
     result = TestResult(False, "stdio", shorten(test.stdin), shorten(test.expected), "", syntax_error, "error")
     if syntax_error:
         return [result]
-    execution = sandbox.run(Program(code, test.stdin.encode(errors="replace").decode(), limits))
+    execution = require_run(sandbox.run(Program(code, test.stdin.encode(errors="replace").decode(), limits)))
     result = replace(result, got=shorten(execution.stdout), status=execution.status, seconds=execution.seconds)
     if execution.status != "ok":
         return [replace(result, reason=end_reason(execution, limits))]

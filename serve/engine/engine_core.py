@@ -329,6 +329,7 @@ class EngineCore:
             samples=row_output.samples,
             cancelled=row_output.cancelled,
             error=row_output.error,
+            exception=row_output.exception,
             notes=(*initial.notes, *row_output.notes),
             seconds=now - request.start_time,
             first_token_seconds=0.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from adapters.manifest import UNKNOWN
 from adapters.store import AdapterFolder, Store
-from errors import PromptOrTuneError, PromptTooLongError
+from errors import BusyError, EngineError, PromptError, PromptOrTuneError, PromptTooLongError
 from serve.engine.adapter_cache import AdapterCache, Lease
 from serve.types import Backend, Request, RequestOutput, Row, SamplingParams
 from tasks.methods import FixedExamples, Method, NearestExamples
@@ -57,12 +57,17 @@ class InputProcessor:
             raise
 
     def count_prompt_tokens(self, request: Request, sampling_params: SamplingParams) -> int:
-        """Return the number of prompt tokens, examples included; 0 if the request cannot be answered."""
+        """Return the number of prompt tokens, examples included; 0 if the request cannot be answered.
+
+        Raises EngineError or BusyError if the server that counts them fails.
+        """
         try:
             _check_request(request)
             name = request.method.adapter
             folder = None if name is None else self._store.open(name, self._backend.base)
             return self.build_row(0, request, sampling_params, folder)[1].prompt_tokens
+        except (EngineError, BusyError):
+            raise
         except PromptOrTuneError:
             return 0
 
@@ -84,7 +89,7 @@ class InputProcessor:
 
         Drops the oldest turns, then the least similar examples, until the prompt fits the context beside the virtual
         tokens of the adapter and (except for encoder-decoder models) `max_new_tokens`. Raises PromptTooLongError if
-        it does not fit even without them.
+        it does not fit even without them, unless the backend only estimates lengths: then the server decides.
         """
         base, method = self._backend.base, request.method
         virtual_tokens = adapter.virtual_tokens if adapter else 0
@@ -103,6 +108,8 @@ class InputProcessor:
             elif examples:
                 # The last example is the least similar one, or the last of a fixed sample.
                 examples.pop()
+            elif not getattr(self._backend, "has_exact_limits", True):
+                break
             else:
                 what = "intent" if request.raw is None else "prompt"
                 raise PromptTooLongError(
@@ -139,9 +146,9 @@ def _check_request(request: Request) -> None:
     """Raise PromptOrTuneError for what can be refused before anything is loaded."""
     if request.raw is None:
         if not request.problem.intent.strip():
-            raise PromptOrTuneError("The intent is empty: describe in a sentence what the Python should do.")
+            raise PromptError("The intent is empty: describe in a sentence what the Python should do.")
     elif not request.raw:
-        raise PromptOrTuneError("The prompt is empty: give at least one character to go on from.")
+        raise PromptError("The prompt is empty: give at least one character to go on from.")
     elif request.turns:
         raise PromptOrTuneError(
             "A raw prompt is read as it is: write earlier turns into it, or give an intent instead."

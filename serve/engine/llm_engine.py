@@ -12,7 +12,7 @@ from threading import Event
 from typing import Literal
 
 from adapters.store import Store
-from errors import PromptOrTuneError
+from errors import AdapterError, PromptOrTuneError
 from models.identity import BaseIdentity
 from serve.engine.adapter_cache import AdapterCache
 from serve.engine.config import EngineConfig, EngineStatus
@@ -133,6 +133,23 @@ class LLMEngine:
     def unsupported_reason(self, method: Method) -> str | None:
         """Return a message why this backend cannot run the method; None if it can."""
         return self._input_processor.unsupported_reason(method)
+
+    def require_method(self, method: Method) -> None:
+        """Raise PromptOrTuneError if this engine cannot answer with the method; its adapter is loaded to find out.
+
+        An EngineError or BusyError says nothing about the method: the server failed to load the adapter, or there is
+        no memory for it now.
+        """
+        reason = self.unsupported_reason(method)
+        if reason is not None:
+            raise AdapterError(reason)
+        if method.adapter is not None:
+            self._adapter_cache.acquire(method.adapter).release()
+
+    @property
+    def has_independent_rows(self) -> bool:
+        """Whether the other rows of a batch change nothing in an answer: a server decides itself what it batches."""
+        return bool(getattr(self._backend, "has_independent_rows", False))
 
     def status(self) -> EngineStatus:
         """Return the current load."""

@@ -98,6 +98,7 @@ class ZeroGpuRequest:
             candidates=finished.candidates,
             samples=finished.samples,
             error=finished.error,
+            exception=finished.exception,
             notes=(*base.notes, *finished.notes),
             seconds=finished.seconds,
         )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from threading import Event
 
+from errors import AdapterError, PromptTooLongError
 from models.identity import BaseIdentity
 from serve.types import Candidate, Request, RequestOutput, SamplingParams
+from tasks.methods import Method
 from tasks.problem import Example, Problem
 from tasks.prompt import STYLES
 
@@ -18,11 +22,33 @@ def problems(n: int) -> list[Problem]:
     return [Problem(f"p{index}", "add one " * (index + 1), f"x{index} = y + {index}") for index in reversed(range(n))]
 
 
-class FakeEngine:
-    """Fake engine whose first candidate is correct with an adapter, the second with examples, none otherwise."""
+def write_conala(folder: Path) -> Path:
+    """Write a data folder with six rows of each of CoNaLa's splits, and return it."""
+    (folder / "conala").mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        rows = [{"id": f"{split}-{at}", "nl": f"{split} intent {at}", "cmd": f"x{at} = y"} for at in range(6)]
+        (folder / "conala" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
 
-    def __init__(self, interrupt_at: int | None = None, failing: str = "", digest: str = "d1") -> None:
+
+class FakeEngine:
+    """Fake engine whose first candidate is correct with an adapter, the second with examples, none otherwise.
+
+    `failing` is the id of a problem whose prompt is too long; `refused` maps methods to the reason why they cannot be
+    answered.
+    """
+
+    has_independent_rows = False
+
+    def __init__(
+        self,
+        interrupt_at: int | None = None,
+        failing: str = "",
+        digest: str = "d1",
+        refused: Mapping[str, str] | None = None,
+    ) -> None:
         self.calls: list[list[Request]] = []
+        self._refused = refused or {}
         self._interrupt_at = interrupt_at
         self._failing = failing
         self._digest = digest
@@ -33,6 +59,10 @@ class FakeEngine:
 
     def adapters(self) -> list[str]:
         return ["lora-tiny"]
+
+    def require_method(self, method: Method) -> None:
+        if method.name in self._refused:
+            raise AdapterError(self._refused[method.name])
 
     def adapter_digest(self, name: str) -> str:
         return f"{name}:{self._digest}"
@@ -51,7 +81,8 @@ class FakeEngine:
     def _answer(self, index: int, request: Request, decoding: SamplingParams) -> RequestOutput:
         problem, method = request.problem, request.method
         if problem.id == self._failing:
-            return RequestOutput(index, request, error="The prompt has 9999 tokens and 2048 fit.")
+            error = PromptTooLongError("The prompt has 9999 tokens and 2048 fit.")
+            return RequestOutput(index, request, error=str(error), exception=error)
         codes = ["x = 1", problem.reference or "", "print(x)"]
         if method.adapter:
             codes = [problem.reference or "", "x = 1"]

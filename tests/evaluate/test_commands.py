@@ -19,19 +19,12 @@ from evaluate import __main__ as command
 from evaluate import prompt_style_search
 from evaluate.generate import ProgressBar
 from serve.types import Candidate, RequestOutput
-from tests.evaluate.fakes import FakeEngine
+from tests.evaluate.fakes import FakeEngine, write_conala
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data" / "conala"
-    folder.mkdir(parents=True)
-    for split in ("train", "validation", "test"):
-        rows = [
-            {"id": f"{split}-{index}", "nl": f"{split} intent {index}", "cmd": f"x{index} = y"} for index in range(6)
-        ]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder.parent
+    return write_conala(tmp_path / "data")
 
 
 @pytest.fixture
@@ -218,6 +211,26 @@ def test_styles_are_ranked_on_validation_problems(
     assert all(request.problem.id.startswith("validation-") for request in asked)
     assert {request.style.name for request in asked if request.style} == {"plain", "chat"}
     assert "Best few-shot: plain" in capsys.readouterr().out
+
+
+def test_a_failing_engine_makes_no_style_worse(
+    data: Path, tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    class Failing(FakeEngine):
+        def answer(self, *args: object, **kwargs: object) -> list[RequestOutput]:
+            outputs = super().answer(*args, **kwargs)  # type: ignore[arg-type]
+            failed = len(self.calls) > 4
+            return [replace(output, error="It broke.", candidates=()) if failed else output for output in outputs]
+
+    waits: list[float] = []
+    monkeypatch.setattr("evaluate.retry.time", argparse.Namespace(sleep=waits.append))
+    engines.append(Failing())
+    output = tmp_path / "styles.json"
+    assert prompt_style_search.main(arguments(data, output, "--styles", "chat,plain")) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "It broke."
+    assert waits == [1.0, 5.0, 20.0]
+    assert not output.exists(), "no style was finished"
 
 
 def test_chat_styles_are_skipped_for_a_base_without_a_chat_template() -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from errors import EngineError, PromptOrTuneError
 from evaluate.results import Result, Run
+from evaluate.retry import RetryPolicy
 from jobs.job import ScoreComparison, Verdict
 from jobs.scoring import (
     MAX_ROWS,
@@ -21,7 +23,9 @@ from jobs.scoring import (
     verdict_text,
 )
 from jobs.store import JobFolder
+from serve.types import RequestOutput
 from tasks.problem import Example, Problem
+from tests import messages
 from tests.evaluate.fakes import FakeEngine, problems
 from tests.jobs.service import ServiceWithoutWorker, submit_named
 from train.config import TrainConfig
@@ -93,6 +97,44 @@ def test_interrupted_scoring_continues_after_last_batch(tmp_path: Path) -> None:
     assert len(first.calls) + len(second.calls) == 9, "three batches per method, each answered once"
     complete = generate_and_score(FakeEngine(), ROWS, "lora-tiny", tmp_path / "complete.jsonl", 42, 64, lines.append)
     assert make_verdict(run, "lora-tiny", "LoRA").compared == make_verdict(complete, "lora-tiny", "LoRA").compared
+
+
+class DyingEngine(FakeEngine):
+    """An engine that answers a number of calls and then fails at every one."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self._left = calls
+
+    def answer(self, *args: object, **kwargs: object) -> list[RequestOutput]:
+        if not self._left:
+            raise RuntimeError("CUDA error: out of memory")
+        self._left -= 1
+        return super().answer(*args, **kwargs)  # type: ignore[arg-type]
+
+
+def test_engine_that_fails_is_no_score_and_resumed_job_continues(tmp_path: Path) -> None:
+    path, waits = tmp_path / "scores.jsonl", list[float]()
+    with pytest.raises(EngineError, match=messages.RESUMED_JOB_ASKS_FOR_THE_REST):
+        generate_and_score(
+            DyingEngine(4), ROWS, "lora-tiny", path, 42, 64, lambda _: None, retries=RetryPolicy(sleep=waits.append)
+        )
+    assert waits == [1.0, 5.0, 20.0]
+    second = FakeEngine()
+    run = generate_and_score(second, ROWS, "lora-tiny", path, 42, 64, lambda _: None)
+    assert len(second.calls) == 5
+    complete = generate_and_score(FakeEngine(), ROWS, "lora-tiny", tmp_path / "all.jsonl", 42, 64, lambda _: None)
+    assert make_verdict(run, "lora-tiny", "LoRA").compared == make_verdict(complete, "lora-tiny", "LoRA").compared
+
+
+def test_no_verdict_over_missing_or_unscored_rows() -> None:
+    run = run_of(40, zero_shot=[0], rag_8=[1], lora_mine=[0, 1, 2])
+    del run._results["rag-8", "p7"]
+    with pytest.raises(PromptOrTuneError, match=messages.RAG_8_HAS_39_OF_40_ANSWERS):
+        make_verdict(run, "lora-mine", "LoRA")
+    run.add([Result("rag-8", "p7")])
+    with pytest.raises(PromptOrTuneError, match=messages.HOLDS_1_ANSWERS_WITHOUT_2):
+        make_verdict(run, "lora-mine", "LoRA")
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense\n", b'{"kind": "run"}\n'])

@@ -136,6 +136,10 @@ def test_adapters_that_cannot_be_scaled_are_refused(local: Setup) -> None:
         with pytest.raises(PromptOrTuneError, match=messages.ADAPTER_CANNOT_BE_SCALED.format(name=name)):
             batch.add(0, Row("x", PLAIN, name, 0.5), SamplingParams())
         assert len(batch) == 0
+        folder = local.store.open(name, local.backend.base)
+        assert f"'{name}' cannot be scaled" in (local.backend.unsupported_reason(folder, 0.5) or "")
+        assert local.backend.unsupported_reason(folder) is None
+    assert local.backend.unsupported_reason(local.store.open("two", local.backend.base), 0.5) is None
 
 
 def test_running_row_uses_its_adapter_after_unload(local: Setup, tmp_path: Path) -> None:

@@ -12,7 +12,14 @@ from typing import Any, cast
 import pytest
 
 from adapters.store import Store
-from errors import AdapterError, BaseModelError, PromptOrTuneError, PromptTooLongError
+from errors import (
+    AdapterError,
+    BaseModelError,
+    EngineError,
+    PromptOrTuneError,
+    PromptTooLongError,
+    UnknownNameError,
+)
 from serve.engine.llm_engine import EngineConfig, EngineLoader, LLMEngine, ProgressFn
 from serve.types import PartialOutput, Request, RequestOutput, SamplingParams
 from tasks.methods import parse_method
@@ -77,6 +84,47 @@ def test_failing_request_does_not_affect_the_others(engine: LLMEngine) -> None:
     assert "Unknown adapter 'gone'" in answers[2].error
     assert answers[1].code
     assert answers[3].code
+
+
+def test_only_errors_of_the_prompt_are_answers_of_the_method(engine: LLMEngine) -> None:
+    requests = [_request("broken"), _request("zero-shot", " "), _request("gone"), _request("zero-shot", "x" * 1000)]
+    answers = engine.answer(requests, SamplingParams(max_new_tokens=100))
+    assert [type(answer.failure) for answer in answers] == [AdapterError, type(None), UnknownNameError, type(None)]
+    assert all(answer.error for answer in answers)
+    untyped = [
+        RequestOutput(0, requests[0], error=text) for text in ("It broke.", "The prompt has 9 tokens and 8 fit.")
+    ]
+    assert [type(answer.failure) for answer in untyped] == [EngineError, type(None)]
+
+
+def test_a_method_is_required_with_its_adapter_loaded(engine: LLMEngine, backend: CountingBackend) -> None:
+    methods = {name: parse_method(name, [*FakeStore().names(), "gone"]) for name in ("zero-shot", "lora-1", "broken")}
+    engine.require_method(methods["zero-shot"])
+    engine.require_method(methods["lora-1"])
+    assert [entry.name for entry in engine.adapter_cache.status().adapters] == ["lora-1"]
+    with pytest.raises(AdapterError, match=messages.ADAPTER_BROKEN_IS_BROKEN):
+        engine.require_method(methods["broken"])
+    assert backend.batches == []
+
+
+def test_prompt_tokens_of_a_server_that_fails_are_not_zero(
+    engine: LLMEngine, backend: CountingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: str) -> int:
+        raise EngineError("No server answers.")
+
+    monkeypatch.setattr(backend, "count_tokens", fail)
+    with pytest.raises(EngineError, match=messages.SERVER_DOES_NOT_ANSWER):
+        engine.count_prompt_tokens([_request("zero-shot")], SamplingParams())
+    assert isinstance(engine.answer([_request("zero-shot")], SamplingParams())[0].failure, EngineError)
+
+
+def test_a_prompt_whose_length_is_a_guess_is_left_to_the_server(
+    engine: LLMEngine, backend: CountingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "has_exact_limits", False, raising=False)
+    answer = engine.answer([_request("icl-2", "x" * 1000)], SamplingParams(max_new_tokens=100))[0]
+    assert (answer.error, answer.examples) == (None, ())
 
 
 def test_empty_intent_is_refused(engine: LLMEngine) -> None:

@@ -206,6 +206,30 @@ def test_run_without_scores_shows_the_score_command(tmp_path: Path) -> None:
     assert "6 answers, not scored yet: python -m evaluate score run.jsonl" in text
 
 
+def test_run_with_missing_answers_has_no_comparison_and_names_the_command(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+    last = max(at for at, line in enumerate(lines) if '"kind": "result"' in line and '"lora-starter"' in line)
+    dead = json.loads(lines[last]) | {"candidates": [], "error": "No server answers at http://h/v1: start it."}
+    path.write_text("".join(line for at, line in enumerate(lines) if at != last) + json.dumps(dead) + "\n")
+    run, other = read_run(path), read_run(write_run(tmp_path / "other.jsonl"))
+    run.provenance["command"] = "python -m evaluate --data starter --overwrite"
+    runs = [("runs/run.jsonl", run), ("runs/other.jsonl", other)]
+    text = Reader(summary_html(runs[:1], make_problem_table(runs[:1]), with_comparisons=True)).text
+    assert "1 stored result is a failure of the engine, which an earlier version scored 0" in text
+    assert "Not finished, of 3 problems: lora-starter 2. 1 answer is missing, so nothing is compared: " in text
+    assert "`python -m evaluate --data starter` asks for the rest." in text
+    assert "Comparisons" not in text
+    across = Reader(summary_html(runs, make_problem_table(runs), with_comparisons=True)).text
+    assert "'lora-starter' has 2 of 3 answers in run.jsonl" in across
+    assert "The same methods across runs" not in across
+    assert str(tmp_path) not in across
+    assert outcome(make_problem_table(runs).rows[2].results.get("runs/run.jsonl|lora-starter")) == "missing"
+    exported = base64.b64decode(export_runs(runs, "md", 1)["base64"]).decode()
+    assert "'lora-starter' has 2 of 3 answers in run.jsonl" in exported
+    assert str(tmp_path) not in exported
+
+
 def test_problem_list_is_paged() -> None:
     rows = tuple(ProblemRow({"id": f"p{n}", "intent": "x"}, {}) for n in range(PAGE_SIZE + 3))
     table = ProblemTable((), rows, (), {})

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from evaluate.sandbox.sandbox import SandboxUnavailableError, open_sandbox
+from evaluate.retry import RetryPolicy
+from evaluate.sandbox.sandbox import Sandbox, SandboxUnavailableError, open_sandbox
+from evaluate.sandbox.types import ExecutionResult, Program
 from serve.engine.llm_engine import EngineLoader
 from tasks.problem import AssertTest, Problem
 from tests.fakes import FakeEngine
@@ -88,6 +90,52 @@ def test_no_code_runs_without_a_sandbox(tmp_path: Path) -> None:
     assert all(record["tests"] == [] for record in records)
     assert NO_SANDBOX in Reader(finished_view(records)["head"]).text
     assert not trace.exists()
+
+
+class BrokenSandbox(Sandbox):
+    """A sandbox whose first programs cannot be started."""
+
+    def __init__(self, inner: Sandbox, failures: int, working: str = "") -> None:
+        super().__init__(inner.layer)
+        self.failures = failures
+        self._working = working
+
+    def run(self, program: Program) -> ExecutionResult:
+        if self.failures and not (self._working and self._working in program.code):
+            self.failures -= 1
+            reason = "The program was not started: [Errno 24] Too many open files."
+            return ExecutionResult("refused", "", reason, self.layer, 0.0)
+        return super().run(program)
+
+
+def test_a_sandbox_that_fails_for_a_moment_is_tried_again(sandbox: Sandbox) -> None:
+    waits: list[float] = []
+    broken = BrokenSandbox(sandbox, 2)
+    bench = TestBench(lambda: broken, retries=RetryPolicy((0.5, 2.0), sleep=waits.append))
+    records = collect_records(context_of(bench), COMPARISON)
+    assert 1 <= len(waits) <= 2
+    assert [record["scores"]["tests"] for record in records[:4]] == [0.5, 1, 1, 0]
+    assert {record["tests_note"] for record in records} == {""}
+
+
+def test_answers_that_a_broken_sandbox_did_not_test_are_not_compared(sandbox: Sandbox) -> None:
+    waits: list[float] = []
+    broken = BrokenSandbox(sandbox, 10_000, working="return x * x")
+    bench = TestBench(lambda: broken, retries=RetryPolicy((0.5, 2.0), sleep=waits.append))
+    steps = list(run_comparison(context_of(bench), COMPARISON, Event()))
+    records, view = steps[-1].records, steps[-1].make_view
+    untested = [record for record in records[:4] if not record["tests"]]
+    assert 3 <= len(untested) <= 4
+    assert all("tests" not in record["scores"] for record in untested)
+    notes = {record["tests_note"] for record in untested}
+    assert len(notes) == 1
+    assert notes.pop().startswith("The sandbox could not start a program ([Errno 24] Too many open files) (tried ")
+    assert view is not None
+    assert "Too many open files" in Reader(view()["head"]).text
+    assert [card["best"] for card in view()["cards"]] == [False] * 5
+    if len(untested) == 3:
+        assert "The tests have not run on 3 of 4 answers, so these are not compared." in steps[-1].status
+    assert waits[-2:] == [0.5, 2.0]
 
 
 def test_queue_admits_runs_first_in_first_out() -> None:

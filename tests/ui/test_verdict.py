@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.ui.test_records import records
+from ui.arena.events import without_partial_tests
 from ui.compare.verdict import best_indices, verdict_text
 
 
@@ -105,3 +106,22 @@ def test_reference_scores_decide_when_no_test_passes() -> None:
         "No answer passes all 2 tests; each passes 1 of 2.",
         frozenset(),
     )
+
+
+def test_answers_are_not_compared_where_one_was_not_tested() -> None:
+    untested = scored("icl-8", 1, 1.0)
+    runs = [after_tests("zero-shot", 4, 0, 0.3), untested, after_tests("rag-8", 0, 0, 0.2)]
+    assert verdict_text(runs) == "The tests have not run on 1 of 3 answers, so these are not compared."
+    assert best_indices(runs) == frozenset()
+    failed = scored("lora-x", None, None, error="Broken.")
+    stopped = scored("lora-y", None, None, cancelled=True)
+    assert best_indices([runs[0], runs[2], failed, stopped]) == {0}
+    assert best_indices([untested, scored("rag-8", 0, 0.2)]) == {0}, "where no test ran, the reference decides"
+
+
+def test_test_results_of_one_answer_alone_are_dropped() -> None:
+    before: list[Any] = [scored("zero-shot", 0, 0.3), scored("rag-8", 0, 0.2)]
+    tested = after_tests("zero-shot", 4)
+    noted: list[Any] = [record | {"tests_note": "The sandbox failed."} for record in before]
+    assert without_partial_tests(before, [tested, noted[1]]) == tuple(noted)
+    assert without_partial_tests(before, [tested, tested]) == (tested, tested)

@@ -27,7 +27,7 @@ from ui.arena.view import empty_match_view, match_view
 from ui.html import render
 from ui.labels import method_label
 from ui.records import Record
-from ui.test_bench import test_answers
+from ui.test_bench import add_tests_note, test_answers
 
 if TYPE_CHECKING:
     from ui.arena.page import ArenaPage
@@ -213,6 +213,7 @@ class ArenaEvents:
                     self._page.status: _paragraph_html(testing.status), self._page.answers_view: view,
                     self._page.run: gr.Button(visible=False), self._page.stop: gr.Button(visible=True),
                 }  # fmt: skip
+        records = without_partial_tests(match.records, records)
         with self._runner.matches.lock(visitor, session):
             current = self._runner.matches.load(visitor) or match
             if current.id == match.id:
@@ -288,8 +289,19 @@ class ArenaEvents:
         }
 
 
+def without_partial_tests(before: Sequence[Record], after: Sequence[Record]) -> tuple[Record, ...]:
+    """Return the records after the tests, or those before with a note if the tests did not run on both answers.
+
+    Results of one answer alone would count for or against it.
+    """
+    if _tests_ran(after):
+        return tuple(after)
+    note = next((record["tests_note"] for record in after if record["tests_note"]), "")
+    return add_tests_note(before, range(len(before)), note)
+
+
 def _tests_ran(records: Sequence[Record]) -> bool:
-    return any(record["tests"] for record in records)
+    return bool(records) and all(record["tests"] for record in records)
 
 
 def _paragraph_html(text: str) -> str:

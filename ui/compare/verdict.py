@@ -11,10 +11,12 @@ from ui.records import Record, records_to_csv, to_json
 
 
 def best_indices(records: Sequence[Record]) -> frozenset[int]:
-    """Return the indices of the best answers; none if all are equal or none has a score.
+    """Return the indices of the best answers; none if all are equal, none has a score, or one was not tested.
 
     Answers are ranked by: all tests pass, share of passed tests, exact match, CodeBLEU.
     """
+    if _count_untested([record for record in records if record["error"] is None and not record["cancelled"]]):
+        return frozenset()
     keys = {i: _rank_key(record) for i, record in enumerate(records)}
     scored = {i: key for i, key in keys.items() if key is not None}
     if not scored:
@@ -46,10 +48,18 @@ def _scores_text(records: Sequence[Record]) -> str:
     scored = [record for record in records if record["scores"].get("em") is not None]
     if not tested:
         return _reference_text(scored) if scored else _syntax_text(records)
+    if untested := _count_untested(records):
+        return f"The tests have not run on {untested} of {len(records)} answers, so these are not compared."
     leaders = [record for record in tested if _pass_rate(record) == max(map(_pass_rate, tested))]
     if _pass_rate(leaders[0]):
         return _tests_text(tested, leaders) + _tie_break_text(leaders)
     return _tests_text(tested, leaders) + (f" {_reference_text(scored)}" if scored else "")
+
+
+def _count_untested(records: Sequence[Record]) -> int:
+    """Return the number of answers without test results where others have some."""
+    untested = sum(not record["tests"] for record in records)
+    return untested if untested < len(records) else 0
 
 
 def _tests_text(tested: Sequence[Record], leaders: Sequence[Record]) -> str:

@@ -31,6 +31,7 @@ from ui.results.runs import (
     problem_list_component,
     problem_list_value,
     summary_component,
+    without_folders,
 )
 from ui.results.view import choose_html, empty_html, loading_html, problem_view, summary_html
 
@@ -113,7 +114,13 @@ def export_runs(runs: Sequence[tuple[str, Run]], kind: str, number: int) -> dict
         "png": plot_report_png,
         "jsonl.gz": _candidates_jsonl_gz,
     }
-    content = make[kind]([run for _, run in runs])
+    chosen = [run for _, run in runs]
+    try:
+        content = make[kind](chosen)
+    except PromptOrTuneError as error:
+        raise PromptOrTuneError(without_folders(str(error), chosen)) from error
+    if isinstance(content, str):
+        content = without_folders(content, chosen)
     data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
     prefix = "-".join(run.path.name.removesuffix(".gz").removesuffix(".jsonl") for _, run in runs)[:_MAX_NAME_LENGTH]
     return {

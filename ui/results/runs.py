@@ -137,16 +137,29 @@ def cached_pairs(run: Run) -> list[MethodComparison]:
     return list(_compute_cached("pairs", (run,), lambda: compare_methods(run)))
 
 
-def cached_pairs_across(runs: Sequence[Run]) -> list[MethodComparison]:
-    """Compare the methods that several runs share; [] if the runs have different problems."""
+def cached_pairs_across(runs: Sequence[Run]) -> tuple[list[MethodComparison], str]:
+    """Compare the methods that several runs share; the text says why they are not compared, '' if they are.
 
-    def compute() -> list[MethodComparison]:
+    Runs over different problems share nothing to compare, and the page has a message about them already.
+    """
+
+    def compute() -> tuple[list[MethodComparison], str]:
+        if len({run.settings.get("data_digest") for run in runs}) > 1:
+            return [], ""
         try:
-            return list(compare_runs(runs)) if len(runs) > 1 else []
-        except PromptOrTuneError:
-            return []
+            return (list(compare_runs(runs)) if len(runs) > 1 else []), ""
+        except PromptOrTuneError as error:
+            return [], without_folders(str(error), runs)
 
-    return list(_compute_cached("across", tuple(runs), compute))
+    pairs, refusal = _compute_cached("across", tuple(runs), compute)
+    return list(pairs), refusal
+
+
+def without_folders(text: str, runs: Sequence[Run]) -> str:
+    """Return a message without the folders of the runs, which a browser must not see."""
+    for folder in {run.path.parent for run in runs if run.path.is_absolute()}:
+        text = text.replace(f"{folder}/", "")
+    return text
 
 
 def _compute_cached(kind: str, runs: tuple[Run, ...], compute: Callable[[], Any]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from common.format import format_gigabytes
 from evaluate.aggregate import metric_title
+from evaluate.completeness import count_unscored, engine_failures_note, missing_note
 from evaluate.results import Result, Run
 from evaluate.stats import Interval
 from evaluate.table import MethodRow, render_comparisons, table_footnote, table_metrics
@@ -165,7 +166,7 @@ def loading_html(runs: Sequence[tuple[str, Run]]) -> str:
 
 def summary_html(runs: Sequence[tuple[str, Run]], table: ProblemTable, *, with_comparisons: bool) -> str:
     """Return the tables, the plots and, if `with_comparisons`, the paired comparisons of all runs."""
-    pairs = cached_pairs_across([run for _, run in runs]) if with_comparisons else []
+    pairs, refusal = cached_pairs_across([run for _, run in runs]) if with_comparisons else ([], "")
     return render(
         "results/summary.html.jinja",
         several=len(runs) > 1,
@@ -173,17 +174,19 @@ def summary_html(runs: Sequence[tuple[str, Run]], table: ProblemTable, *, with_c
         plots=_plots(table),
         pairs=pairs,
         pairs_text=render_comparisons(pairs) if pairs else "",
+        refusal=refusal,
     )
 
 
 def _run_values(name: str, run: Run, table: ProblemTable, *, with_comparisons: bool) -> dict[str, Any]:
     """Return the values that the template needs for one run."""
-    rows = cached_rows(run)
+    rows, missing, unscored = cached_rows(run), missing_note(run), count_unscored(run)
     values = {
         "name": name,
         "facts": _run_facts(run),
         "rows": [],
-        "unscored_count": sum(len(run.results(method)) for method in run.methods),
+        "unscored_count": unscored,
+        "notes": [note for note in (engine_failures_note(run), missing) if note],
         "file_name": name.rsplit("/", 1)[-1],
     }
     if not rows:
@@ -191,7 +194,7 @@ def _run_values(name: str, run: Run, table: ProblemTable, *, with_comparisons: b
     metrics = table_metrics(rows)
     costs = [cost for cost in COST_COLUMNS if any(cost[1](row) is not None for row in rows)]
     keys = {column.method: column.key for column in table.columns if column.run is run}
-    pairs = cached_pairs(run) if with_comparisons else []
+    pairs = cached_pairs(run) if with_comparisons and not missing and not unscored else []
     return values | {
         "columns": ["n", *map(metric_title, metrics), *(title for title, _ in costs)],
         "rows": [
@@ -205,7 +208,6 @@ def _run_values(name: str, run: Run, table: ProblemTable, *, with_comparisons: b
             for row in rows
         ],
         "footnote": table_footnote(rows),
-        "unfinished": _unfinished_note(run),
         "pairs": pairs,
         "pairs_text": render_comparisons(pairs) if pairs else "",
     }
@@ -221,15 +223,6 @@ def _run_facts(run: Run) -> str:
     with suppress(KeyError, ValueError):  # a file without a date is valid
         facts.append(format_date(str(run.provenance["started"])))
     return " · ".join(facts)
-
-
-def _unfinished_note(run: Run) -> str:
-    missing = [
-        f"{method_label(method)} {len(run.results(method))}"
-        for method in run.methods
-        if len(run.results(method)) < len(run.problems)
-    ]
-    return f"Not finished, of {len(run.problems)} problems: {', '.join(missing)}." if missing else ""
 
 
 def _score_cell(interval: Interval | None) -> tuple[str, str]:

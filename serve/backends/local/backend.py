@@ -98,6 +98,16 @@ class LocalBackend:
         """Return the size of the adapter's tensors in bytes."""
         return self._registry[name].size
 
+    def unsupported_reason(self, folder: AdapterFolder | None, scale: float = 1.0) -> str | None:
+        """Return why the adapter cannot be applied at that scale; None if it can."""
+        if folder is None or scale == 1:
+            return None
+        from serve.backends.local.lora.registry import cannot_scale_message
+
+        config = folder.config
+        scalable = config.get("peft_type") in ("LORA", "IA3") and not config.get("use_dora")
+        return None if scalable else cannot_scale_message(folder.name)
+
     def open_batch(self, mode: Literal["step", "beam"]) -> Batch:
         """Return an empty batch: "beam" for beam search, "step" for greedy decoding and sampling."""
         from serve.backends.local.batch import SamplingBatch

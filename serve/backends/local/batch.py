@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from errors import PromptOrTuneError
+from errors import PromptError
 from models.memory import trim_malloc
 from models.threads import release_thread_pool
 from serve.backends.local.detokenizer import Detokenizer, GeneratedText, IncrementalDetokenizer
@@ -121,13 +121,13 @@ class ContinuousBatch(ABC, Generic[GroupT]):
     def add(self, key: int, row: Row, sampling_params: SamplingParams) -> None:
         """Queue a row under an unused `key`; its prefill starts with the next step that can start one.
 
-        Raises PromptOrTuneError for an empty prompt.
+        Raises PromptError for an empty prompt.
         """
         if key in self._groups:
             raise ValueError(f"Row {key} is in the batch already.")
         tokens = self._encode(row)
         if not tokens:
-            raise PromptOrTuneError("The prompt is empty: give the model at least one character to read.")
+            raise PromptError("The prompt is empty: give the model at least one character to read.")
         group = self._make_group(key, row, sampling_params, PromptInput(tuple(tokens), self._resolve_adapter(row)))
         self._groups[key] = group
         self._waiting.append(group)

@@ -17,13 +17,22 @@ from models.identity import BaseIdentity
 from serve.backends.remote.client import ServerClient
 from serve.backends.remote.servers import RemoteAdapters, ServerInfo, discover, supports_logprobs
 from serve.backends.remote.stream import CompletionCall, EventLoopThread, RemoteBatch, RemoteRow, Timeouts
-from serve.backends.remote.tokenizer import ESTIMATED_NOTE, LocalTokenizer, TokenCounter, base_identity, known_base
+from serve.backends.remote.tokenizer import (
+    ESTIMATED_NOTE,
+    LocalTokenizer,
+    TokenCounter,
+    base_identity,
+    known_base,
+    known_context_length,
+)
 from serve.types import PartialOutput, Row, RowOutput, SamplingParams
 from tasks.prompt import Message
 
 
 class OpenAIBackend:
     """Implements Backend (serve/types.py) over HTTP. Rows are independent: a failing row does not affect others."""
+
+    has_independent_rows = True
 
     def __init__(
         self,
@@ -50,6 +59,8 @@ class OpenAIBackend:
         self._token_counter = TokenCounter(
             self._client, self._server.model, self._tokenizer.count if self._tokenizer else None
         )
+        self.has_exact_limits = bool(known_context_length(self._server, known)) and not self._token_counter.is_estimate
+        """Whether a prompt that seems too long is: otherwise the server has to say so."""
         self._adapters = RemoteAdapters(self._client, self._server)
         self._loop_thread = EventLoopThread(self._client, timeouts, self._server.server_type.max_streams)
         for warning in self._warnings():
@@ -116,7 +127,7 @@ class OpenAIBackend:
                 batch.add(index, row, sampling_params)
                 unfinished.add(index)
             except PromptOrTuneError as error:
-                yield RowOutput(index, (), 0.0, error=str(error))
+                yield RowOutput(index, (), 0.0, error=str(error), exception=error)
         while unfinished:
             if cancel.is_set():
                 yield from (batch.cancel(index) for index in sorted(unfinished))

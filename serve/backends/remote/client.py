@@ -17,13 +17,14 @@ from urllib.parse import urlsplit
 import httpx
 
 from common.format import format_bytes, quote_untrusted
-from errors import BaseModelError, BusyError, PromptOrTuneError
+from errors import BusyError, EngineError, PromptOrTuneError, PromptTooLongError, says_context_exceeded
 
 MAX_BODY_BYTES = 4 << 20
 _CONNECT_SECONDS = 10.0
 _READ_SECONDS = 30.0
 _MAX_RETRY_SECONDS = 3600.0
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+_REFUSED_REQUEST = (200, 400, 413, 422)  # statuses with which servers refuse a prompt that is too long
 _KEY_PATTERN = re.compile(r"[!-~]+")
 
 
@@ -117,20 +118,23 @@ class ServerClient:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self.connection_error(error) from error
 
-    def connection_error(self, error: Exception) -> PromptOrTuneError:
+    def connection_error(self, error: Exception) -> EngineError:
         """Return the error for a connection that failed before or during a response."""
         if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError):
-            return BaseModelError(f"No server answers at {self.url}: start it, or check --url.")
+            return EngineError(f"No server answers at {self.url}: start it, or check --url.")
         if isinstance(error, httpx.TimeoutException | TimeoutError):
-            return PromptOrTuneError(
-                f"The server at {self.host} was silent for too long: try again, or look at its log."
-            )
-        return PromptOrTuneError(
+            return EngineError(f"The server at {self.host} was silent for too long: try again, or look at its log.")
+        return EngineError(
             f"The connection to {self.host} broke off ({type(error).__name__}): try again, or look at its log."
         )
 
     def status_error(self, status: int, headers: Mapping[str, str], value: Any, model: str = "") -> PromptOrTuneError:
-        """Return the error for a response with an error status; it quotes the server's message without the key."""
+        """Return the error for a response with an error status; it quotes the server's message without the key.
+
+        Status 200 is that of a stream in which the server reports an error. The error is a PromptTooLongError where
+        the prompt is longer than the server's context, and an EngineError or BusyError where the same request may
+        succeed later.
+        """
         message = self.sanitize(error_message(value))
         if status in (401, 403):
             problem = "refuses the key" if self._key else "wants a key and none was given"
@@ -150,7 +154,12 @@ class ServerClient:
                 f"The server at {self.host} redirects (status {status}), and the key is sent to no other address: "
                 "give the final address as --url."
             )
-        return PromptOrTuneError(f"The server at {self.host} answered with status {status}{_in_parentheses(message)}.")
+        text = f"The server at {self.host} answered with status {status}{_in_parentheses(message)}."
+        if status in _REFUSED_REQUEST and (
+            says_context_exceeded(message) or _says_code(value, "context_length_exceeded")
+        ):
+            return PromptTooLongError(text)
+        return EngineError(text) if status == 200 or status >= 500 or status == 408 else PromptOrTuneError(text)
 
     def sanitize(self, text: str) -> str:
         """Return text of a server for use in a message: short, without control characters and the key."""
@@ -193,6 +202,12 @@ def error_message(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _says_code(value: Any, code: str) -> bool:
+    """Return whether an error response in OpenAI's format has this code."""
+    error = value.get("error") if isinstance(value, dict) else None
+    return isinstance(error, dict) and error.get("code") == code
+
+
 def _in_parentheses(text: str) -> str:
     return f" ({text})" if text else ""
 
@@ -227,12 +242,12 @@ class SSEDecoder:
     def feed(self, chunk: bytes) -> Iterator[dict[str, Any]]:
         """Yield the events that `chunk` completes.
 
-        Raises PromptOrTuneError for other data than events of JSON objects, and beyond `max_bytes` or MAX_LINE_BYTES.
+        Raises EngineError for other data than events of JSON objects, and beyond `max_bytes` or MAX_LINE_BYTES.
         """
         self._bytes_left -= len(chunk)
         self._buffer += chunk
         if self._bytes_left < 0 or len(self._buffer) - (self._buffer.rfind(b"\n") + 1) > MAX_LINE_BYTES:
-            raise PromptOrTuneError(f"The server at {self._host} sent far more than requested: the stream was closed.")
+            raise EngineError(f"The server at {self._host} sent far more than requested: the stream was closed.")
         *lines, rest = bytes(self._buffer).split(b"\n")
         self._buffer = bytearray(rest)
         for line in lines:
@@ -263,8 +278,6 @@ class SSEDecoder:
             raise self._invalid_stream_error(data)
         return value
 
-    def _invalid_stream_error(self, text: str) -> PromptOrTuneError:
+    def _invalid_stream_error(self, text: str) -> EngineError:
         sent = self._sanitize(text[:80])
-        return PromptOrTuneError(
-            f"The server at {self._host} does not speak OpenAI's stream (it sent {sent}): check --url."
-        )
+        return EngineError(f"The server at {self._host} does not speak OpenAI's stream (it sent {sent}): check --url.")

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import httpx
 
-from errors import BusyError, PromptOrTuneError
+from errors import BusyError, EngineError, PromptOrTuneError
 from serve.backends.remote.client import MAX_BODY_BYTES, ServerClient, SSEDecoder, decode_json
 from serve.generated_text import dedupe_candidates, find_stop, stable_prefix
 from serve.types import Candidate, PartialOutput, Row, RowOutput, SamplingParams, TokenLogprob
@@ -28,6 +28,8 @@ from tasks.prompt import PromptStyle
 
 # A chunk has one token or more, seldom none: a stream is cut at this many chunks beyond twice the limit of tokens.
 _EXTRA_CHUNKS = 16
+# Reasons with which vLLM and others end an answer that they have given up.
+_FAILED_REASONS = ("abort", "error", "cancelled")
 # Longer than the text of any token of a well-behaved server.
 _MAX_TOKEN_CHARACTERS = 256
 
@@ -217,8 +219,8 @@ class RemoteRow:
         self._candidates = [StreamedCandidate(row.style, decoding) for _ in range(decoding.candidates)]
         self._started_at: float | None = None
 
-    def row_output(self, *, cancelled: bool = False, error: str | None = None) -> RowOutput:
-        """Return the row's last event with everything received so far."""
+    def row_output(self, *, cancelled: bool = False, error: PromptOrTuneError | None = None) -> RowOutput:
+        """Return the row's last event with everything received so far; the error's message says if it is kept."""
         seconds = 0.0 if self._started_at is None else time.perf_counter() - self._started_at
         samples = tuple(
             candidate.candidate() for candidate in self._candidates if candidate.is_finished or candidate.text
@@ -229,7 +231,8 @@ class RemoteRow:
             seconds,
             cancelled=cancelled,
             samples=samples if self._decoding.mode == "sample" else (),
-            error=error,
+            error=None if error is None else self._error_message(error),
+            exception=error,
             notes=(*self._notes, *self._logprobs_notes()),
         )
 
@@ -247,10 +250,10 @@ class RemoteRow:
         calls = [self._call_with_retries(call, connection, emit) for call in self._calls]
         outputs = await asyncio.gather(*calls, return_exceptions=True)
         errors = [end for end in outputs if isinstance(end, Exception)]
-        messages = [str(error) for error in errors if isinstance(error, PromptOrTuneError)]
-        if errors and not messages:
+        expected = [error for error in errors if isinstance(error, PromptOrTuneError)]
+        if errors and not expected:
             raise errors[0]
-        emit(self.row_output(error=messages[0] if messages else None))
+        emit(self.row_output(error=expected[0] if expected else None))
 
     async def _call_with_retries(
         self, call: CompletionCall, connection: Connection, emit: Callable[[PartialOutput], None]
@@ -297,14 +300,12 @@ class RemoteRow:
                     if events.done or self._is_cut_off(call):
                         break
             if not self._is_finished(call):
-                raise PromptOrTuneError(f"The server at {client.host} ended the stream in the middle of the answer.")
+                raise EngineError(f"The server at {client.host} ended the stream in the middle of the answer.")
         except (httpx.HTTPError, TimeoutError) as error:
             if not has_begun and isinstance(error, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
                 raise
             if not self._is_finished(call):
-                raise self._with_partial_note(call, client.connection_error(error)) from error
-        except PromptOrTuneError as error:
-            raise self._with_partial_note(call, error) from error
+                raise client.connection_error(error) from error
 
     def _on_event(
         self,
@@ -333,6 +334,11 @@ class RemoteRow:
             ):
                 continue
             candidate = self._candidates[call.first_index + index]
+            if choice.get("finish_reason") in _FAILED_REASONS:
+                raise EngineError(
+                    f"The server at {client.host} gave up an answer (finish_reason '{choice['finish_reason']}'): "
+                    "look at its log."
+                )
             candidate.feed(choice)
             has_new = True
             emit(PartialOutput(self.key, candidate.stable_text, candidate.tokens, call.first_index + index))
@@ -353,11 +359,11 @@ class RemoteRow:
         """
         return self._is_finished(call) and not all(candidate.ended_by_server for candidate in self._candidates_of(call))
 
-    def _with_partial_note(self, call: CompletionCall, error: PromptOrTuneError) -> PromptOrTuneError:
-        """Return the error, with a note that the received text is kept if there is any."""
-        if isinstance(error, BusyError) or not any(candidate.text for candidate in self._candidates_of(call)):
-            return error
-        return PromptOrTuneError(f"{str(error).rstrip('.')}; the text received before is kept as a partial answer.")
+    def _error_message(self, error: PromptOrTuneError) -> str:
+        """Return the error's message, with a note that the received text is kept if there is any."""
+        if isinstance(error, BusyError) or not any(candidate.text for candidate in self._candidates):
+            return str(error)
+        return f"{str(error).rstrip('.')}; the text received before is kept as a partial answer."
 
 
 async def _require_stream(response: httpx.Response, client: ServerClient, model: str) -> None:
@@ -411,7 +417,7 @@ class EventLoopThread:
         except Exception as error:  # noqa: BLE001 - a defect must fail this row only; it is logged
             _log.exception("A row at %s failed.", self._client.host)
             message = f"The answer of {self._client.host} could not be read ({type(error).__name__}): see the log."
-            emit(row.row_output(error=message))
+            emit(row.row_output(error=EngineError(message)))
 
     def close(self) -> None:
         """Close all streams and end the thread."""

@@ -16,7 +16,7 @@ from typing import Any
 from adapters.manifest import UNKNOWN
 from common.format import quote_untrusted
 from common.paths import ProgressFn
-from errors import BaseModelError, PromptOrTuneError
+from errors import BaseModelError, EngineError, PromptOrTuneError
 from models.identity import BaseIdentity
 from models.source import EMBEDDED, EMBEDDED_ID, is_commit, resolve
 from serve.backends.remote.client import ServerClient, ServerResponse
@@ -105,8 +105,7 @@ def base_identity(
     if known is not None:
         _check_same_base(server, known, engine)
     config = _read_config(known)
-    max_positions = next((value for key in ("max_position_embeddings", "n_positions") if (value := config.get(key))), 0)
-    context = server.context_length or (max_positions if type(max_positions) is int else 0) or _SAFE_CONTEXT
+    context = known_context_length(server, known) or _SAFE_CONTEXT
     has_template = tokenizer is not None and tokenizer.has_template
     architectures = config.get("architectures") or [UNKNOWN]
     return BaseIdentity(
@@ -120,6 +119,13 @@ def base_identity(
         is_encoder_decoder=bool(config.get("is_encoder_decoder")),
         prompt_style="" if has_template else PLAIN,
     )
+
+
+def known_context_length(server: ServerInfo, known: KnownBase | None) -> int:
+    """Return the context length that the server tells, else that of the base's configuration, else 0."""
+    config = _read_config(known)
+    max_positions = next((value for key in ("max_position_embeddings", "n_positions") if (value := config.get(key))), 0)
+    return server.context_length or (max_positions if type(max_positions) is int else 0)
 
 
 def _check_same_base(server: ServerInfo, known: KnownBase, engine: str) -> None:
@@ -189,15 +195,17 @@ _COUNT_ENDPOINTS = (
 
 
 class TokenCounter:
-    """Counts tokens with the server's endpoint, which is found out once; recent texts are cached."""
+    """Counts tokens with the server's endpoint, which is found out once; recent texts are cached.
+
+    A server that counts and fails to do so raises an error instead of an estimate: an estimate is too high, and would
+    leave out examples or refuse a prompt that fits.
+    """
 
     def __init__(self, client: ServerClient, model: str, count_locally: CountFn | None) -> None:
         self._client = client
         self._model = model
         self._count_locally = count_locally
-        self._endpoint = next(
-            (endpoint for endpoint in _COUNT_ENDPOINTS if self._count_at(endpoint, _PROBE_TEXT)), None
-        )
+        self._endpoint = next((endpoint for endpoint in _COUNT_ENDPOINTS if self._has_endpoint(endpoint)), None)
         self._cache: dict[str, int] = {}
 
     @property
@@ -206,7 +214,7 @@ class TokenCounter:
         return self._endpoint is None and self._count_locally is None
 
     def __call__(self, text: str) -> int:
-        """Return the number of tokens of `text`."""
+        """Return the number of tokens of `text`; raises the error of `ServerClient.post` or of the response."""
         if text not in self._cache:
             if len(self._cache) >= _MAX_CACHED_TEXTS:
                 self._cache.clear()
@@ -216,19 +224,29 @@ class TokenCounter:
     def _count(self, text: str) -> int:
         if not text:
             return 0
-        if self._endpoint is not None and (count := self._count_at(self._endpoint, text)):
-            return count
-        return (
-            self._count_locally(text)
-            if self._count_locally is not None
-            else int(len(text.encode()) / _BYTES_PER_TOKEN) + 1
-        )
+        if self._endpoint is None:
+            if self._count_locally is not None:
+                return self._count_locally(text)
+            return int(len(text.encode()) / _BYTES_PER_TOKEN) + 1
+        try:
+            return self._count_at(self._endpoint, text)
+        except PromptOrTuneError:
+            if self._count_locally is None:
+                raise
+            return self._count_locally(text)
+
+    def _has_endpoint(self, endpoint: _CountEndpoint) -> bool:
+        try:
+            return self._count_at(endpoint, _PROBE_TEXT) > 0
+        except PromptOrTuneError:
+            return False
 
     def _count_at(self, endpoint: _CountEndpoint, text: str) -> int:
-        """Return the endpoint's count, 0 if it gives none."""
-        try:
-            response = self._client.post(endpoint.path, endpoint.body(self._model, text), at_root=True)
-        except PromptOrTuneError:
-            return 0
-        count = endpoint.parse(response) if response.status == 200 else 0
-        return count if type(count) is int and count > 0 else 0
+        """Return the endpoint's count; raises PromptOrTuneError if it gives none."""
+        response = self._client.post(endpoint.path, endpoint.body(self._model, text), at_root=True)
+        if response.status != 200:
+            raise self._client.status_error(response.status, response.headers, response.value, self._model)
+        count = endpoint.parse(response)
+        if type(count) is int and count > 0:
+            return count
+        raise EngineError(f"The server at {self._client.host} counted no tokens of a prompt: look at its log.")

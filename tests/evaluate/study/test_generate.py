@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from errors import PromptOrTuneError
+from errors import EngineError, PromptOrTuneError
 from evaluate.results import read_run
+from evaluate.retry import RetryPolicy
 from evaluate.study.cells import collect_jobs, read_runs
 from evaluate.study.config import StudyConfig
 from evaluate.study.generate import EngineOpener, check_base_revisions, generate_missing, missing_jobs
 from evaluate.study.jobs import StudyJob, limit_problems, run_path, study_jobs
 from evaluate.study.read_config import read_study_config, resolve_config_path
+from evaluate.study.report import write_report
 from models.identity import BaseIdentity
+from serve.types import RequestOutput
 from tests import messages
 from tests.evaluate.fakes import BASE, FakeEngine
 from tests.evaluate.study.conftest import add_adapter
@@ -128,6 +131,38 @@ def test_interrupted_run_continues(config: StudyConfig, tmp_path: Path, data: Pa
     assert len(again.methods) == 3 * N - sum(before.values())
     uninterrupted = EngineRecorder()
     run(config, "rq1", tmp_path / "complete", data, uninterrupted)
+    for job in jobs:
+        pair = [read_run(run_path(each, job)).results(job.method) for each in (folder, tmp_path / "complete")]
+        assert [each.scores for each in pair[0]] == [each.scores for each in pair[1]]
+
+
+def test_engine_that_fails_stops_the_study_and_the_same_command_continues(
+    config: StudyConfig, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, waits = tmp_path / "out", list[float]()
+    jobs = limit_problems(study_jobs(config, "rq1"), N)
+    whole = EngineRecorder()
+    run(config, "rq1", tmp_path / "complete", data, whole)
+    answer = FakeStudyEngine.answer
+
+    def dying(self: FakeStudyEngine, *args: object, **kwargs: object) -> list[RequestOutput]:
+        if len(self.calls) == 3:
+            raise RuntimeError("the GPU has fallen off the bus")
+        return answer(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeStudyEngine, "answer", dying)
+        with pytest.raises(EngineError, match=messages.FALLEN_OFF_THE_BUS):
+            generate_missing(
+                config, missing_jobs(jobs, folder), data, "the command", EngineRecorder().opener,
+                retries=RetryPolicy(sleep=waits.append),
+            )  # fmt: skip
+    assert waits == [1.0, 5.0, 20.0]
+    found = collect_jobs(jobs, read_runs(folder), folder)
+    assert (len(found.finished), [done for done, _ in found.unfinished.values()]) == (1, [4])
+    with pytest.raises(PromptOrTuneError, match=messages.ANSWERS_WITHOUT_SCORES):
+        write_report(config, "rq1", found, folder, "the command")
+    run(config, "rq1", folder, data, EngineRecorder())
     for job in jobs:
         pair = [read_run(run_path(each, job)).results(job.method) for each in (folder, tmp_path / "complete")]
         assert [each.scores for each in pair[0]] == [each.scores for each in pair[1]]

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from errors import SandboxClosedError
 from evaluate.sandbox.sandbox import Sandbox
 from evaluate.sandbox.types import ExecutionResult, Limits, Program
 from evaluate.test_runner.result import TestResult
 from evaluate.test_runner.runner import comparable_lines, first_difference, run_tests, run_tests_many
 from tasks.datasets.apps import parse_tests
 from tasks.problem import AssertTest, StdioTest, Test
+from tests import messages
 from tests.evaluate.hostile import HOSTILE
 from tests.evaluate.test_runner.cheats import CHEATS
 
@@ -270,12 +272,12 @@ def test_candidates_are_read_lazily(sandbox: Sandbox) -> None:
     assert len(taken) < 20
 
 
-def test_closed_sandbox_gives_a_reason_and_no_exception(sandbox: Sandbox) -> None:
+@pytest.mark.parametrize("tests", [asserts("f(1) == 1"), [ECHO]], ids=["calls", "stdio"])
+def test_closed_sandbox_raises_and_no_test_fails(sandbox: Sandbox, tests: list[Test]) -> None:
     closed = Sandbox(sandbox.layer)
     closed.close()
-    results = run(closed, "def f(x): return 1", [*asserts("f(1) == 1"), ECHO])
-    assert [result.status for result in results] == ["refused", "refused"]
-    assert all(result.reason.startswith("could not be run (The program was not started") for result in results)
+    with pytest.raises(SandboxClosedError, match=messages.SANDBOX_WAS_CLOSED):
+        run(closed, "def f(x): return 1", tests)
 
 
 def test_hostile_text_never_raises(sandbox: Sandbox) -> None:

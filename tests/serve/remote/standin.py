@@ -89,8 +89,8 @@ class StandIn:
 
 
 @contextmanager
-def served(standin: StandIn) -> Iterator[StandIn]:
-    """Serve the stand-in on a free local port during the block."""
+def served(standin: StandIn, port: int = 0) -> Iterator[StandIn]:
+    """Serve the stand-in during the block, on a free local port unless one is given."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -152,7 +152,7 @@ def served(standin: StandIn) -> Iterator[StandIn]:
         def handle_error(self, *_: Any) -> None:
             """Ignore clients that have disconnected."""
 
-    server = Server(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", port), Handler)
     standin.host = f"127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

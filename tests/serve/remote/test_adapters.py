@@ -11,7 +11,7 @@ import pytest
 
 from adapters.manifest import UNKNOWN
 from adapters.store import AdapterFolder
-from errors import AdapterError, PromptOrTuneError
+from errors import AdapterError, EngineError, PromptOrTuneError
 from serve.types import Row, SamplingParams
 from tests import messages
 from tests.adapters.folders import BASE, CONFIG, LAYERS, MANIFEST, store, tensors, write_adapter
@@ -245,3 +245,30 @@ def test_tokens_are_counted_as_the_server_counts_or_estimated(
     backend = connect(serve(StandIn(saying("x"), VLLM_MODELS, pages)).url)
     assert backend.count_tokens("dict(zip(keys, values)) # 2") == counted
     assert any("estimated" in note for note in answer(backend).notes) == (counted == 14)
+
+
+def test_counter_that_fails_later_gives_no_estimate(serve: Any, connect: Any) -> None:
+    replies = [Reply({"count": 5}), Reply({"count": 7}), Reply(b"", 502), Reply({"count": 0})]
+    standin = serve(StandIn(saying("x"), VLLM_MODELS, {"/tokenize": lambda _: replies.pop(0)}))
+    backend = connect(standin.url)
+    assert backend.count_tokens("one") == 7
+    for expected in ("answered with status 502", "counted no tokens"):
+        with pytest.raises(EngineError, match=expected):
+            backend.count_tokens("two")
+
+
+@pytest.mark.parametrize(
+    ("models", "pages", "exact"),
+    [
+        (VLLM_MODELS, {"/tokenize": Reply({"count": 5})}, True),
+        (VLLM_MODELS, {}, False),
+        ([{"id": "x", "owned_by": "someone"}], {"/tokenize": Reply({"count": 5})}, False),
+    ],
+    ids=["known", "tokens estimated", "context guessed"],
+)
+def test_prompt_is_refused_here_only_where_its_limits_are_known(
+    serve: Any, connect: Any, models: Any, pages: Any, exact: bool
+) -> None:
+    """A guess must not score a method 0: the server is asked, and refuses what is too long for it."""
+    backend = connect(serve(StandIn(saying("x"), models, pages)).url)
+    assert backend.has_exact_limits is exact

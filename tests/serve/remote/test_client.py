@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from errors import BusyError, PromptOrTuneError
+from errors import BusyError, EngineError, PromptOrTuneError, PromptTooLongError
 from serve.backends.remote.client import MAX_BODY_BYTES, ServerClient
 from serve.backends.remote.stream import Timeouts
 from serve.types import Row
 from tests import messages
-from tests.serve.remote.standin import VLLM_MODELS, Reply, StandIn, saying
+from tests.serve.remote.standin import VLLM_MODELS, Reply, StandIn, chunk, saying
 from tests.serve.remote.test_stream import GREEDY, PLAIN, answer, finish
 
 KEY = "sk-very-secret-0123456789"
@@ -169,3 +169,59 @@ def test_unencrypted_key_gives_a_warning(serve: Any) -> None:
     assert not ServerClient("https://models.example/v1", KEY).sends_key_unencrypted
     assert not ServerClient("http://127.0.0.1:1/v1", KEY).sends_key_unencrypted
     assert not ServerClient("http://models.example/v1").sends_key_unencrypted
+
+
+@pytest.mark.parametrize(
+    ("status", "value", "kind"),
+    [
+        (400, {"error": {"message": "This model's maximum context length is 8 tokens"}}, PromptTooLongError),
+        (413, {"message": "prompt is too long"}, PromptTooLongError),
+        (422, {"error": "`inputs` must have less than 8 tokens"}, PromptTooLongError),
+        (400, {"error": {"message": "no", "code": "context_length_exceeded"}}, PromptTooLongError),
+        (200, {"error": {"message": "maximum model length of 8"}}, PromptTooLongError),
+        (500, {"error": {"message": "maximum context length"}}, EngineError),
+        (200, {"error": {"message": "out of memory"}}, EngineError),
+        (408, None, EngineError),
+        (500, None, EngineError),
+        (502, None, EngineError),
+        (504, None, EngineError),
+        (429, None, BusyError),
+        (503, None, BusyError),
+        (400, {"error": {"message": "seed is not allowed"}}, PromptOrTuneError),
+        (401, None, PromptOrTuneError),
+        (404, None, PromptOrTuneError),
+        (307, None, PromptOrTuneError),
+    ],
+)
+def test_status_has_the_kind_of_error_that_says_whether_to_try_again(
+    status: int, value: Any, kind: type[PromptOrTuneError]
+) -> None:
+    error = ServerClient("http://127.0.0.1:1/v1").status_error(status, {}, value, "m")
+    assert type(error) is kind
+    one_message(str(error))
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [(Reply(b"", 502), EngineError), (Reply({"error": {"message": "context too long"}}, 400), PromptTooLongError)],
+)
+def test_failed_row_has_its_exception(serve: Any, connect: Any, reply: Reply, kind: type[PromptOrTuneError]) -> None:
+    standin = StandIn(saying("x"), VLLM_MODELS)
+    standin.pages["/v1/completions"] = lambda body: reply if body.get("stream") else standin._one_token(body)
+    end = answer(connect(serve(standin).url))
+    assert type(end.exception) is kind
+    assert str(end.exception) == end.error
+
+
+def test_partial_text_is_mentioned_in_the_message_and_not_in_the_exception(serve: Any, connect: Any) -> None:
+    end = answer(connect(serve(StandIn(lambda _: iter([chunk("half")]), VLLM_MODELS)).url))
+    assert (end.error or "").endswith("; the text received before is kept as a partial answer.")
+    assert isinstance(end.exception, EngineError)
+    assert str(end.exception).endswith("ended the stream in the middle of the answer.")
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", "cancelled"])
+def test_answer_that_the_server_gave_up_is_an_error(serve: Any, connect: Any, reason: str) -> None:
+    end = answer(connect(serve(StandIn(lambda _: iter([chunk("x = 1", 0, reason)]), VLLM_MODELS)).url))
+    assert isinstance(end.exception, EngineError)
+    assert f"gave up an answer (finish_reason '{reason}')" in one_message(end.error or "")

@@ -95,6 +95,14 @@ def load_adapter(
     )
 
 
+def cannot_scale_message(name: str) -> str:
+    """Return the message for an adapter that is requested at a scale and has none."""
+    return (
+        f"Adapter '{name}' cannot be scaled: leave the number after '*' out (only LoRA without DoRA and IA3 can be "
+        "scaled)."
+    )
+
+
 class AdapterRegistry:
     """The loaded adapters of one base by name. Thread-safe; running rows keep the adapter that they started with."""
 
@@ -130,8 +138,5 @@ class AdapterRegistry:
         if row.scale != 1 and (
             adapter.prompt_prefix is not None or any(isinstance(layer, DoraLayer) for layer in adapter.layers.values())
         ):
-            raise PromptOrTuneError(
-                f"Adapter '{row.adapter}' cannot be scaled: leave the number after '*' out (only LoRA without DoRA "
-                "and IA3 can be scaled)."
-            )
+            raise PromptOrTuneError(cannot_scale_message(row.adapter))
         return AppliedAdapter(adapter, row.scale)

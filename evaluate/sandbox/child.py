@@ -7,35 +7,46 @@ process is trusted. The keys of `spec` are those of ChildSpec in spec.py.
 
 from __future__ import annotations
 
+import _thread
 import builtins
 import ctypes
 import os
 import resource
 import sys
+from _frozen_importlib_external import PathFinder
 from _sitebuiltins import Quitter
 
 TYPE_CHECKING = False  # importing typing takes longer than the rest of this file
 if TYPE_CHECKING:
     from typing import Any
 
-EXIT_OUT_OF_MEMORY = 97  # exit status after a MemoryError; a program's own exit statuses become 0 or 1
+EXIT_OUT_OF_MEMORY, EXIT_DISK_FULL = 97, 98  # after such an error; a program's own exit statuses become 0 or 1
+DISK_FULL_ERRORS = (27, 28, 122)  # EFBIG, ENOSPC, EDQUOT
 TRACEBACK_CHARACTERS = 20_000  # a program's lines may be very long
 RESERVE_BYTES = 1 << 20  # freed when memory is exhausted, so that the error can be printed
 
-SET_PARENT_DEATH_SIGNAL, SET_SECCOMP, SET_NO_NEW_PRIVILEGES, SECCOMP_FILTER_MODE, SIGNAL_KILL = 1, 22, 38, 2, 9
+SET_PARENT_DEATH_SIGNAL, SET_DUMPABLE, SET_SECCOMP, SET_NO_NEW_PRIVILEGES = 1, 4, 22, 38
+SECCOMP_FILTER_MODE, SIGNAL_KILL = 2, 9
 ADD_RULE, RESTRICT_SELF, CREATE_RULESET, PATH_BENEATH = 445, 446, 444, 1
-TMPFS_MOUNT_FLAGS = 2 | 4 | 8  # nosuid, nodev, noexec
+READ_ONLY, MOUNT_FLAGS = 1, 2 | 4 | 8  # nosuid, nodev, noexec
+PROCESS_MOUNT_OPTIONS = b"subset=pid,hidepid=2"  # nothing but the folder of the process itself
 CAPABILITY_VERSION = 0x20080522
+MALLOC_ARENA_MAX = -8  # parameter of mallopt
+THREAD_ATTRIBUTES_BYTES = 64  # at least the size of pthread_attr_t
 
 libc = ctypes.CDLL(None, use_errno=True)
+end_process = os._exit
 
 
 def main(spec: dict[str, Any], ready_fd: int) -> None:
-    """Confine this process as `spec` says, write one byte to `ready_fd`, and run the program.
+    """Confine this process as `spec` says, send "+" to `ready_fd`, and run the program.
 
-    If a step fails, the process ends before the program starts, and nothing is written to `ready_fd`.
+    If a step fails, the process ends before the program starts, and "+" is not sent.
     """
     try:
+        if spec["mount"]:
+            mount_folders(spec["scratch"], spec["mount"])
+            fork_from_init(ready_fd)
         confine(spec, ready_fd)
         os.write(ready_fd, b"+")
         os.close(ready_fd)
@@ -47,22 +58,44 @@ def main(spec: dict[str, Any], ready_fd: int) -> None:
     run_program(source)
 
 
+def mount_folders(scratch: str, options: str) -> None:
+    """Mount the scratch folder, and /proc, which has the names of stdin and stdout, where the kernel permits it."""
+    mounted = libc.mount(b"tmpfs", scratch.encode(), b"tmpfs", MOUNT_FLAGS, options.encode())
+    check_libc_result(mounted, "mounting the scratch folder")
+    libc.mount(b"proc", b"/proc", b"proc", MOUNT_FLAGS | READ_ONLY, PROCESS_MOUNT_OPTIONS)
+
+
+def fork_from_init(ready_fd: int) -> None:
+    """Fork, and return in the new process. The old one, which is process 1 of its namespace, waits for it.
+
+    Process 1 sends "1" to `ready_fd`, and at the end the wait status and the processor time in seconds. It runs nothing
+    of the program. Its own end is that of the namespace: the kernel kills what is left in it.
+    """
+    os.write(ready_fd, b"1")
+    program = os.fork()
+    if program == 0:
+        return
+    libc.prctl(SET_DUMPABLE, 0, 0, 0, 0)
+    drop_capabilities()
+    _, status, usage = os.wait4(program, 0)
+    os.write(ready_fd, f"{status} {usage.ru_utime + usage.ru_stime}".encode())
+    os._exit(0)
+
+
 def confine(spec: dict[str, Any], ready_fd: int) -> None:
     """Apply all restrictions, in an order in which each step is still permitted."""
-    if spec["mount"]:
-        options = spec["mount"].encode()
-        check_libc_result(
-            libc.mount(b"tmpfs", spec["scratch"].encode(), b"tmpfs", TMPFS_MOUNT_FLAGS, options),
-            "mounting the scratch folder",
-        )
     os.chdir(spec["scratch"])
     folders = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in (*spec["readable"], spec["scratch"])}
     for name, (soft, hard) in spec["limits"].items():
         resource.setrlimit(getattr(resource, name), (soft, hard))
-    sys.path += spec["packages"]
+    limit_thread_stacks(spec["thread_stack"], spec["longest_stack"])
+    package_folders = list(spec["package_folders"])
     drop_privileges(spec["user"])
+    # The owner of the sandbox may look at the open files of a process that is dumpable; bubblewrap needs no such look.
+    libc.prctl(SET_DUMPABLE, 0 if spec["mount"] else 1, 0, 0, 0)
     set_parent_death_signal(spec["parent"])
-    needed_fds = open_unreachable_folders(folders)
+    needed_fds = open_unreachable_folders(folders, package_folders)
+    sys.meta_path.append(PackageFinder(package_folders, spec["package_names"]))
     check_libc_result(libc.prctl(SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0), "giving up new privileges")
     if spec["ruleset"]:
         apply_landlock(spec["ruleset"], spec["rules"], folders)
@@ -77,6 +110,11 @@ def drop_privileges(user: int | None) -> None:
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
+    drop_capabilities()
+
+
+def drop_capabilities() -> None:
+    """Drop all capabilities for good."""
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
     empty = (ctypes.c_uint32 * 6)()
     call = {"x86_64": 126, "aarch64": 91}[os.uname().machine]
@@ -94,11 +132,49 @@ def set_parent_death_signal(parent_pid: int | None) -> None:
             os._exit(1)
 
 
-def open_unreachable_folders(folders: dict[str, int]) -> set[int]:
+def limit_thread_stacks(default: int, longest: int) -> None:
+    """Set the size of the stacks of new threads, in bytes, and the largest size that `threading.stack_size` sets.
+
+    A stack counts against the address space as a whole; programs ask for far larger ones than they use.
+    """
+    attributes = ctypes.create_string_buffer(THREAD_ATTRIBUTES_BYTES)
+    if hasattr(libc, "pthread_setattr_default_np"):
+        libc.pthread_attr_init(attributes)
+        libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(default))
+        libc.pthread_setattr_default_np(attributes)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(MALLOC_ARENA_MAX, 1)  # each further arena takes 64 MB of the address space
+    set_size = _thread.stack_size
+
+    def stack_size(size: int = 0) -> int:
+        return set_size(min(size, longest))
+
+    _thread.stack_size = stack_size
+
+
+class PackageFinder:
+    """Finder of the packages that a program may import; their folders are not on `sys.path`."""
+
+    def __init__(self, folders: list[str], names: tuple[str, ...]) -> None:
+        self.folders, self.names = folders, frozenset(names)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Return the spec of a package, None for any other module."""
+        return PathFinder.find_spec(name, self.folders, target) if path is None and name in self.names else None
+
+    def find_distributions(self, context: Any) -> Any:
+        """Return the metadata of installed packages, for `importlib.metadata`."""
+        from importlib.metadata import DistributionFinder, MetadataPathFinder
+
+        wanted = DistributionFinder.Context(name=context.name, path=self.folders)
+        return MetadataPathFinder.find_distributions(wanted)
+
+
+def open_unreachable_folders(folders: dict[str, int], package_folders: list[str]) -> set[int]:
     """Return descriptors of folders that the new user cannot reach by path, because a parent has mode 0700.
 
     Python then finds its modules, and the program its folder, below /proc/self/fd/<number>: following such a link needs
-    no permissions on the path.
+    no permissions on the path. `package_folders` are changed too.
     """
     unreachable_fds = {
         path: descriptor
@@ -114,6 +190,7 @@ def open_unreachable_folders(folders: dict[str, int]) -> set[int]:
 
     if unreachable_fds:
         sys.path[:] = map(reachable, sys.path)
+        package_folders[:] = map(reachable, package_folders)
         for module in list(sys.modules.values()):
             search = getattr(module, "__path__", None)
             if isinstance(search, list):
@@ -174,6 +251,7 @@ def run_program(source: str) -> None:
     sys.argv[:] = ["program.py"]
     for name in ("exit", "quit"):  # -S skips the start-up files that define them
         setattr(builtins, name, Quitter(name, "Ctrl-D"))
+    os._exit = exit_with_zero_or_one
     reserve = [bytes(RESERVE_BYTES)]
     try:
         exec(compile(source, "program.py", "exec", dont_inherit=True), names)  # noqa: S102 - the purpose of the sandbox
@@ -190,6 +268,8 @@ def run_program(source: str) -> None:
         finally:
             if isinstance(error, MemoryError):
                 exit_process(EXIT_OUT_OF_MEMORY)
+            if isinstance(error, OSError) and error.errno in DISK_FULL_ERRORS:
+                exit_process(EXIT_DISK_FULL)
     else:
         return
     sys.exit(1)
@@ -215,4 +295,9 @@ def exit_process(status: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
-        os._exit(status)
+        end_process(status)
+
+
+def exit_with_zero_or_one(status: int) -> None:
+    """End at once as `os._exit` does; other exit statuses than 0 become 1, as those above 128 would mean a signal."""
+    end_process(1 if status & 0xFF else 0)

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import random
+import resource
 import shutil
 import struct
 import tempfile
@@ -26,7 +27,9 @@ from evaluate.sandbox.types import MEBIBYTE, Program
 
 SANDBOX_LAYERS = ("bubblewrap", "landlock")
 UNSAFE_LAYER = "unsafe-rlimits"
-STACK_BYTES = 64 * MEBIBYTE
+STACK_BYTES = 64 * MEBIBYTE  # of the first thread; the program may raise it
+THREAD_STACK_BYTES = 4 * MEBIBYTE  # of other threads, unless the program sets another size
+LONGEST_THREAD_STACK = 0.5  # of the memory
 OPEN_FILES = 64
 
 # Ids that systemd reserves for services with DynamicUser. Each program runs as one of them, so that it cannot reach
@@ -47,12 +50,15 @@ class ChildSpec:
 
     code: str
     scratch: str  # the working folder, empty, and the only writable one
-    mount: str  # options of a tmpfs to mount there; '' if the folder exists already
+    mount: str  # options of a tmpfs to mount there, in namespaces of bubblewrap; '' if the folder exists already
     limits: dict[str, tuple[int, int]]  # soft and hard, by the names in `resource`
     user: int | None  # id to change to; None to stay
     parent: int | None  # pid whose end ends the child; None if bubblewrap ensures that
     readable: tuple[str, ...]
-    packages: tuple[str, ...]
+    package_folders: tuple[str, ...]
+    package_names: tuple[str, ...]
+    thread_stack: int
+    longest_stack: int
     ruleset: bytes  # Landlock's; b"" if it is not used
     rules: list[isolation.LandlockRule]
     filter: bytes  # seccomp's, with `own_pid` in place of the child's pid; b"" if it is not used
@@ -69,11 +75,12 @@ def build_child_spec(layer: str, program: Program, scratch: str | None) -> Child
         "RLIMIT_FSIZE": limits.file_bytes,
         "RLIMIT_NOFILE": OPEN_FILES,
         "RLIMIT_CORE": 0,
-        "RLIMIT_STACK": STACK_BYTES,
         "RLIMIT_MEMLOCK": 0,
         "RLIMIT_MSGQUEUE": 0,
     }
     resources = {name: (int(value), int(value)) for name, value in maximums.items()}
+    highest = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    resources["RLIMIT_STACK"] = (STACK_BYTES if highest < 0 else min(STACK_BYTES, highest), highest)
     resources["RLIMIT_CPU"] = (cpu, cpu + 1)  # SIGXCPU at the soft limit shows the reason; SIGKILL at the hard one
     if user is not None or (layer == "bubblewrap" and isolation.nproc_limit_is_per_program()):
         resources["RLIMIT_NPROC"] = (limits.processes, limits.processes)
@@ -88,7 +95,10 @@ def build_child_spec(layer: str, program: Program, scratch: str | None) -> Child
         user=user,
         parent=None if bubblewrap else os.getpid(),
         readable=isolation.readable_paths(),
-        packages=isolation.package_dirs(),
+        package_folders=isolation.package_dirs(),
+        package_names=isolation.IMPORTABLE_PACKAGES,
+        thread_stack=THREAD_STACK_BYTES,
+        longest_stack=int(LONGEST_THREAD_STACK * limits.memory_bytes),
         ruleset=isolation.build_ruleset(abi_version) if abi_version else b"",
         rules=[
             *isolation.shared_rules(abi_version, isolation.readable_paths()),
@@ -96,7 +106,7 @@ def build_child_spec(layer: str, program: Program, scratch: str | None) -> Child
         ]
         if abi_version
         else [],
-        filter=b"" if layer == UNSAFE_LAYER else seccomp_filter(platform.machine()),
+        filter=b"" if layer == UNSAFE_LAYER else seccomp_filter(platform.machine(), user is not None),
     )
 
 
@@ -107,9 +117,9 @@ def child_command(layer: str, spec_fd: int, ready_fd: int) -> list[str]:
 
 
 @cache
-def seccomp_filter(machine: str) -> bytes:
-    """Return the seccomp filter for a machine type."""
-    return seccomp.build_filter(machine)
+def seccomp_filter(machine: str, own_user: bool) -> bytes:
+    """Return the seccomp filter for a machine type, and for programs that each have their own user or ours."""
+    return seccomp.build_filter(machine, own_user)
 
 
 @cache

@@ -7,11 +7,10 @@ process is trusted. The keys of `spec` are those of ChildSpec in spec.py.
 
 from __future__ import annotations
 
+import _ctypes  # the ctypes package is several times slower to import
 import _thread
 import builtins
-import ctypes
 import os
-import resource
 import sys
 from _frozen_importlib_external import PathFinder
 from _sitebuiltins import Quitter
@@ -32,10 +31,49 @@ READ_ONLY, MOUNT_FLAGS = 1, 2 | 4 | 8  # nosuid, nodev, noexec
 PROCESS_MOUNT_OPTIONS = b"subset=pid,hidepid=2"  # nothing but the folder of the process itself
 CAPABILITY_VERSION = 0x20080522
 MALLOC_ARENA_MAX = -8  # parameter of mallopt
-THREAD_ATTRIBUTES_BYTES = 64  # at least the size of pthread_attr_t
+THREAD_ATTRIBUTES_WORDS = 8  # of 8 bytes: at least the size of pthread_attr_t
+SHELL_VARIABLES = ("PWD", "OLDPWD", "SHLVL", "_")  # which process 1 of the namespaces sets
+MAX_DESCRIPTOR = 4096  # the highest that may be open
 
-libc = ctypes.CDLL(None, use_errno=True)
+LIBC = _ctypes.dlopen(None, 0)
 end_process = os._exit
+
+
+class Short(_ctypes._SimpleCData):
+    """C's unsigned short."""
+
+    _type_ = "H"
+
+
+class Int(_ctypes._SimpleCData):
+    """C's int."""
+
+    _type_ = "i"
+
+
+class Long(_ctypes._SimpleCData):
+    """C's long."""
+
+    _type_ = "l"
+
+
+class Text(_ctypes._SimpleCData):
+    """C's char pointer."""
+
+    _type_ = "z"
+
+
+class LibcFunction(_ctypes.CFuncPtr):
+    """A function that returns an int and sets errno."""
+
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = Int
+
+
+class FilterProgram(_ctypes.Structure):
+    """A seccomp filter: `struct sock_fprog`."""
+
+    _fields_ = (("length", Short), ("filter", Text))
 
 
 def main(spec: dict[str, Any], ready_fd: int) -> None:
@@ -44,9 +82,6 @@ def main(spec: dict[str, Any], ready_fd: int) -> None:
     If a step fails, the process ends before the program starts, and "+" is not sent.
     """
     try:
-        if spec["mount"]:
-            mount_folders(spec["scratch"], spec["mount"])
-            fork_from_init(ready_fd)
         confine(spec, ready_fd)
         os.write(ready_fd, b"+")
         os.close(ready_fd)
@@ -60,43 +95,31 @@ def main(spec: dict[str, Any], ready_fd: int) -> None:
 
 def mount_folders(scratch: str, options: str) -> None:
     """Mount the scratch folder, and /proc, which has the names of stdin and stdout, where the kernel permits it."""
-    mounted = libc.mount(b"tmpfs", scratch.encode(), b"tmpfs", MOUNT_FLAGS, options.encode())
-    check_libc_result(mounted, "mounting the scratch folder")
-    libc.mount(b"proc", b"/proc", b"proc", MOUNT_FLAGS | READ_ONLY, PROCESS_MOUNT_OPTIONS)
-
-
-def fork_from_init(ready_fd: int) -> None:
-    """Fork, and return in the new process. The old one, which is process 1 of its namespace, waits for it.
-
-    Process 1 sends "1" to `ready_fd`, and at the end the wait status and the processor time in seconds. It runs nothing
-    of the program. Its own end is that of the namespace: the kernel kills what is left in it.
-    """
-    os.write(ready_fd, b"1")
-    program = os.fork()
-    if program == 0:
-        return
-    libc.prctl(SET_DUMPABLE, 0, 0, 0, 0)
-    drop_capabilities()
-    _, status, usage = os.wait4(program, 0)
-    os.write(ready_fd, f"{status} {usage.ru_utime + usage.ru_stime}".encode())
-    os._exit(0)
+    mounted = call("mount", b"tmpfs", scratch.encode(), b"tmpfs", MOUNT_FLAGS, options.encode())
+    check_result(mounted, "mounting the scratch folder")
+    call("mount", b"proc", b"/proc", b"proc", MOUNT_FLAGS | READ_ONLY, PROCESS_MOUNT_OPTIONS)
 
 
 def confine(spec: dict[str, Any], ready_fd: int) -> None:
     """Apply all restrictions, in an order in which each step is still permitted."""
+    if spec["mount"]:
+        mount_folders(spec["scratch"], spec["mount"])
+        for name in SHELL_VARIABLES:
+            os.environ.pop(name, None)
     os.chdir(spec["scratch"])
     folders = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in (*spec["readable"], spec["scratch"])}
-    for name, (soft, hard) in spec["limits"].items():
-        resource.setrlimit(getattr(resource, name), (soft, hard))
+    for number, limits in spec["limits"].items():
+        values = b"".join((limit % 2**64).to_bytes(8, "little") for limit in limits)
+        check_result(call("prlimit", 0, number, values, None), "setting the limits")
     limit_thread_stacks(spec["thread_stack"], spec["longest_stack"])
     package_folders = list(spec["package_folders"])
     drop_privileges(spec["user"])
     # The owner of the sandbox may look at the open files of a process that is dumpable; bubblewrap needs no such look.
-    libc.prctl(SET_DUMPABLE, 0 if spec["mount"] else 1, 0, 0, 0)
+    call("prctl", SET_DUMPABLE, 0 if spec["mount"] else 1, 0, 0, 0)
     set_parent_death_signal(spec["parent"])
     needed_fds = open_unreachable_folders(folders, package_folders)
     sys.meta_path.append(PackageFinder(package_folders, spec["package_names"]))
-    check_libc_result(libc.prctl(SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0), "giving up new privileges")
+    check_result(call("prctl", SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0), "giving up new privileges")
     if spec["ruleset"]:
         apply_landlock(spec["ruleset"], spec["rules"], folders)
     close_other_fds({0, 1, 2, ready_fd, *needed_fds})
@@ -110,15 +133,9 @@ def drop_privileges(user: int | None) -> None:
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
-    drop_capabilities()
-
-
-def drop_capabilities() -> None:
-    """Drop all capabilities for good."""
-    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
-    empty = (ctypes.c_uint32 * 6)()
-    call = {"x86_64": 126, "aarch64": 91}[os.uname().machine]
-    check_libc_result(libc.syscall(ctypes.c_long(call), header, empty), "giving up capabilities")
+    header, none = CAPABILITY_VERSION.to_bytes(4, "little") + bytes(4), bytes(24)
+    number = {"x86_64": 126, "aarch64": 91}[os.uname().machine]
+    check_result(call("syscall", number, header, none), "giving up capabilities")
 
 
 def set_parent_death_signal(parent_pid: int | None) -> None:
@@ -127,7 +144,7 @@ def set_parent_death_signal(parent_pid: int | None) -> None:
     Changing the user resets this setting, so it is set afterwards. Under bubblewrap (None) it is not needed.
     """
     if parent_pid is not None:
-        check_libc_result(libc.prctl(SET_PARENT_DEATH_SIGNAL, SIGNAL_KILL, 0, 0, 0), "asking to end with the parent")
+        check_result(call("prctl", SET_PARENT_DEATH_SIGNAL, SIGNAL_KILL, 0, 0, 0), "asking to end with the parent")
         if os.getppid() != parent_pid:
             os._exit(1)
 
@@ -137,13 +154,11 @@ def limit_thread_stacks(default: int, longest: int) -> None:
 
     A stack counts against the address space as a whole; programs ask for far larger ones than they use.
     """
-    attributes = ctypes.create_string_buffer(THREAD_ATTRIBUTES_BYTES)
-    if hasattr(libc, "pthread_setattr_default_np"):
-        libc.pthread_attr_init(attributes)
-        libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(default))
-        libc.pthread_setattr_default_np(attributes)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(MALLOC_ARENA_MAX, 1)  # each further arena takes 64 MB of the address space
+    attributes = (Long * THREAD_ATTRIBUTES_WORDS)()
+    call("pthread_attr_init", attributes)
+    call("pthread_attr_setstacksize", attributes, default)
+    call("pthread_setattr_default_np", attributes)
+    call("mallopt", MALLOC_ARENA_MAX, 1)  # each further arena takes 64 MB of the address space
     set_size = _thread.stack_size
 
     def stack_size(size: int = 0) -> int:
@@ -203,22 +218,20 @@ def open_unreachable_folders(folders: dict[str, int], package_folders: list[str]
 
 def apply_landlock(ruleset: bytes, rules: list[tuple[str, int]], folders: dict[str, int]) -> None:
     """Deny file access except by `rules`, with Landlock. `folders` were opened before the user changed."""
-    number = libc.syscall(ctypes.c_long(CREATE_RULESET), ruleset, ctypes.c_size_t(len(ruleset)), ctypes.c_uint32(0))
-    check_libc_result(number, "making Landlock's rules")
+    number = call("syscall", CREATE_RULESET, ruleset, len(ruleset), 0)
+    check_result(number, "making Landlock's rules")
     for path, rights in rules:
         descriptor = folders[path] if path in folders else os.open(path, os.O_PATH | os.O_CLOEXEC)
         rule = rights.to_bytes(8, "little") + descriptor.to_bytes(4, "little")
-        added = libc.syscall(ctypes.c_long(ADD_RULE), number, PATH_BENEATH, rule, ctypes.c_uint32(0))
-        check_libc_result(added, f"adding Landlock's rule for {path}")
-    check_libc_result(
-        libc.syscall(ctypes.c_long(RESTRICT_SELF), number, ctypes.c_uint32(0)), "keeping to Landlock's rules"
-    )
+        added = call("syscall", ADD_RULE, number, PATH_BENEATH, rule, 0)
+        check_result(added, f"adding Landlock's rule for {path}")
+    check_result(call("syscall", RESTRICT_SELF, number, 0), "keeping to Landlock's rules")
 
 
 def close_other_fds(keep_fds: set[int]) -> None:
     """Close every descriptor except `keep_fds`."""
     start = 0
-    for descriptor in [*sorted(keep_fds), resource.getrlimit(resource.RLIMIT_NOFILE)[0] + 4096]:
+    for descriptor in [*sorted(keep_fds), MAX_DESCRIPTOR]:
         if descriptor > start:  # closerange(0, 0) would close all
             os.closerange(start, descriptor)
         start = descriptor + 1
@@ -226,18 +239,23 @@ def close_other_fds(keep_fds: set[int]) -> None:
 
 def load_seccomp_filter(code: bytes) -> None:
     """Load the seccomp filter, which the kernel applies to every later system call and which cannot be removed."""
-
-    class Program(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
-
-    program = Program(len(code) // 8, code)
-    check_libc_result(libc.prctl(SET_SECCOMP, SECCOMP_FILTER_MODE, ctypes.byref(program), 0, 0), "loading the filter")
+    program = FilterProgram(len(code) // 8, code)
+    check_result(call("prctl", SET_SECCOMP, SECCOMP_FILTER_MODE, _ctypes.byref(program), 0, 0), "loading the filter")
 
 
-def check_libc_result(result: int, what: str) -> None:
-    """Raise OSError if a libc call failed."""
+def call(name: str, *arguments: Any) -> int:
+    """Call a function of libc and return its result; -1 if this libc has no such function."""
+    try:
+        function = LibcFunction(_ctypes.dlsym(LIBC, name))
+    except OSError:
+        return -1
+    return function(*(Long(argument) if type(argument) is int else argument for argument in arguments))
+
+
+def check_result(result: int, what: str) -> None:
+    """Raise OSError if the last call of a libc function failed."""
     if result < 0:
-        number = ctypes.get_errno()
+        number = _ctypes.get_errno()
         raise OSError(number, f"{what} failed: {os.strerror(number)}")
 
 

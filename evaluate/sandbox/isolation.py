@@ -1,9 +1,10 @@
 """Isolation by bubblewrap and Landlock, and the paths and environment of the Python inside.
 
-bubblewrap starts the child in its own namespaces (processes, network, mounts, ...) with few mounts: Python's library
-and the system's shared libraries, read-only; five harmless devices; and two that the child mounts itself: a small
-tmpfs, because bubblewrap cannot limit the number of files in one, and a /proc with the process itself alone. Root needs
-no user namespace and gets none: inside one it would still be root, and the kernel does not limit root's threads.
+bubblewrap starts a shell, and that the child, in namespaces of their own (processes, network, mounts, ...) with few
+mounts: Python's library and the system's shared libraries, read-only; five harmless devices; and two that the child
+mounts itself: a small tmpfs, because bubblewrap cannot limit the number of files in one, and a /proc with the process
+itself alone. Root needs no user namespace and gets none: inside one it would still be root, and the kernel does not
+limit root's threads.
 
 Landlock lets a process restrict its own file access (Documentation/userspace-api/landlock.rst). Kernels support
 different rights, by the version of their interface (ABI): all rights of this kernel are denied, then some are allowed
@@ -115,6 +116,19 @@ def nproc_limit_is_per_program() -> bool:
     return os.geteuid() != 0 and (int(release[0]), int(release[1])) >= (5, 14)
 
 
+SHELL = "/bin/sh"
+
+
+def init_command(command: list[str], spare_fd: int) -> list[str]:
+    """Return the command of process 1 of the namespaces: a shell that waits for `command` and exits with its status.
+
+    bubblewrap has a process 1 of its own, but does not wait for it, and so leaves it to the first process of the
+    machine or container. A shell writes to stderr when a signal ends its command. So that this is not taken for the
+    program's, `command` gets stderr as `spare_fd`, a number from 3 to 9 that is not in use, as its last argument.
+    """
+    return [SHELL, "-c", f'exec {spare_fd}>&2 2>/dev/null; "$@"; exit $?', "sh", *command, str(spare_fd)]
+
+
 def bwrap_command(bwrap: str, child_command: list[str]) -> list[str]:
     """Return the command that runs `child_command` in the namespaces. Open descriptors are inherited."""
     words = [bwrap, *NAMESPACE_FLAGS, "--hostname", "sandbox", "--die-with-parent", "--as-pid-1", "--cap-drop", "ALL"]
@@ -126,7 +140,7 @@ def bwrap_command(bwrap: str, child_command: list[str]) -> list[str]:
         words.append("--unshare-user")
     for capability in needed:
         words += ["--cap-add", capability]
-    mounted = dict.fromkeys([*readable_paths(), python_executable()])
+    mounted = dict.fromkeys([*readable_paths(), python_executable(), SHELL])
     # Without --dir, bubblewrap creates the parents of a mount with access for root only.
     parents = {str(folder) for path in mounted for folder in Path(path).parents}
     for folder in sorted(parents - {"/"}):

@@ -1,12 +1,9 @@
 """Launch of one program in a fresh sandboxed process, which is watched until it ends or exceeds a limit.
 
 Under Landlock the process that is started becomes the program. Under bubblewrap there are three: bubblewrap, its child,
-which is process 1 of the namespaces (`fork_from_init` in child.py), and the program. Only process 1 is killed: the
-kernel then removes all that is in the namespaces, and bubblewrap, which has waited for process 1, ends last. So nothing
-is left once bubblewrap has ended, whatever the first process of this machine or container does with orphans.
-
-The child reports by datagrams: "1" from process 1, "+" from the program before its first line, and under bubblewrap the
-program's wait status and processor time from process 1. The kernel adds the sender's pid to each.
+which is process 1 of the namespaces, and the program. Only process 1 is killed: the kernel then removes all that is in
+the namespaces, and bubblewrap, which has waited for process 1, ends last. So nothing is left once bubblewrap has ended,
+whatever the first process of this machine or container does with orphans.
 """
 
 from __future__ import annotations
@@ -23,6 +20,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from common.format import format_bytes
 from evaluate.sandbox import isolation, spec
@@ -61,28 +59,27 @@ class _ChildProcess:
             spec.chown_to_user(scratch, child_spec.user)
         spec_fd = _memory_file(spec.compiled_child() + marshal.dumps(vars(child_spec)), cleanup)
         stdin = _memory_file(program.stdin.encode("utf-8", "surrogatepass"), cleanup)
-        self._reports, reports = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._reports.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self._reports.setblocking(False)
-        cleanup.callback(self._reports.close)
+        # A socket, because the kernel adds the pid of the program, as we see it, to what it sends.
+        self._ready, ready = socket.socketpair()
+        self._ready.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._ready.setblocking(False)
+        cleanup.callback(self._ready.close)
         self._output: dict[int, bytearray] = {}
-        with reports, contextlib.ExitStack() as child_ends:
+        with ready, contextlib.ExitStack() as child_ends:
             streams = [self._output_pipe(cleanup, child_ends) for _ in ("stdout", "stderr")]
             self._process = subprocess.Popen(
-                spec.child_command(layer, spec_fd, reports.fileno()),
+                spec.child_command(layer, spec_fd, ready.fileno()),
                 stdin=stdin,
                 stdout=streams[0],
                 stderr=streams[1],
-                pass_fds=(spec_fd, reports.fileno()),
+                pass_fds=(spec_fd, ready.fileno()),
                 env=isolation.child_environment(child_spec.scratch),
                 cwd="/",
                 start_new_session=True,
             )
-        self._end: int | None = None  # descriptor of the process, and of process 1 of its namespaces
-        self._init: int | None = None
+        self._end: int | None = None  # descriptor of the process
         self._started_at: float | None = None  # when the program's first line ran
         self._ended_at: float | None = None
-        self._exit_status: int | None = None  # negative for a signal
         self._cpu_seconds = 0.0
         self._clock: ProgramClock | None = None
         self._launched_at = time.monotonic()
@@ -122,6 +119,8 @@ class _ChildProcess:
         assert self._ended_at is not None  # noqa: S101 - `_kill_and_reap` has set it
         stdout, stderr = (bytes(text).decode("utf-8", "replace") for text in self._truncated_output())
         if self._started_at is None:
+            self._read_ready_signal()
+        if self._started_at is None:
             reason = stderr.strip().splitlines()[-1:] or [excess.limit if excess else "its sandbox ended at once"]
             text = f"The program was not started: {reason[0]}."
             return ExecutionResult("refused", "", text, self._layer, 0.0, excess.limit if excess else "")
@@ -132,7 +131,7 @@ class _ChildProcess:
         """Wait until the process has ended (None), or return why it must be ended."""
         assert self._end is not None  # noqa: S101 - `__init__` has set it
         poll = select.poll()
-        for descriptor in (*self._output, self._reports.fileno(), self._end):
+        for descriptor in (*self._output, self._ready.fileno(), self._end):
             poll.register(descriptor, select.POLLIN)
         next_check = time.monotonic() + self._tick
         while True:
@@ -144,9 +143,9 @@ class _ChildProcess:
             for descriptor, _ in poll.poll(1000 * max(0.0, next_check - now) + 1):
                 if descriptor == self._end:
                     return None
-                if descriptor == self._reports.fileno():
-                    if not self._read_reports():
-                        poll.unregister(descriptor)
+                if descriptor == self._ready.fileno():
+                    poll.unregister(descriptor)
+                    self._read_ready_signal()
                     next_check = min(next_check, time.monotonic() + self._remaining_seconds())
                 elif not self._read(descriptor):
                     poll.unregister(descriptor)
@@ -154,8 +153,8 @@ class _ChildProcess:
                 return excess
 
     def _check_limits(self, now: float) -> LimitExceeded | None:
-        # bubblewrap is killed by way of process 1, which is not known at first.
-        starting = self._layer == "bubblewrap" and self._init is None and now < self._launched_at + KILL_SECONDS
+        # bubblewrap is killed by way of process 1, which may not exist yet.
+        starting = self._layer == "bubblewrap" and self._clock is None and now < self._launched_at + KILL_SECONDS
         if self._stop.is_set() and not starting:
             return LimitExceeded("killed", "stopped from outside")
         if self._clock is None:
@@ -169,25 +168,13 @@ class _ChildProcess:
         """Return the least time until the program can exceed its time limit."""
         return self._limits.wall_seconds - (self._clock.seconds if self._clock else 0.0)
 
-    def _read_reports(self) -> bool:
-        """Read the child's reports; False at their end."""
-        while True:
-            try:
-                text, ancillary, _, _ = self._reports.recvmsg(100, socket.CMSG_SPACE(CREDENTIALS.size))
-            except BlockingIOError:
-                return True
-            if not text:
-                return False
-            sender = CREDENTIALS.unpack(ancillary[0][2])[0]
-            if text == b"1":
-                with contextlib.suppress(ProcessLookupError):  # it has ended already
-                    self._init = os.pidfd_open(sender)
-            elif text == b"+":
+    def _read_ready_signal(self) -> None:
+        """Note whether the program has started: the child sends one byte once all restrictions are in force."""
+        with contextlib.suppress(BlockingIOError):
+            text, ancillary, _, _ = self._ready.recvmsg(1, socket.CMSG_SPACE(CREDENTIALS.size))
+            if text == b"+":
                 self._started_at = time.monotonic()
-                self._clock = ProgramClock(sender, self._started_at)
-            else:
-                status, seconds = text.split()
-                self._exit_status, self._cpu_seconds = os.waitstatus_to_exitcode(int(status)), float(seconds)
+                self._clock = ProgramClock(CREDENTIALS.unpack(ancillary[0][2])[0], self._started_at)
 
     def _read(self, descriptor: int) -> bool:
         """Read available output; False at its end, if there is none now, or beyond the limit."""
@@ -213,34 +200,31 @@ class _ChildProcess:
         """Kill the process and all that it started; collect the exit status and the processor time."""
         if self._ended_at is not None:
             return
-        if self._init is not None and self._end is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._init, signal.SIGKILL)
-            select.select([self._end], [], [], KILL_SECONDS)
+        ended = self._end is not None and select.select([self._end], [], [], 0)[0]
+        if self._layer == "bubblewrap" and not ended:
+            self._kill_init()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         _, status, usage = os.wait4(self._process.pid, 0)
         self._ended_at = time.monotonic()
         self._process.returncode = os.waitstatus_to_exitcode(status)
-        if self._layer == "bubblewrap":
-            self._reap_orphans()
-            self._read_reports()
-        else:
-            self._exit_status, self._cpu_seconds = self._process.returncode, usage.ru_utime + usage.ru_stime
-        for descriptor in (self._end, self._init):
-            if descriptor is not None:
-                os.close(descriptor)
+        self._cpu_seconds = usage.ru_utime + usage.ru_stime
+        if self._end is not None:
+            os.close(self._end)
 
-    def _reap_orphans(self) -> None:
-        """Reap what bubblewrap left because it was killed, if this process is the one that inherits orphans."""
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                os.waitpid(-self._process.pid, 0)
+    def _kill_init(self) -> None:
+        """Kill process 1 of the namespaces, the child of bubblewrap, and wait for the end of bubblewrap."""
+        for child in child_processes(self._process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        if self._end is not None:
+            select.select([self._end], [], [], KILL_SECONDS)
 
     def _status_of_exit(self) -> tuple[ExecutionStatus, str]:
         """Return status and limit for the exit status, if no watched limit was exceeded."""
-        status = -signal.SIGKILL if self._exit_status is None else self._exit_status  # process 1 was killed
-        limits = self._limits
+        status, limits = self._process.returncode, self._limits
+        if self._layer == "bubblewrap" and status > 128:
+            status = 128 - status  # a shell's exit status for a signal; the program's own become 0 or 1
         if status == -signal.SIGXCPU or (status == -signal.SIGKILL and self._cpu_seconds >= limits.cpu_seconds):
             return "timeout", f"{limits.cpu_seconds:g} s of processor time"
         if status == EXIT_OUT_OF_MEMORY:
@@ -250,6 +234,23 @@ class _ChildProcess:
         if status < 0:
             return "killed", f"signal {_signal_name(-status)}"
         return ("ok" if status == 0 else "error"), ""
+
+
+def child_processes(pid: int) -> list[int]:
+    """Return the pids of the children of a process."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+    except OSError:  # it has just ended, or the kernel has no such file
+        return [child for child in map(int, filter(str.isdigit, os.listdir("/proc"))) if parent_process(child) == pid]  # noqa: PTH208
+
+
+def parent_process(pid: int) -> int:
+    """Return the pid of the parent of a process; 0 if it has ended."""
+    with contextlib.suppress(OSError):
+        return int(
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1]
+        )
+    return 0
 
 
 def _memory_file(content: bytes, cleanup: contextlib.ExitStack) -> int:

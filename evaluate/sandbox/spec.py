@@ -37,10 +37,12 @@ OPEN_FILES = 64
 FIRST_UID, LAST_UID = 61184, 65519
 _UID_OFFSETS: Iterator[int] = itertools.count(random.randrange(LAST_UID - FIRST_UID))
 
-# Reads the child's code and its spec from a descriptor, and closes the descriptor first of all.
+# Reads the child's code and its spec from a descriptor, and closes it first of all. A third argument is a descriptor
+# for stderr, which a shell does not pass on as such (isolation.init_command).
 BOOTSTRAP = (
-    "import marshal,sys;f=open(int(sys.argv[1]),'rb');code=marshal.load(f);job=marshal.load(f);f.close();"
-    "space={'__name__':'sandbox'};exec(code,space);space['main'](job,int(sys.argv[2]))"
+    "import marshal,os,sys;spec,ready,*errors=map(int,sys.argv[1:]);[(os.dup2(e,2),os.close(e)) for e in errors];"
+    "f=open(spec,'rb');code=marshal.load(f);job=marshal.load(f);f.close();"
+    "space={'__name__':'sandbox'};exec(code,space);space['main'](job,ready)"
 )
 
 
@@ -51,7 +53,7 @@ class ChildSpec:
     code: str
     scratch: str  # the working folder, empty, and the only writable one
     mount: str  # options of a tmpfs to mount there, in namespaces of bubblewrap; '' if the folder exists already
-    limits: dict[str, tuple[int, int]]  # soft and hard, by the names in `resource`
+    limits: dict[int, tuple[int, int]]  # soft and hard, by the numbers in `resource`
     user: int | None  # id to change to; None to stay
     parent: int | None  # pid whose end ends the child; None if bubblewrap ensures that
     readable: tuple[str, ...]
@@ -71,19 +73,22 @@ def build_child_spec(layer: str, program: Program, scratch: str | None) -> Child
     user = next_uid() if can_drop_root() else None
     cpu = math.ceil(limits.cpu_seconds)
     maximums = {
-        "RLIMIT_AS": limits.memory_bytes,
-        "RLIMIT_FSIZE": limits.file_bytes,
-        "RLIMIT_NOFILE": OPEN_FILES,
-        "RLIMIT_CORE": 0,
-        "RLIMIT_MEMLOCK": 0,
-        "RLIMIT_MSGQUEUE": 0,
+        resource.RLIMIT_AS: limits.memory_bytes,
+        resource.RLIMIT_FSIZE: limits.file_bytes,
+        resource.RLIMIT_NOFILE: OPEN_FILES,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
     }
-    resources = {name: (int(value), int(value)) for name, value in maximums.items()}
+    limits_by_number = {number: (int(value), int(value)) for number, value in maximums.items()}
     highest = resource.getrlimit(resource.RLIMIT_STACK)[1]
-    resources["RLIMIT_STACK"] = (STACK_BYTES if highest < 0 else min(STACK_BYTES, highest), highest)
-    resources["RLIMIT_CPU"] = (cpu, cpu + 1)  # SIGXCPU at the soft limit shows the reason; SIGKILL at the hard one
+    limits_by_number[resource.RLIMIT_STACK] = (STACK_BYTES if highest < 0 else min(STACK_BYTES, highest), highest)
+    limits_by_number[resource.RLIMIT_CPU] = (
+        cpu,
+        cpu + 1,
+    )  # SIGXCPU at the soft limit shows the reason; SIGKILL at the hard one
     if user is not None or (layer == "bubblewrap" and isolation.nproc_limit_is_per_program()):
-        resources["RLIMIT_NPROC"] = (limits.processes, limits.processes)
+        limits_by_number[resource.RLIMIT_NPROC] = (limits.processes, limits.processes)
     bubblewrap = layer == "bubblewrap"
     abi_version = isolation.landlock_abi_version() if layer == "landlock" else 0
     folder = isolation.SCRATCH_MOUNT if bubblewrap else str(scratch)
@@ -91,7 +96,7 @@ def build_child_spec(layer: str, program: Program, scratch: str | None) -> Child
         code=program.code,
         scratch=folder,
         mount=f"mode=1777,size={limits.file_bytes},nr_inodes={limits.files + 1}" if bubblewrap else "",
-        limits=resources,
+        limits=limits_by_number,
         user=user,
         parent=None if bubblewrap else os.getpid(),
         readable=isolation.readable_paths(),
@@ -113,7 +118,10 @@ def build_child_spec(layer: str, program: Program, scratch: str | None) -> Child
 def child_command(layer: str, spec_fd: int, ready_fd: int) -> list[str]:
     """Return the command that starts the child, with the descriptors of its spec and of the ready pipe."""
     python = [isolation.python_executable(), *isolation.PYTHON_FLAGS, "-c", BOOTSTRAP, str(spec_fd), str(ready_fd)]
-    return isolation.bwrap_command(str(isolation.find_bwrap()), python) if layer == "bubblewrap" else python
+    if layer != "bubblewrap":
+        return python
+    spare_fd = next(number for number in range(3, 10) if number not in {spec_fd, ready_fd})
+    return isolation.bwrap_command(str(isolation.find_bwrap()), isolation.init_command(python, spare_fd))
 
 
 @cache

@@ -74,6 +74,12 @@ STREAMS = (
     SandboxedProgram(
         "existence", "import os\nprint(os.path.exists('/dev/stdin'), os.path.exists('/dev/stdout'))", "True True\n"
     ),
+    SandboxedProgram(
+        "environment",
+        "import os\nprint(len(os.environ), sorted(set(os.environ) & {'PATH', 'PWD', 'HOME', 'TMPDIR', 'LANG', 'TZ'}))",
+        "9 ['HOME', 'LANG', 'TMPDIR', 'TZ']\n",
+        plain=False,
+    ),
     SandboxedProgram("isatty", "import sys\nprint(sys.stdin.isatty(), sys.stdout.isatty())", "False False\n"),
     SandboxedProgram("seek of stdin", "import sys\nsys.stdin.read()\nsys.stdin.seek(0)\nprint(input())", "one\n"),
     SandboxedProgram("mmap of stdin", "import mmap\nprint(mmap.mmap(0, 0, prot=mmap.PROT_READ)[:3])", "b'one'\n"),

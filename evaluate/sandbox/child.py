@@ -35,29 +35,29 @@ THREAD_ATTRIBUTES_WORDS = 8  # of 8 bytes: at least the size of pthread_attr_t
 SHELL_VARIABLES = ("PWD", "OLDPWD", "SHLVL", "_")  # which process 1 of the namespaces sets
 MAX_DESCRIPTOR = 4096  # the highest that may be open
 
-LIBC = _ctypes.dlopen(None, 0)
+LIBC = _ctypes.dlopen(None, 0)  # type: ignore[arg-type] # what the process has loaded already
 end_process = os._exit
 
 
-class Short(_ctypes._SimpleCData):
+class Short(_ctypes._SimpleCData):  # type: ignore[type-arg]
     """C's unsigned short."""
 
     _type_ = "H"
 
 
-class Int(_ctypes._SimpleCData):
+class Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
     """C's int."""
 
     _type_ = "i"
 
 
-class Long(_ctypes._SimpleCData):
+class Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
     """C's long."""
 
     _type_ = "l"
 
 
-class Text(_ctypes._SimpleCData):
+class Text(_ctypes._SimpleCData):  # type: ignore[type-arg]
     """C's char pointer."""
 
     _type_ = "z"
@@ -269,7 +269,7 @@ def run_program(source: str) -> None:
     sys.argv[:] = ["program.py"]
     for name in ("exit", "quit"):  # -S skips the start-up files that define them
         setattr(builtins, name, Quitter(name, "Ctrl-D"))
-    os._exit = exit_with_zero_or_one
+    vars(os)["_exit"] = exit_with_zero_or_one
     reserve = [bytes(RESERVE_BYTES)]
     try:
         exec(compile(source, "program.py", "exec", dont_inherit=True), names)  # noqa: S102 - the purpose of the sandbox

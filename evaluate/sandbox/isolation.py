@@ -18,6 +18,7 @@ import os
 import platform
 import shutil
 import struct
+import subprocess
 import sys
 import sysconfig
 from functools import cache
@@ -129,6 +130,29 @@ def init_command(command: list[str], spare_fd: int) -> list[str]:
     return [SHELL, "-c", f'exec {spare_fd}>&2 2>/dev/null; "$@"; exit $?', "sh", *command, str(spare_fd)]
 
 
+@cache
+def needs_proc_of_bwrap(bwrap: str) -> bool:
+    """Return whether bubblewrap must mount a /proc, so that the child may mount its own, and is able to.
+
+    In a user namespace the kernel permits it only where another /proc is visible; in some containers none is.
+    """
+    command = [
+        bwrap,
+        "--unshare-user",
+        "--unshare-pid",
+        "--ro-bind",
+        "/",
+        "/",
+        "--proc",
+        "/proc",
+        "--",
+        SHELL,
+        "-c",
+        ":",
+    ]
+    return os.geteuid() != 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 def bwrap_command(bwrap: str, child_command: list[str]) -> list[str]:
     """Return the command that runs `child_command` in the namespaces. Open descriptors are inherited."""
     words = [bwrap, *NAMESPACE_FLAGS, "--hostname", "sandbox", "--die-with-parent", "--as-pid-1", "--cap-drop", "ALL"]
@@ -152,7 +176,18 @@ def bwrap_command(bwrap: str, child_command: list[str]) -> list[str]:
         words += ["--dev-bind", path, path]
     for path, target in DESCRIPTOR_LINKS.items():
         words += ["--symlink", target, path]
-    words += ["--dir", "/proc", "--dir", SCRATCH_MOUNT, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
+    words += [
+        "--proc" if needs_proc_of_bwrap(bwrap) else "--dir",
+        "/proc",
+        "--dir",
+        SCRATCH_MOUNT,
+        "--remount-ro",
+        "/dev",
+        "--remount-ro",
+        "/",
+        "--chdir",
+        "/",
+    ]
     return [*words, "--", *child_command]
 
 

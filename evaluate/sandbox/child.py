@@ -39,10 +39,10 @@ LIBC = _ctypes.dlopen(None, 0)  # type: ignore[arg-type] # what the process has 
 end_process = os._exit
 
 
-class Short(_ctypes._SimpleCData):  # type: ignore[type-arg]
-    """C's unsigned short."""
+class Char(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    """C's char."""
 
-    _type_ = "H"
+    _type_ = "c"
 
 
 class Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
@@ -57,23 +57,11 @@ class Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "l"
 
 
-class Text(_ctypes._SimpleCData):  # type: ignore[type-arg]
-    """C's char pointer."""
-
-    _type_ = "z"
-
-
 class LibcFunction(_ctypes.CFuncPtr):
     """A function that returns an int and sets errno."""
 
     _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
     _restype_ = Int
-
-
-class FilterProgram(_ctypes.Structure):
-    """A seccomp filter: `struct sock_fprog`."""
-
-    _fields_ = (("length", Short), ("filter", Text))
 
 
 def main(spec: dict[str, Any], ready_fd: int) -> None:
@@ -239,8 +227,9 @@ def close_other_fds(keep_fds: set[int]) -> None:
 
 def load_seccomp_filter(code: bytes) -> None:
     """Load the seccomp filter, which the kernel applies to every later system call and which cannot be removed."""
-    program = FilterProgram(len(code) // 8, code)
-    check_result(call("prctl", SET_SECCOMP, SECCOMP_FILTER_MODE, _ctypes.byref(program), 0, 0), "loading the filter")
+    instructions = (Char * len(code)).from_buffer_copy(code)
+    program = (Long * 2)(len(code) // 8, _ctypes.addressof(instructions))  # struct sock_fprog
+    check_result(call("prctl", SET_SECCOMP, SECCOMP_FILTER_MODE, program, 0, 0), "loading the filter")
 
 
 def call(name: str, *arguments: Any) -> int:

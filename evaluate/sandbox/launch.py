@@ -214,10 +214,11 @@ class _ChildProcess:
 
     def _kill_init(self) -> None:
         """Kill process 1 of the namespaces, the child of bubblewrap, and wait for the end of bubblewrap."""
-        for child in child_processes(self._process.pid):
+        children = child_processes(self._process.pid)
+        for child in children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-        if self._end is not None:
+        if children and self._end is not None:
             select.select([self._end], [], [], KILL_SECONDS)
 
     def _status_of_exit(self) -> tuple[ExecutionStatus, str]:

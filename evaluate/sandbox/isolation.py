@@ -136,10 +136,14 @@ def needs_proc_of_bwrap(bwrap: str) -> bool:
 
     In a user namespace the kernel permits it only where another /proc is visible; in some containers none is.
     """
+    user = [] if os.geteuid() == 0 else ["--unshare-user"]
+    if not user and Path("/proc/self/uid_map").read_text(encoding="ascii").split() == ["0", "0", str(2**32 - 1)]:
+        return False  # root, in no user namespace
     command = [
         bwrap,
-        "--unshare-user",
+        *user,
         "--unshare-pid",
+        "--as-pid-1",
         "--ro-bind",
         "/",
         "/",
@@ -150,7 +154,7 @@ def needs_proc_of_bwrap(bwrap: str) -> bool:
         "-c",
         ":",
     ]
-    return os.geteuid() != 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def bwrap_command(bwrap: str, child_command: list[str]) -> list[str]:

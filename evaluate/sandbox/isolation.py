@@ -1,9 +1,10 @@
 """Isolation by bubblewrap and Landlock, and the paths and environment of the Python inside.
 
-bubblewrap starts the child in its own namespaces (processes, network, mounts, ...) with few mounts: Python's library
-and the system's shared libraries, read-only; five harmless devices; a small tmpfs, which the child mounts itself
-because bubblewrap cannot limit the number of files in one. There is no /proc. Root needs no user namespace and gets
-none: inside one it would still be root, and the kernel does not limit root's threads.
+bubblewrap starts a shell, and that the child, in namespaces of their own (processes, network, mounts, ...) with few
+mounts: Python's library and the system's shared libraries, read-only; five harmless devices; and two that the child
+mounts itself: a small tmpfs, because bubblewrap cannot limit the number of files in one, and a /proc with the process
+itself alone. Root needs no user namespace and gets none: inside one it would still be root, and the kernel does not
+limit root's threads.
 
 Landlock lets a process restrict its own file access (Documentation/userspace-api/landlock.rst). Kernels support
 different rights, by the version of their interface (ABI): all rights of this kernel are denied, then some are allowed
@@ -17,6 +18,7 @@ import os
 import platform
 import shutil
 import struct
+import subprocess
 import sys
 import sysconfig
 from functools import cache
@@ -37,6 +39,13 @@ SYSTEM_PATHS = (
 # writes no bytecode. Not -I: it would also ignore PYTHONHASHSEED, and the order of printed sets would vary.
 PYTHON_FLAGS = ("-P", "-s", "-S", "-B")
 
+# The packages that a program may import, if they are installed; docs/sandbox.md lists them. The second line has what
+# these import in turn.
+IMPORTABLE_PACKAGES = (
+    *("numpy", "scipy", "pandas", "sympy", "mpmath", "networkx", "sklearn", "sortedcontainers", "regex", "yaml"),
+    *("dateutil", "pytz", "tzdata", "joblib", "tqdm", "typing_extensions", "_yaml", "narwhals", "threadpoolctl"),
+)
+
 
 @cache
 def python_executable() -> str:
@@ -46,7 +55,7 @@ def python_executable() -> str:
 
 @cache
 def package_dirs() -> tuple[str, ...]:
-    """Return the folders of installed packages, such as numpy."""
+    """Return the folders of installed packages."""
     return tuple(
         path for path in sys.path if Path(path).name in {"site-packages", "dist-packages"} and Path(path).is_dir()
     )
@@ -87,7 +96,13 @@ def child_environment(scratch: str) -> dict[str, str]:
 
 
 SCRATCH_MOUNT = "/sandbox"  # not /tmp, which may contain the virtual environment
-BWRAP_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+DESCRIPTOR_LINKS = {
+    "/dev/fd": "/proc/self/fd",
+    "/dev/stdin": "/proc/self/fd/0",
+    "/dev/stdout": "/proc/self/fd/1",
+    "/dev/stderr": "/proc/self/fd/2",
+}
 NAMESPACE_FLAGS = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
 
 
@@ -102,10 +117,50 @@ def nproc_limit_is_per_program() -> bool:
     return os.geteuid() != 0 and (int(release[0]), int(release[1])) >= (5, 14)
 
 
+SHELL = "/bin/sh"
+
+
+def init_command(command: list[str], spare_fd: int) -> list[str]:
+    """Return the command of process 1 of the namespaces: a shell that waits for `command` and exits with its status.
+
+    bubblewrap has a process 1 of its own, but does not wait for it, and so leaves it to the first process of the
+    machine or container. A shell writes to stderr when a signal ends its command. So that this is not taken for the
+    program's, `command` gets stderr as `spare_fd`, a number from 3 to 9 that is not in use, as its last argument.
+    """
+    return [SHELL, "-c", f'exec {spare_fd}>&2 2>/dev/null; "$@"; exit $?', "sh", *command, str(spare_fd)]
+
+
+@cache
+def needs_proc_of_bwrap(bwrap: str) -> bool:
+    """Return whether bubblewrap must mount a /proc, so that the child may mount its own, and is able to.
+
+    In a user namespace the kernel permits it only where another /proc is visible; in some containers none is.
+    """
+    user = [] if os.geteuid() == 0 else ["--unshare-user"]
+    if not user and Path("/proc/self/uid_map").read_text(encoding="ascii").split() == ["0", "0", str(2**32 - 1)]:
+        return False  # root, in no user namespace
+    command = [
+        bwrap,
+        *user,
+        "--unshare-pid",
+        "--as-pid-1",
+        "--ro-bind",
+        "/",
+        "/",
+        "--proc",
+        "/proc",
+        "--",
+        SHELL,
+        "-c",
+        ":",
+    ]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 def bwrap_command(bwrap: str, child_command: list[str]) -> list[str]:
     """Return the command that runs `child_command` in the namespaces. Open descriptors are inherited."""
-    words = [bwrap, *NAMESPACE_FLAGS, "--hostname", "sandbox", "--die-with-parent", "--cap-drop", "ALL"]
-    # Needed to mount the tmpfs and to change the user; the child drops them before the program starts.
+    words = [bwrap, *NAMESPACE_FLAGS, "--hostname", "sandbox", "--die-with-parent", "--as-pid-1", "--cap-drop", "ALL"]
+    # Needed to mount the tmpfs and /proc and to change the user; the child drops them before the program starts.
     needed = ["CAP_SYS_ADMIN"]
     if os.geteuid() == 0:
         needed += ["CAP_SETUID", "CAP_SETGID"]
@@ -113,17 +168,30 @@ def bwrap_command(bwrap: str, child_command: list[str]) -> list[str]:
         words.append("--unshare-user")
     for capability in needed:
         words += ["--cap-add", capability]
-    mounted = dict.fromkeys([*readable_paths(), python_executable()])
+    mounted = dict.fromkeys([*readable_paths(), python_executable(), SHELL])
     # Without --dir, bubblewrap creates the parents of a mount with access for root only.
     parents = {str(folder) for path in mounted for folder in Path(path).parents}
     for folder in sorted(parents - {"/"}):
         words += ["--dir", folder]
     for path in mounted:
         words += ["--ro-bind", path, path]
-    words += ["--perms", "0755", "--tmpfs", "/dev"]
-    for path in BWRAP_DEVICES:
+    words += ["--perms", "0755", "--tmpfs", "/dev", "--perms", "0555", "--tmpfs", "/dev/shm"]  # noqa: S108
+    for path in DEVICES:
         words += ["--dev-bind", path, path]
-    words += ["--dir", SCRATCH_MOUNT, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
+    for path, target in DESCRIPTOR_LINKS.items():
+        words += ["--symlink", target, path]
+    words += [
+        "--proc" if needs_proc_of_bwrap(bwrap) else "--dir",
+        "/proc",
+        "--dir",
+        SCRATCH_MOUNT,
+        "--remount-ro",
+        "/dev",
+        "--remount-ro",
+        "/",
+        "--chdir",
+        "/",
+    ]
     return [*words, "--", *child_command]
 
 
@@ -140,12 +208,7 @@ SCOPES_MIN_ABI, SCOPES = 6, 0b11  # abstract Unix sockets, signals
 
 READ_ONLY = READ_FILE | READ_DIR
 SCRATCH_RIGHTS = READ_ONLY | WRITE_FILE | TRUNCATE | MAKE_REG | MAKE_DIR | REMOVE_FILE | REMOVE_DIR | REFER
-DEVICE_RIGHTS = {
-    "/dev/null": READ_FILE | WRITE_FILE,
-    "/dev/zero": READ_FILE,
-    "/dev/urandom": READ_FILE,
-    "/dev/random": READ_FILE,
-}
+DEVICE_RIGHTS = READ_FILE | WRITE_FILE
 FILE_RIGHTS = (
     EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 )  # the rights that a rule for a single file may name
@@ -180,7 +243,7 @@ def build_ruleset(abi_version: int) -> bytes:
 def shared_rules(abi_version: int, readable: tuple[str, ...]) -> tuple[LandlockRule, ...]:
     """Return the rules of every program: Python's library to read, and harmless devices."""
     rules = [(path, READ_ONLY) for path in readable]
-    rules += [(path, rights) for path, rights in DEVICE_RIGHTS.items() if Path(path).exists()]
+    rules += [(path, DEVICE_RIGHTS) for path in DEVICES if Path(path).exists()]
     return tuple(
         (path, rights & handled_rights(abi_version) & (-1 if Path(path).is_dir() else FILE_RIGHTS))
         for path, rights in rules

@@ -1,7 +1,9 @@
 """Launch of one program in a fresh sandboxed process, which is watched until it ends or exceeds a limit.
 
-The watchers check what the kernel does not limit under Landlock: the size and number of a program's files, and the
-threads of an ordinary user.
+Under Landlock the process that is started becomes the program. Under bubblewrap there are three: bubblewrap, its child,
+which is process 1 of the namespaces, and the program. Only process 1 is killed: the kernel then removes all that is in
+the namespaces, and bubblewrap, which has waited for process 1, ends last. So nothing is left once bubblewrap has ended,
+whatever the first process of this machine or container does with orphans.
 """
 
 from __future__ import annotations
@@ -12,76 +14,26 @@ import marshal
 import os
 import select
 import signal
+import socket
+import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 from common.format import format_bytes
 from evaluate.sandbox import isolation, spec
-from evaluate.sandbox.child import EXIT_OUT_OF_MEMORY
-from evaluate.sandbox.types import ExecutionResult, ExecutionStatus, Limits, Program
-
-
-@dataclass(frozen=True)
-class LimitExceeded:
-    """Why a program is ended: its status, and a description of the limit."""
-
-    status: ExecutionStatus
-    limit: str
-
-
-Watcher = Callable[[Limits], LimitExceeded | None]
-
-
-def file_watcher(folder: str) -> Watcher:
-    """Create a watcher of the files in a program's folder."""
-
-    def check(limits: Limits) -> LimitExceeded | None:
-        size = count = 0
-        folders = [folder]
-        while folders:
-            try:
-                with os.scandir(folders.pop()) as entries:
-                    for entry in entries:
-                        count += 1
-                        if count > limits.files:
-                            return LimitExceeded("output", f"{limits.files} files")
-                        if entry.is_dir(follow_symlinks=False):
-                            folders.append(entry.path)
-                        else:
-                            size += entry.stat(follow_symlinks=False).st_size
-            except FileNotFoundError:
-                continue  # it has just been deleted
-            except OSError as error:
-                return LimitExceeded("output", f"a folder that cannot be read ({error.strerror})")
-        if size > limits.file_bytes:
-            return LimitExceeded("output", f"{format_bytes(limits.file_bytes, 1024)} of files")
-        return None
-
-    return check
-
-
-def thread_watcher(pid: int) -> Watcher:
-    """Create a watcher of the number of a process's threads."""
-    status = Path(f"/proc/{pid}/status")
-
-    def check(limits: Limits) -> LimitExceeded | None:
-        try:
-            lines = status.read_text(encoding="ascii", errors="replace").splitlines()
-        except OSError:
-            return None  # it has just ended
-        threads = next((int(line.split()[1]) for line in lines if line.startswith("Threads:")), 0)
-        return LimitExceeded("killed", f"{limits.processes} threads") if threads > limits.processes else None
-
-    return check
-
+from evaluate.sandbox.child import EXIT_DISK_FULL, EXIT_OUT_OF_MEMORY
+from evaluate.sandbox.types import ExecutionResult, ExecutionStatus, Program
+from evaluate.sandbox.watchers import FileWatcher, LimitExceeded, ProgramClock, ThreadWatcher, Watcher
 
 START_SECONDS = 60  # for the sandbox itself to start, on a busy machine
-TICK_SECONDS = 0.05  # between checks of the watchers and of `stop`
+TICK_SECONDS = 0.05  # between checks of the clock, the watchers and `stop`
+FILE_TICK_SECONDS = 0.01  # the same, while the size of files is limited by a watcher
+KILL_SECONDS = 5  # for bubblewrap to start process 1, before it is killed itself, and to end after it
 READ_CHUNK_BYTES = 1 << 16
+CREDENTIALS = struct.Struct("3i")  # pid, user id and group id of a sender
 
 
 def run_in_layer(layer: str, program: Program, stop: threading.Event) -> ExecutionResult:
@@ -107,40 +59,57 @@ class _ChildProcess:
             spec.chown_to_user(scratch, child_spec.user)
         spec_fd = _memory_file(spec.compiled_child() + marshal.dumps(vars(child_spec)), cleanup)
         stdin = _memory_file(program.stdin.encode("utf-8", "surrogatepass"), cleanup)
-        self._ready, ready = os.pipe()
-        cleanup.callback(os.close, self._ready)
-        try:
+        # A socket, because the kernel adds the pid of the program, as we see it, to what it sends.
+        self._ready, ready = socket.socketpair()
+        self._ready.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._ready.setblocking(False)
+        cleanup.callback(self._ready.close)
+        self._output: dict[int, bytearray] = {}
+        with ready, contextlib.ExitStack() as child_ends:
+            streams = [self._output_pipe(cleanup, child_ends) for _ in ("stdout", "stderr")]
             self._process = subprocess.Popen(
-                spec.child_command(layer, spec_fd, ready),
+                spec.child_command(layer, spec_fd, ready.fileno()),
                 stdin=stdin,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                pass_fds=(spec_fd, ready),
+                stdout=streams[0],
+                stderr=streams[1],
+                pass_fds=(spec_fd, ready.fileno()),
                 env=isolation.child_environment(child_spec.scratch),
                 cwd="/",
                 start_new_session=True,
             )
-        finally:
-            os.close(ready)
-        cleanup.callback(self._kill_and_reap)
-        self._output: dict[int, bytearray] = {}
-        for stream in (self._process.stdout, self._process.stderr):
-            assert stream is not None  # noqa: S101 - both are pipes
-            cleanup.callback(stream.close)
-            self._output[stream.fileno()] = bytearray()
-        self._watchers: list[Callable[[Limits], LimitExceeded | None]] = []
-        if scratch:
-            # bubblewrap limits both by its tmpfs and RLIMIT_NPROC.
-            self._watchers = [file_watcher(scratch), thread_watcher(self._process.pid)]
+        self._end: int | None = None  # descriptor of the process
         self._started_at: float | None = None  # when the program's first line ran
         self._ended_at: float | None = None
-        self._usage_seconds = 0.0
+        self._cpu_seconds = 0.0
+        self._clock: ProgramClock | None = None
+        self._launched_at = time.monotonic()
+        cleanup.callback(self._kill_and_reap)
+        self._end = os.pidfd_open(self._process.pid)
+        self._watchers: list[Watcher] = []
+        self._file_watcher: FileWatcher | None = None
+        if scratch:
+            # bubblewrap limits files by its tmpfs.
+            self._file_watcher = FileWatcher(scratch, self._process.pid, child_spec.user)
+            self._watchers.append(self._file_watcher)
+        if layer != "bubblewrap" and child_spec.user is None:
+            self._watchers.append(ThreadWatcher(self._process.pid))
+        self._tick = FILE_TICK_SECONDS if scratch else TICK_SECONDS
+
+    def _output_pipe(self, cleanup: contextlib.ExitStack, child_ends: contextlib.ExitStack) -> int:
+        """Create a pipe for an output of the program; return the end for the child."""
+        ours, theirs = os.pipe()
+        cleanup.callback(os.close, ours)
+        child_ends.callback(os.close, theirs)
+        os.fchmod(theirs, 0o622)  # so that the program's user can open it by a name, such as /dev/stdout
+        self._output[ours] = bytearray()
+        return theirs
 
     def wait_for_result(self) -> ExecutionResult:
         """Wait for the program's end and return its result."""
         excess = self._wait_until_end()
         self._kill_and_reap()
+        if excess is None and self._file_watcher is not None:
+            excess = self._file_watcher(self._limits)
         if excess is None or excess.status != "output":
             for descriptor in self._output:
                 fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_NONBLOCK)
@@ -155,52 +124,57 @@ class _ChildProcess:
             reason = stderr.strip().splitlines()[-1:] or [excess.limit if excess else "its sandbox ended at once"]
             text = f"The program was not started: {reason[0]}."
             return ExecutionResult("refused", "", text, self._layer, 0.0, excess.limit if excess else "")
-        status, limit = (excess.status, excess.limit) if excess else self._status_of_exit(self._process.returncode)
+        status, limit = (excess.status, excess.limit) if excess else self._status_of_exit()
         return ExecutionResult(status, stdout, stderr, self._layer, max(0.0, self._ended_at - self._started_at), limit)
 
     def _wait_until_end(self) -> LimitExceeded | None:
         """Wait until the process has ended (None), or return why it must be ended."""
-        deadline = time.monotonic() + START_SECONDS
+        assert self._end is not None  # noqa: S101 - `__init__` has set it
         poll = select.poll()
-        ended = os.pidfd_open(self._process.pid)
-        try:
-            for descriptor in (*self._output, self._ready, ended):
-                poll.register(descriptor, select.POLLIN)
-            next_check = time.monotonic() + TICK_SECONDS
-            while True:
-                now = time.monotonic()
-                if now >= next_check:
-                    if excess := self._check_limits(now, deadline):
-                        return excess
-                    next_check = now + TICK_SECONDS
-                for descriptor, _ in poll.poll(1000 * max(0.0, min(next_check, deadline) - now) + 1):
-                    if descriptor == ended:
-                        return None
-                    if descriptor == self._ready:
-                        poll.unregister(descriptor)
-                        if self._read_ready_signal():
-                            deadline = time.monotonic() + self._limits.wall_seconds
-                    elif not self._read(descriptor):
-                        poll.unregister(descriptor)
-                if excess := self._check_output_limit():
+        for descriptor in (*self._output, self._ready.fileno(), self._end):
+            poll.register(descriptor, select.POLLIN)
+        next_check = time.monotonic() + self._tick
+        while True:
+            now = time.monotonic()
+            if now >= next_check:
+                if excess := self._check_limits(now):
                     return excess
-        finally:
-            os.close(ended)
+                next_check = now + min(self._tick, self._remaining_seconds())
+            for descriptor, _ in poll.poll(1000 * max(0.0, next_check - now) + 1):
+                if descriptor == self._end:
+                    return None
+                if descriptor == self._ready.fileno():
+                    poll.unregister(descriptor)
+                    self._read_ready_signal()
+                    next_check = min(next_check, time.monotonic() + self._remaining_seconds())
+                elif not self._read(descriptor):
+                    poll.unregister(descriptor)
+            if excess := self._check_output_limit():
+                return excess
 
-    def _check_limits(self, now: float, deadline: float) -> LimitExceeded | None:
-        if self._stop.is_set():
+    def _check_limits(self, now: float) -> LimitExceeded | None:
+        # bubblewrap is killed by way of process 1, which may not exist yet.
+        starting = self._layer == "bubblewrap" and self._clock is None and now < self._launched_at + KILL_SECONDS
+        if self._stop.is_set() and not starting:
             return LimitExceeded("killed", "stopped from outside")
-        if now >= deadline:
-            if self._started_at is None:
-                return LimitExceeded("refused", f"its sandbox did not start within {START_SECONDS} s")
-            return LimitExceeded("timeout", f"{self._limits.wall_seconds:g} s of time")
+        if self._clock is None:
+            late = now >= self._launched_at + START_SECONDS
+            return LimitExceeded("refused", f"its sandbox did not start within {START_SECONDS} s") if late else None
+        if excess := self._clock.check(now, self._limits):
+            return excess
         return next((excess for watch in self._watchers if (excess := watch(self._limits))), None)
 
-    def _read_ready_signal(self) -> bool:
-        """Return whether the program has started: the child writes one byte once all restrictions are in force."""
-        if self._started_at is None and select.select([self._ready], [], [], 0)[0] and os.read(self._ready, 1) == b"+":
-            self._started_at = time.monotonic()
-        return self._started_at is not None
+    def _remaining_seconds(self) -> float:
+        """Return the least time until the program can exceed its time limit."""
+        return self._limits.wall_seconds - (self._clock.seconds if self._clock else 0.0)
+
+    def _read_ready_signal(self) -> None:
+        """Note whether the program has started: the child sends one byte once all restrictions are in force."""
+        with contextlib.suppress(BlockingIOError):
+            text, ancillary, _, _ = self._ready.recvmsg(1, socket.CMSG_SPACE(CREDENTIALS.size))
+            if text == b"+":
+                self._started_at = time.monotonic()
+                self._clock = ProgramClock(CREDENTIALS.unpack(ancillary[0][2])[0], self._started_at)
 
     def _read(self, descriptor: int) -> bool:
         """Read available output; False at its end, if there is none now, or beyond the limit."""
@@ -223,32 +197,61 @@ class _ChildProcess:
             remaining -= min(remaining, len(text))
 
     def _kill_and_reap(self) -> None:
-        """Kill the process group, then collect the exit status and the processor time."""
+        """Kill the process and all that it started; collect the exit status and the processor time."""
         if self._ended_at is not None:
             return
+        ended = self._end is not None and select.select([self._end], [], [], 0)[0]
+        if self._layer == "bubblewrap" and not ended:
+            self._kill_init()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         _, status, usage = os.wait4(self._process.pid, 0)
-        self._process.returncode = os.waitstatus_to_exitcode(status)
         self._ended_at = time.monotonic()
-        self._usage_seconds = usage.ru_utime + usage.ru_stime
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        self._cpu_seconds = usage.ru_utime + usage.ru_stime
+        if self._end is not None:
+            os.close(self._end)
 
-    def _status_of_exit(self, status: int) -> tuple[ExecutionStatus, str]:
-        """Return status and limit for an exit status, if no watched limit was exceeded."""
+    def _kill_init(self) -> None:
+        """Kill process 1 of the namespaces, the child of bubblewrap, and wait for the end of bubblewrap."""
+        children = child_processes(self._process.pid)
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        if children and self._end is not None:
+            select.select([self._end], [], [], KILL_SECONDS)
+
+    def _status_of_exit(self) -> tuple[ExecutionStatus, str]:
+        """Return status and limit for the exit status, if no watched limit was exceeded."""
+        status, limits = self._process.returncode, self._limits
         if self._layer == "bubblewrap" and status > 128:
-            status = 128 - status  # bubblewrap reports a signal as a shell does
-        if status == -signal.SIGXCPU or (status == -signal.SIGKILL and self._cpu_time_exceeded()):
-            return "timeout", f"{self._limits.cpu_seconds:g} s of processor time"
+            status = 128 - status  # a shell's exit status for a signal; the program's own become 0 or 1
+        if status == -signal.SIGXCPU or (status == -signal.SIGKILL and self._cpu_seconds >= limits.cpu_seconds):
+            return "timeout", f"{limits.cpu_seconds:g} s of processor time"
         if status == EXIT_OUT_OF_MEMORY:
-            return "memory", f"{format_bytes(self._limits.memory_bytes, 1024)} of memory"
+            return "memory", f"{format_bytes(limits.memory_bytes, 1024)} of memory"
+        if status == EXIT_DISK_FULL:
+            return "output", f"{format_bytes(limits.file_bytes, 1024)} of files"
         if status < 0:
             return "killed", f"signal {_signal_name(-status)}"
         return ("ok" if status == 0 else "error"), ""
 
-    def _cpu_time_exceeded(self) -> bool:
-        """Return whether the processor time may be used up; bubblewrap hides it, so wall time is used too."""
-        elapsed = (self._ended_at or 0.0) - (self._started_at or 0.0)
-        return max(self._usage_seconds, elapsed) >= self._limits.cpu_seconds
+
+def child_processes(pid: int) -> list[int]:
+    """Return the pids of the children of a process."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+    except OSError:  # it has just ended, or the kernel has no such file
+        return [child for child in map(int, filter(str.isdigit, os.listdir("/proc"))) if parent_process(child) == pid]  # noqa: PTH208
+
+
+def parent_process(pid: int) -> int:
+    """Return the pid of the parent of a process; 0 if it has ended."""
+    with contextlib.suppress(OSError):
+        return int(
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1]
+        )
+    return 0
 
 
 def _memory_file(content: bytes, cleanup: contextlib.ExitStack) -> int:

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import random
+import resource
 import shutil
 import struct
 import tempfile
@@ -26,7 +27,9 @@ from evaluate.sandbox.types import MEBIBYTE, Program
 
 SANDBOX_LAYERS = ("bubblewrap", "landlock")
 UNSAFE_LAYER = "unsafe-rlimits"
-STACK_BYTES = 64 * MEBIBYTE
+STACK_BYTES = 64 * MEBIBYTE  # of the first thread; the program may raise it
+THREAD_STACK_BYTES = 4 * MEBIBYTE  # of other threads, unless the program sets another size
+LONGEST_THREAD_STACK = 0.5  # of the memory
 OPEN_FILES = 64
 
 # Ids that systemd reserves for services with DynamicUser. Each program runs as one of them, so that it cannot reach
@@ -34,10 +37,12 @@ OPEN_FILES = 64
 FIRST_UID, LAST_UID = 61184, 65519
 _UID_OFFSETS: Iterator[int] = itertools.count(random.randrange(LAST_UID - FIRST_UID))
 
-# Reads the child's code and its spec from a descriptor, and closes the descriptor first of all.
+# Reads the child's code and its spec from a descriptor, and closes it first of all. A third argument is a descriptor
+# for stderr, which a shell does not pass on as such (isolation.init_command).
 BOOTSTRAP = (
-    "import marshal,sys;f=open(int(sys.argv[1]),'rb');code=marshal.load(f);job=marshal.load(f);f.close();"
-    "space={'__name__':'sandbox'};exec(code,space);space['main'](job,int(sys.argv[2]))"
+    "import marshal,os,sys;spec,ready,*errors=map(int,sys.argv[1:]);[(os.dup2(e,2),os.close(e)) for e in errors];"
+    "f=open(spec,'rb');code=marshal.load(f);job=marshal.load(f);f.close();"
+    "space={'__name__':'sandbox'};exec(code,space);space['main'](job,ready)"
 )
 
 
@@ -47,12 +52,15 @@ class ChildSpec:
 
     code: str
     scratch: str  # the working folder, empty, and the only writable one
-    mount: str  # options of a tmpfs to mount there; '' if the folder exists already
-    limits: dict[str, tuple[int, int]]  # soft and hard, by the names in `resource`
+    mount: str  # options of a tmpfs to mount there, in namespaces of bubblewrap; '' if the folder exists already
+    limits: dict[int, tuple[int, int]]  # soft and hard, by the numbers in `resource`
     user: int | None  # id to change to; None to stay
     parent: int | None  # pid whose end ends the child; None if bubblewrap ensures that
     readable: tuple[str, ...]
-    packages: tuple[str, ...]
+    package_folders: tuple[str, ...]
+    package_names: tuple[str, ...]
+    thread_stack: int
+    longest_stack: int
     ruleset: bytes  # Landlock's; b"" if it is not used
     rules: list[isolation.LandlockRule]
     filter: bytes  # seccomp's, with `own_pid` in place of the child's pid; b"" if it is not used
@@ -65,18 +73,22 @@ def build_child_spec(layer: str, program: Program, scratch: str | None) -> Child
     user = next_uid() if can_drop_root() else None
     cpu = math.ceil(limits.cpu_seconds)
     maximums = {
-        "RLIMIT_AS": limits.memory_bytes,
-        "RLIMIT_FSIZE": limits.file_bytes,
-        "RLIMIT_NOFILE": OPEN_FILES,
-        "RLIMIT_CORE": 0,
-        "RLIMIT_STACK": STACK_BYTES,
-        "RLIMIT_MEMLOCK": 0,
-        "RLIMIT_MSGQUEUE": 0,
+        resource.RLIMIT_AS: limits.memory_bytes,
+        resource.RLIMIT_FSIZE: limits.file_bytes,
+        resource.RLIMIT_NOFILE: OPEN_FILES,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
     }
-    resources = {name: (int(value), int(value)) for name, value in maximums.items()}
-    resources["RLIMIT_CPU"] = (cpu, cpu + 1)  # SIGXCPU at the soft limit shows the reason; SIGKILL at the hard one
+    limits_by_number = {number: (int(value), int(value)) for number, value in maximums.items()}
+    highest = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    limits_by_number[resource.RLIMIT_STACK] = (STACK_BYTES if highest < 0 else min(STACK_BYTES, highest), highest)
+    limits_by_number[resource.RLIMIT_CPU] = (
+        cpu,
+        cpu + 1,
+    )  # SIGXCPU at the soft limit shows the reason; SIGKILL at the hard one
     if user is not None or (layer == "bubblewrap" and isolation.nproc_limit_is_per_program()):
-        resources["RLIMIT_NPROC"] = (limits.processes, limits.processes)
+        limits_by_number[resource.RLIMIT_NPROC] = (limits.processes, limits.processes)
     bubblewrap = layer == "bubblewrap"
     abi_version = isolation.landlock_abi_version() if layer == "landlock" else 0
     folder = isolation.SCRATCH_MOUNT if bubblewrap else str(scratch)
@@ -84,11 +96,14 @@ def build_child_spec(layer: str, program: Program, scratch: str | None) -> Child
         code=program.code,
         scratch=folder,
         mount=f"mode=1777,size={limits.file_bytes},nr_inodes={limits.files + 1}" if bubblewrap else "",
-        limits=resources,
+        limits=limits_by_number,
         user=user,
         parent=None if bubblewrap else os.getpid(),
         readable=isolation.readable_paths(),
-        packages=isolation.package_dirs(),
+        package_folders=isolation.package_dirs(),
+        package_names=isolation.IMPORTABLE_PACKAGES,
+        thread_stack=THREAD_STACK_BYTES,
+        longest_stack=int(LONGEST_THREAD_STACK * limits.memory_bytes),
         ruleset=isolation.build_ruleset(abi_version) if abi_version else b"",
         rules=[
             *isolation.shared_rules(abi_version, isolation.readable_paths()),
@@ -96,20 +111,23 @@ def build_child_spec(layer: str, program: Program, scratch: str | None) -> Child
         ]
         if abi_version
         else [],
-        filter=b"" if layer == UNSAFE_LAYER else seccomp_filter(platform.machine()),
+        filter=b"" if layer == UNSAFE_LAYER else seccomp_filter(platform.machine(), user is not None),
     )
 
 
 def child_command(layer: str, spec_fd: int, ready_fd: int) -> list[str]:
     """Return the command that starts the child, with the descriptors of its spec and of the ready pipe."""
     python = [isolation.python_executable(), *isolation.PYTHON_FLAGS, "-c", BOOTSTRAP, str(spec_fd), str(ready_fd)]
-    return isolation.bwrap_command(str(isolation.find_bwrap()), python) if layer == "bubblewrap" else python
+    if layer != "bubblewrap":
+        return python
+    spare_fd = next(number for number in range(3, 10) if number not in {spec_fd, ready_fd})
+    return isolation.bwrap_command(str(isolation.find_bwrap()), isolation.init_command(python, spare_fd))
 
 
 @cache
-def seccomp_filter(machine: str) -> bytes:
-    """Return the seccomp filter for a machine type."""
-    return seccomp.build_filter(machine)
+def seccomp_filter(machine: str, own_user: bool) -> bytes:
+    """Return the seccomp filter for a machine type, and for programs that each have their own user or ours."""
+    return seccomp.build_filter(machine, own_user)
 
 
 @cache

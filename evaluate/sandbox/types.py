@@ -17,19 +17,20 @@ class Limits:
     """Resource limits of one program. Raises PromptOrTuneError for a limit that is not a positive number."""
 
     wall_seconds: float = 10.0
-    """From the program's first line to its end, without the start of the sandbox."""
+    """From the program's first line to its end, without the time for which it waits for a processor. On a busy machine
+    the clock may show up to 10 times as much."""
     cpu_seconds: float = 10.0
-    """Of all its threads; rounded up, because the kernel counts whole seconds."""
+    """Processor time of all its threads; rounded up, because the kernel counts whole seconds."""
     memory_bytes: int = 512 * MEBIBYTE
     """Address space (RLIMIT_AS). numpy needs about half of the default."""
-    processes: int = 32
+    processes: int = 128
     """Threads, including the first: a program cannot start processes."""
     output_bytes: int = MEBIBYTE
     """Of stdout and stderr together."""
     file_bytes: int = 8 * MEBIBYTE
-    """Of any file it writes, and of all of them together."""
+    """Of any file it writes, and of all of them together, deleted files included that it still uses."""
     files: int = 256
-    """Files and folders that it creates."""
+    """Files and folders that exist at a time."""
 
     def __post_init__(self) -> None:
         for limit in fields(self):
@@ -54,8 +55,8 @@ class ExecutionResult:
     `status` is one of: ok (exit status 0), error (an exception or another exit status), timeout, memory, output (it
     printed or wrote too much), killed (ended by a signal: a crash, its own kill, too many threads), refused (it was not
     started; `stderr` says why). `stdout` and `stderr` hold at most `Limits.output_bytes` together, with undecodable
-    bytes replaced. `seconds` is wall time from the program's first line. `limit` describes the limit that was exceeded
-    or the signal that ended it, '' otherwise.
+    bytes replaced. `seconds` is wall time from the program's first line, waiting for a processor included. `limit`
+    describes the limit that was exceeded or the signal that ended it, '' otherwise.
     """
 
     status: ExecutionStatus

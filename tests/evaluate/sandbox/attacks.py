@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from evaluate.sandbox.types import Limits
 
 PRELUDE = """
-import ctypes, fcntl, gc, glob, json, mmap, os, resource, signal, socket, stat, subprocess, sys, threading, time
+import ctypes, errno, fcntl, gc, glob, json, mmap, os, resource, signal, socket, stat, subprocess, sys, threading, time
 host = json.loads(sys.stdin.readline())
 libc = ctypes.CDLL(None, use_errno=True)
 arm = os.uname().machine == "aarch64"
@@ -124,9 +124,18 @@ attempt(lambda: os.truncate(host["victim"], 0), lambda: os.open(host["victim"], 
     Attack(
         "change modes, times, owners and attributes",
         """
-path = host["victim"]
-attempt(lambda: os.utime(path), lambda: os.chmod(path, 0), lambda: os.chown(path, os.getuid(), -1),
-        lambda: os.setxattr(path, "user.x", b"y"))
+path = file = host["victim"]
+try:
+    file = os.open(path, os.O_RDONLY)
+except OSError:
+    pass
+for way in (lambda: os.utime(path), lambda: os.utime(path, (1, 2)), lambda: os.utime(file), lambda: os.chmod(path, 0),
+            lambda: os.fchmod(file, 0), lambda: os.chown(path, os.getuid(), -1), lambda: os.fchown(file, 1, 1),
+            lambda: os.setxattr(path, "user.x", b"y")):
+    try:
+        way()  # some are answered with success and do nothing
+    except OSError:
+        pass
 """,
         unsandboxed_effect="changed files",
     ),
@@ -264,6 +273,28 @@ attempt(lambda: resource.prlimit(who, resource.RLIMIT_NOFILE), lambda: os.setpri
 """,
     ),
     Attack(
+        "find out which processes exist",
+        """
+who = host["bystander"]
+attempt(lambda: os.getpgid(who), lambda: os.getsid(who), lambda: os.sched_getaffinity(who),
+        lambda: os.getpriority(os.PRIO_PROCESS, who), lambda: os.getpriority(os.PRIO_PGRP, who),
+        lambda: os.getpriority(os.PRIO_USER, 0), lambda: time.clock_gettime((~who << 3) | 2),
+        lambda: time.clock_getres((~who << 3) | 2), lambda: os.sched_getparam(who), lambda: os.sched_getscheduler(who),
+        lambda: os.pidfd_open(who), lambda: os.kill(who, 0), lambda: os.killpg(who, 0),
+        lambda: os.sched_rr_get_interval(who), lambda: os.waitid(os.P_PID, who, os.WEXITED | os.WNOHANG),
+        lambda: call(274, 100, who, ctypes.byref(ctypes.c_void_p()), ctypes.byref(ctypes.c_size_t())),
+        lambda: call(144, 119, who, 0, 0), lambda: call(251, 30, 1, who), lambda: call(252, 31, 1, who))
+# Locking a futex that thread `who` holds fails with another error if there is no such thread.
+word = ctypes.c_uint32(who)
+try:
+    call(202, 98, ctypes.byref(word), 8, 0, 0, 0, 0)
+except OSError as error:
+    if error.errno not in (errno.EPERM, errno.ENOSYS):
+        claim(error)
+""",
+        unfenced="claimed",
+    ),
+    Attack(
         "raise its own limits",
         """
 for which in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE):
@@ -324,6 +355,33 @@ while True:
     Attack("flood of output", "while True: print('x' * 1000)", ("output",)),
     Attack("flood of errors", "while True: os.write(2, b'x' * 65536)", ("output",)),
     Attack("large file", "file = open('a', 'wb')\nwhile True: file.write(bytes(1 << 20))", ("error", "output")),
+    Attack(
+        "deleted files that are open",
+        """
+files = []
+while True:
+    files.append(open("a", "wb", 0))
+    os.unlink("a")
+    files[-1].write(bytes(7 << 20))
+    time.sleep(0.02)
+""",
+        ("output",),
+    ),
+    Attack(
+        "deleted files that are mapped",
+        """
+files = []
+while True:
+    with open("a", "w+b") as file:
+        os.unlink("a")
+        file.write(bytes(7 << 20))
+        file.flush()
+        files.append(mmap.mmap(file.fileno(), 4096))
+    time.sleep(0.02)
+""",
+        ("output",),
+    ),
+    Attack("many files", "for at in range(10 ** 6): open(str(at), 'w').close()\ntime.sleep(60)", ("error", "output")),
     Attack(
         "many files",
         "for number in range(10 ** 6): open(str(number), 'w').close()\ntime.sleep(60)",
@@ -433,8 +491,9 @@ for fd in range(3, 4096):
     Attack(
         "files of other programs",
         """
+packages = [folder for finder in sys.meta_path for folder in getattr(finder, "folders", ())]
 for path in glob.glob("/tmp/*") + glob.glob("/var/tmp/*") + glob.glob("/dev/shm/*"):
-    if not any(own.startswith(path) for own in (os.getcwd(), *sys.path)):
+    if not any(own.startswith(path) for own in (os.getcwd(), *sys.path, *packages)):
         attempt(lambda: open(path).read(1), lambda: os.listdir(path))
 if os.listdir("."):
     claim("a folder that is not empty")

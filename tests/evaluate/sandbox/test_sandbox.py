@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -41,7 +43,7 @@ ENDINGS = [
     ("x = [0] * (1 << 60)", "memory", "128 MB of memory"),
     ("class E(MemoryError): pass\nraise E", "memory", "128 MB of memory"),
     ("print('x' * 5000)", "output", "1.95 kB of output"),
-    ("with open('a', 'w') as file: file.write('x' * 5000)", "error", ""),
+    ("with open('a', 'w') as file: file.write('x' * 5000)", "output", "4 kB of files"),
     ("import os; os.kill(os.getpid(), 15)", "killed", "signal SIGTERM"),
     ("import ctypes; ctypes.string_at(0)", "killed", "signal SIGSEGV"),
 ]
@@ -170,6 +172,7 @@ def test_packages_below_an_unreadable_folder_can_be_imported(
     secret.write_text("a secret")
     secret.chmod(0o644)
     monkeypatch.setattr(isolation, "package_dirs", lambda: (str(folder.parent),))
+    monkeypatch.setattr(isolation, "IMPORTABLE_PACKAGES", ("closed",))
     readable = (*isolation.readable_paths(), str(folder.parent))
     monkeypatch.setattr(isolation, "readable_paths", lambda: readable)
     with open_sandbox(layer) as sandbox:
@@ -177,6 +180,28 @@ def test_packages_below_an_unreadable_folder_can_be_imported(
         for path in (repr(str(secret)), "os.path.dirname(closed.__file__) + '/../../secret'"):
             outcome = sandbox.run(Program(f"import closed, os\nprint(open({path}).read())"))
             assert (outcome.status, outcome.stdout) == ("error", "")
+
+
+def test_only_the_listed_packages_can_be_imported(layer: str) -> None:
+    text = (ROOT / "docs" / "sandbox.md").read_text(encoding="utf-8")
+    listed = re.findall(r"`([a-z_]+)`", text.partition("## Packages")[2].partition("##")[0])
+    assert set(listed) <= set(isolation.IMPORTABLE_PACKAGES)
+    assert "sortedcontainers" in listed
+    others = ("torch", "gradio", "pytest", "evaluate", "pip", "no_such_package")
+    code = """
+import importlib.util
+print([name for name in input().split() if importlib.util.find_spec(name) is None])
+"""
+    with open_sandbox(layer) as sandbox:
+        assert sandbox.run(Program(code, " ".join(listed))).stdout == "[]\n"
+        assert sandbox.run(Program(code, " ".join(others))).stdout == f"{list(others)}\n"
+        outcome = sandbox.run(Program("from sortedcontainers import SortedList\nprint(*SortedList([3, 1, 2]))"))
+        assert outcome.stdout == "1 2 3\n", outcome
+        outcome = sandbox.run(Program("import torch"))
+        assert outcome.status == "error"
+        assert outcome.stderr.endswith("ModuleNotFoundError: No module named 'torch'\n")
+        outcome = sandbox.run(Program("from importlib.metadata import version\nprint(version('sortedcontainers'))"))
+        assert outcome.stdout == f"{version('sortedcontainers')}\n", outcome
 
 
 def test_scratch_folder_can_be_below_an_unreadable_folder(

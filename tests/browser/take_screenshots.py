@@ -47,6 +47,7 @@ from tests.browser.test_train_real import end_workers
 from tests.conftest import ROOT
 from tests.hub.state import Account
 from tests.hub_standin import hub_standin
+from ui.labels import method_label
 
 DESKTOP, PHONE = 1440, 390
 MARGIN = 12  # less than the gap between two cards
@@ -60,7 +61,6 @@ MAX_NEW_TOKENS = 64  # as in the study: the references of CoNaLa are short
 STUDY_RUN = ROOT / "docs" / "results" / "study" / "conala.jsonl.gz"
 # The methods that take part, which are some of those that take part by default.
 VOTED_METHODS = ("zero-shot", "icl-8", "rag-8", "ia3-conala", "lora-conala", "prefix-tuning-conala")
-LEFT_OUT_METHODS = ("lora-starter", "prompt-tuning-conala")
 NUM_VOTES, NUM_PEOPLE = 240, 8
 # CodeBLEU below which an answer is bad, and difference below which two answers are equally good.
 BAD_SCORE, TIE_DIFFERENCE = 0.15, 0.05
@@ -68,7 +68,7 @@ MAX_DRAWS = 25
 
 SHARED_ADAPTER = "ia3-conala"
 ADDED_NAME = "ia3-team"
-EPOCHS, HELD_OUT = 6, 0.25
+EPOCHS, HELD_OUT = 3, 0.25
 
 # Rows with errors for the report: no code, nothing to do, a comma without quotes.
 ROWS_WITH_ERRORS = (
@@ -89,14 +89,15 @@ class Camera:
         """Save the page from the element `start` to the element `end`, at most `height` pixels.
 
         Without `start` the picture begins at the top of the page, without `end` it ends at the bottom. With a `start`
-        it is as wide as that element.
+        it is as wide as that element, except on a phone.
         """
         script = """
             const [start, end, margin] = arguments;
             const box = (css) => css ? document.querySelector(css).getBoundingClientRect() : null;
             const first = box(start), last = box(end);
-            const left = first ? Math.max(0, first.left - margin) : 0;
-            const right = first ? Math.min(innerWidth, first.right + margin) : innerWidth;
+            const whole = !first || innerWidth < 600;
+            const left = whole ? 0 : Math.max(0, first.left - margin);
+            const right = whole ? innerWidth : Math.min(innerWidth, first.right + margin);
             const top = first ? Math.max(0, first.top + scrollY - margin) : 0;
             const bottom = last ? last.bottom + scrollY + margin : document.documentElement.scrollHeight;
             return { x: left, y: top, width: right - left, height: bottom - top };
@@ -209,13 +210,14 @@ def take_arena(session: Session) -> None:
 
 
 def leave_out_methods(page: ComparePage) -> None:
+    """Leave out the methods without votes."""
+    voted = [method_label(name) for name in VOTED_METHODS]
     click(page, "#arena-fold button")
-    for name in LEFT_OUT_METHODS:
-        until(lambda: is_visible(page, "#arena-methods .token"))
-        tokens = page.all("#arena-methods .token")
-        token = next(token for token in tokens if token.text.startswith(name))
-        token.find_element(By.CSS_SELECTOR, ".token-remove").click()
-        until(lambda tokens=tokens: len(page.all("#arena-methods .token")) == len(tokens) - 1)  # type: ignore[misc]
+    until(lambda: is_visible(page, "#arena-methods .token"))
+    while others := [token for token in page.all("#arena-methods .token") if token.text.strip(" ×\n") not in voted]:
+        count = len(page.all("#arena-methods .token"))
+        others[0].find_element(By.CSS_SELECTOR, ".token-remove").click()
+        until(lambda count=count: len(page.all("#arena-methods .token")) == count - 1)  # type: ignore[misc]
     until(lambda: f"{len(VOTED_METHODS)} methods" in page.text("#arena-fold"), 20)
     click(page, "#arena-fold button")
 
@@ -400,7 +402,7 @@ def take_train(session: Session) -> None:
     click(page, "#train-commands button")
     until(lambda: page.find("#train-command-hub textarea").get_property("value"), 60, "no command is shown")
     time.sleep(2)
-    session.camera.save(page, "train-remote", "#train-target", "#train-begin")
+    session.camera.save(page, "train-remote", "#train-target", "#train-target")
     click(page, "#train-commands button")
     click(page, "#train-location input[value=here]")
     time.sleep(2)
@@ -422,8 +424,8 @@ def take_job(session: Session, page: ComparePage) -> None:
     time.sleep(1)
     session.camera.save(page, "train-verdict", "#train-jobs-title", "#train-job-curve")
     click(page, "#train-publish button")
-    until(lambda: is_visible(page, "#train-publish-repo input"), 20)
-    page.write("#train-publish-repo input", f"you/{job.adapter}")
+    until(lambda: is_visible(page, "#train-publish-repo textarea, #train-publish-repo input"), 20)
+    page.write("#train-publish-repo textarea, #train-publish-repo input", f"you/{job.adapter}")
     session.camera.save(page, "train-publish", "#train-publish", "#train-publish")
 
 
@@ -519,6 +521,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             browser(Path(folder, "chromium")) as driver,
         ):
             session = Session(driver, url, home, options.data_dir, work, Camera(options.output))
+            # Else a picture would have the width of the page without its scroll bar, and be cut at the right.
+            driver.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
             # A tab that is opened while the model is loading lists only what is known by then.
             ComparePage(driver, url).open()
             for name in names:

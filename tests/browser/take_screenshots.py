@@ -200,7 +200,7 @@ def take_arena(session: Session) -> None:
     session.camera.save(page, "arena-blind", end="#arena-more")
     phone = session.open("arena", width=PHONE)
     until(lambda: is_visible(phone, "#arena-left"), 60, "the open match did not come back")
-    session.camera.save(phone, "arena-phone", end="#arena-comparison .cards > :last-child", height=1400)
+    session.camera.save(phone, "arena-phone", end="#arena", height=1200)
     page = session.open("arena")
     click(page, f"#arena-{better}")
     until(lambda: is_visible(page, "#arena-outcome p"), 60, "the vote did nothing")

@@ -236,6 +236,7 @@ def click_next(page: ComparePage, before: str) -> bool:
 
 def draw_match(page: ComparePage, references: dict[str, str]) -> str:
     """Draw matches until one has two short answers of which one is clearly nearer to the reference; return its side."""
+    near = [0.0, 0.0]
     for _ in range(MAX_DRAWS):
         before = match_id(page)
         # Gradio ignores a click while the event before it has not ended.

@@ -86,7 +86,7 @@ def _build_page(catalog: AdapterCatalog) -> AdaptersPage:
                         elem_id="adapters-spec",
                     )
                     name = gr.Textbox(
-                        label="Name here, if not its own (counts for a zip too)",
+                        label="Name here, if it should have another (also for a zip)",
                         lines=1,
                         max_lines=1,
                         max_length=64,

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from evaluate.results import to_json_types
 from models.identity import BaseIdentity
 from tasks.methods import FixedExamples, Method, NearestExamples
-from tasks.problem import AssertTest, StdioTest, Test
+from tasks.problem import Test, parse_test
 from ui.compare.comparison import Column, Comparison
 
 
@@ -120,7 +120,7 @@ def add_test_results(record: Record, results: Sequence[Mapping[str, Any]], sandb
 
 def problem_tests(record: Record) -> tuple[Test, ...]:
     """Return the tests of a record's problem."""
-    return tuple(AssertTest(**test) if "code" in test else StdioTest(**test) for test in record["asked_tests"])
+    return tuple(parse_test(test) for test in record["asked_tests"])
 
 
 def _example_selection(method: Method | None) -> tuple[str, int]:

@@ -90,6 +90,23 @@ def parse_test(record: Mapping[str, Any]) -> Test:
     return ScriptTest(**{**record, "steps": steps, "outcome": outcome})
 
 
+def format_test(test: Test) -> str:
+    """Return the test as text that tasks.pasted_tests reads; an AssertTest without its set-up."""
+    if isinstance(test, StdioTest):
+        return f"input:\n{test.stdin}\noutput:\n{test.expected}\n"
+    if isinstance(test, AssertTest):
+        return test.code
+    lines = [step.source for step in test.steps]
+    if test.outcome is None:
+        return "\n".join([*lines, test.code])
+    code = test.code.replace("\n", "\n... ")
+    result = test.outcome.output.rstrip("\n")
+    if test.outcome.error:
+        message = f": {test.outcome.message}" if test.outcome.message else ""
+        result = f"Traceback (most recent call last):\n{test.outcome.error}{message}"
+    return "\n".join([*lines, f">>> {code}", result, ""])
+
+
 @dataclass(frozen=True)
 class Problem:
     """An intent in words, with reference code and tests where the data set has them.

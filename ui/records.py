@@ -100,7 +100,7 @@ def make_record(column: Column, comparison: Comparison, base: BaseIdentity, crea
         asked_tests=[asdict(test) for test in comparison.problem.tests],
         tests_text=comparison.tests_text,
         tests=[],
-        tests_note=comparison.tests_note,
+        tests_note="",
         sandbox=None,
         base_id=base.id,
         base_revision=base.revision,

@@ -27,7 +27,7 @@ def explain_outcome(test: ScriptTest, result: CallResult) -> TestResult:
     """Build the result of a test with an outcome from what the child sent."""
     outcome = test.outcome or Outcome()
     expected = _expected_error(outcome) if outcome.error else outcome.output.removesuffix("\n")
-    called = one_line(test.code)
+    called = one_line(_called(test.code))
     got, reason, status = "", "", "ok"
     if result.error:
         status = result.status
@@ -46,7 +46,7 @@ def explain_outcome(test: ScriptTest, result: CallResult) -> TestResult:
     return TestResult(
         passed=not reason,
         kind="call",
-        given=shorten(test.code),
+        given=shorten(_called(test.code)),
         expected=shorten(expected),
         got=shorten(got),
         reason=reason,
@@ -54,6 +54,14 @@ def explain_outcome(test: ScriptTest, result: CallResult) -> TestResult:
         protected=is_protected_outcome(test),
         seconds=result.seconds,
     )
+
+
+def _called(code: str) -> str:
+    """Return the statements without a `try` around them that only stores the exception for later tests."""
+    match parse_python(code).body:
+        case [ast.Try(body=body, handlers=[ast.ExceptHandler(body=[*_, ast.Raise(exc=None)])])]:
+            return "\n".join(map(ast.unparse, body))
+    return code
 
 
 def _expected_error(outcome: Outcome) -> str:

@@ -104,7 +104,8 @@ class _Reader:
     def _is_labelled(self) -> bool:
         """Return whether the text has labels without a colon, as some sites write them."""
         first = next((line for line in self._lines if line.strip()), "")
-        return is_bare_label(first) and not is_python("\n".join(self._lines[1:]))
+        labels = [line.lower() for line in self._lines if is_bare_label(line)]
+        return is_bare_label(first) and all(any(name in line for line in labels) for name in ("in", "out"))
 
     def _end_of_form(self, line: str, at: int) -> int:
         """Return the index after a form other than Python that begins with this line; `at` if there is none."""

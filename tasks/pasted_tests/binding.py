@@ -99,12 +99,13 @@ def _only_expected(body: Sequence[ast.stmt], name: str) -> bool:
     return expected[name] == loads[name] > 0
 
 
-def fold_literals(body: Sequence[ast.stmt], *, local: bool) -> list[ast.stmt]:
+def fold_literals(body: Sequence[ast.stmt], *, local: bool, later: Sequence[ast.stmt] = ()) -> list[ast.stmt]:
     """Write names that are assigned one literal, once, into the statements after that, and leave the assignment out.
 
     In the namespace of the answer (not `local`) only names of expected values and of lists of cases are, because the
-    answer may use others.
+    answer may use others. Names that the statements `later` use keep their assignment.
     """
+    used_later = {name for statement in later for name in names(statement, ast.Load)}
     folded = list(body)
     for statement in body:
         match statement:
@@ -116,7 +117,9 @@ def fold_literals(body: Sequence[ast.stmt], *, local: bool) -> list[ast.stmt]:
             continue
         at = folded.index(statement)
         before, after = folded[:at], folded[at + 1 :]
-        if name in rebound_names([*before, *after]) or name in {n for each in before for n in names(each, ast.Load)}:
+        if name in used_later | rebound_names([*before, *after]) or name in {
+            n for each in before for n in names(each, ast.Load)
+        }:
             continue
         if _only_expected(after, name) or _only_iterated(after, name) or (local and _is_immutable(value)):
             folded = [*before, *(substitute_statement(each, {name: value}) for each in after)]

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from tasks.pasted_tests.binding import fold_literals
 from tasks.pasted_tests.functions import Frame, can_inline, methods
 from tasks.pasted_tests.rewrite import TEST_CASE, RaisesToTry, Rewriter
 from tasks.pasted_tests.text import line_error, names
@@ -83,7 +82,8 @@ class TestClass:
             for hook in hooks:
                 arguments = "None" if len(found[hook].args.args) > 1 else ""
                 builder.add_step(f"{receiver}.{hook}({arguments})", line, scope)
-            tests.run_bound(fold_literals(method.body, local=True), bindings, line, Frame(scope))
+            with tests.must_test(method):
+                tests.run_bound(method.body, bindings, line, Frame(scope))
             for hook in ("tearDown", "teardown_method"):
                 if hook in found:
                     builder.add_step(f"{receiver}.{hook}()", line, scope, optional=True)

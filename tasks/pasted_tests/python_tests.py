@@ -8,7 +8,8 @@ block that cannot be taken apart is one test that runs as a whole.
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -221,13 +222,16 @@ class PythonTests:
             self._whole(node, frame)
             return
         for bindings in iterations:
-            self.run_bound(node.body, bindings, node.lineno, frame)
+            self.run_bound(node.body, bindings, node.lineno, frame, later)
 
-    def run_bound(self, body: Sequence[ast.stmt], bindings: Bindings, line: int, frame: Frame) -> None:
+    def run_bound(
+        self, body: Sequence[ast.stmt], bindings: Bindings, line: int, frame: Frame, later: Sequence[ast.stmt] = ()
+    ) -> None:
+        """Run the body of a function or loop with its parameters; `later` are the statements after a loop."""
         bound, left = bind(body, bindings)
         for name, value in left:
             self.builder.add_step(f"{name} = {ast.unparse(value)}", line, frame.scope)
-        self._run(bound, frame)
+        self._run(fold_literals(bound, local=bool(frame.scope), later=later), frame)
 
     def _raises(self, node: ast.With, later: Sequence[ast.stmt], frame: Frame) -> None:
         """Add a block for an expected exception; its name and message stay outside of the sandbox."""
@@ -269,8 +273,7 @@ class PythonTests:
         self._inline(function, bindings, line, inner)
 
     def _inline(self, function: ast.FunctionDef, bindings: Bindings, line: int, frame: Frame) -> None:
-        body = Rewriter(self.aliases).statements(function.body)
-        self.run_bound(fold_literals(body, local=True), bindings, line, frame)
+        self.run_bound(Rewriter(self.aliases).statements(function.body), bindings, line, frame)
 
     def _whole_function(self, function: ast.FunctionDef, call: str, line: int, frame: Frame) -> None:
         definition = RaisesToTry().visit(Rewriter(self.aliases).statements([function])[0])
@@ -280,6 +283,14 @@ class PythonTests:
         self.builder.refuse_independent(source, line)
         self.builder.add_assert(f"{source}\n{run}\nassert True", line, frame.scope, checked=False)
 
+    @contextmanager
+    def must_test(self, function: ast.FunctionDef) -> Iterator[None]:
+        """Raise DataError if nothing is added for the function inside of the block."""
+        count = len(self.builder.tests)
+        yield
+        if len(self.builder.tests) == count:
+            raise line_error(function.lineno, f"'{function.name}' asserts nothing: add an assert or remove it")
+
     def new_scope(self, name: str) -> str:
         self._scopes[name] = self._scopes.get(name, 0) + 1
         return name if self._scopes[name] == 1 else f"{name} {self._scopes[name]}"
@@ -288,7 +299,8 @@ class PythonTests:
         self._called.add(function.name)
         for bindings in self.parameter_sets(function, receiver=False):
             if can_inline(function):
-                self._inline(function, bindings, function.lineno, Frame(self.new_scope(function.name)))
+                with self.must_test(function):
+                    self._inline(function, bindings, function.lineno, Frame(self.new_scope(function.name)))
             else:
                 arguments = ", ".join(f"{name}={ast.unparse(value)}" for name, value in bindings)
                 self._whole_function(function, f"{function.name}({arguments})", function.lineno, Frame())

@@ -93,7 +93,8 @@ def parse_test(record: Mapping[str, Any]) -> Test:
 def format_test(test: Test) -> str:
     """Return the test as text that tasks.pasted_tests reads; an AssertTest without its set-up."""
     if isinstance(test, StdioTest):
-        return f"input:\n{test.stdin}\noutput:\n{test.expected}\n"
+        parts = [text if text.endswith("\n") or not text else f"{text}\n" for text in (test.stdin, test.expected)]
+        return f"input:\n{parts[0]}output:\n{parts[1]}"
     if isinstance(test, AssertTest):
         return test.code
     lines = [step.source for step in test.steps]

@@ -28,7 +28,7 @@ from tasks.pasted_tests.python_tests import PythonTests
 from tasks.pasted_tests.rows import read_rows
 from tasks.pasted_tests.script import MAX_TESTS, ScriptBuilder, no_test_error
 from tasks.pasted_tests.sessions import is_prompt, read_session, session_end
-from tasks.pasted_tests.text import FORMAT_HINT, is_python, line_error, string_lines
+from tasks.pasted_tests.text import FORMAT_HINT, is_python, line_error, string_lines, truncate
 from tasks.problem import Test
 
 MAX_CHARACTERS = 100_000
@@ -80,6 +80,8 @@ class _Reader:
             if not inside[at]:
                 end = self._end_of_form(line, at)
             if end > at:
+                if is_label(line):
+                    self._refuse_words_before(start, at)
                 self._read_python(start, at, prose=has_session)
                 self._read_form(line, at, end)
                 start = end
@@ -124,6 +126,13 @@ class _Reader:
             read_arrow(line, start + 1, self._builder)
         else:
             read_examples(lines, start + 1, self._builder)
+
+    def _refuse_words_before(self, start: int, end: int) -> None:
+        lines = self._lines[start:end]
+        if not any(map(_CODE_LINE.search, lines)):
+            for number, line in enumerate(lines, start=start + 1):
+                if line.strip():
+                    raise line_error(number, f"'{truncate(line)}' is before the first 'input:': move or remove it")
 
     def _read_python(self, start: int, end: int, *, prose: bool) -> None:
         """Read lines of Python; words between the examples of a session (`prose`) are no part of it, as in doctest."""

@@ -106,23 +106,18 @@ def fold_literals(body: Sequence[ast.stmt], *, local: bool, later: Sequence[ast.
     answer may use others. Names that the statements `later` use keep their assignment.
     """
     used_later = {name for statement in later for name in names(statement, ast.Load)}
-    folded = list(body)
-    for statement in body:
-        match statement:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value) if is_literal(value):
-                pass
-            case _:
-                continue
-        if statement not in folded:
-            continue
-        at = folded.index(statement)
+    folded, at = list(body), 0
+    while at < len(folded):
         before, after = folded[:at], folded[at + 1 :]
-        if name in used_later | rebound_names([*before, *after]) or name in {
-            n for each in before for n in names(each, ast.Load)
-        }:
-            continue
-        if _only_expected(after, name) or _only_iterated(after, name) or (local and _is_immutable(value)):
-            folded = [*before, *(substitute_statement(each, {name: value}) for each in after)]
+        match folded[at]:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if is_literal(value):
+                used_before = {each for statement in before for each in names(statement, ast.Load)}
+                is_fixed = name not in used_later | used_before | rebound_names([*before, *after])
+                fits = _only_expected(after, name) or _only_iterated(after, name) or (local and _is_immutable(value))
+                if is_fixed and fits:
+                    folded = [*before, *(substitute_statement(each, {name: value}) for each in after)]
+                    continue
+        at += 1
     return folded
 
 

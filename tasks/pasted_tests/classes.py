@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -53,7 +52,9 @@ class TestClass:
         if base and len(bases) < len(self._case.bases):
             bases.append(ast.parse(TEST_CASE, mode="eval").body)
         statements = [RaisesToTry().visit(each) for each in body] or [ast.Pass()]
-        definition = ast.ClassDef(self._case.name, bases, [], statements, [], **_TYPE_PARAMETERS)
+        definition = ast.parse(f"class {self._case.name}: pass").body[0]
+        if isinstance(definition, ast.ClassDef):
+            definition.bases, definition.body = bases, statements
         return ast.unparse(ast.fix_missing_locations(definition))
 
     def _class_hook(
@@ -84,12 +85,9 @@ class TestClass:
                 builder.add_step(f"{receiver}.{hook}({arguments})", line, scope)
             with tests.must_test(method):
                 tests.run_bound(method.body, bindings, line, Frame(scope))
-            for hook in ("tearDown", "teardown_method"):
-                if hook in found:
-                    builder.add_step(f"{receiver}.{hook}()", line, scope, optional=True)
-
-
-_TYPE_PARAMETERS = {"type_params": []} if sys.version_info >= (3, 12) else {}
+            for cleanup in ("tearDown", "teardown_method"):
+                if cleanup in found:
+                    builder.add_step(f"{receiver}.{cleanup}()", line, scope, optional=True)
 
 
 def _unittest_case() -> type:

@@ -100,7 +100,10 @@ def can_inline(function: ast.FunctionDef) -> bool:
         if node is not function and isinstance(node, ast.FunctionDef | ast.Lambda | ast.AsyncFunctionDef)
         for each in ast.walk(node)
     }
-    return isinstance(function, ast.FunctionDef) and not any(
+    helpers = (each for each in ast.walk(function) if isinstance(each, ast.FunctionDef) and each is not function)
+    if any(isinstance(node, ast.Assert) for helper in helpers for node in ast.walk(helper)):
+        return False
+    return not any(
         isinstance(node, ast.Global | ast.Nonlocal | ast.Yield | ast.YieldFrom | ast.Await)
         or (isinstance(node, ast.Return) and not (node is last and node.value is None) and id(node) not in inner)
         for node in ast.walk(function)

@@ -118,6 +118,12 @@ class PythonTests:
                 self._function(node)
             case ast.ClassDef() if not frame.scope and self._is_case(node):
                 self._cases[node.name] = node
+            case ast.AsyncFunctionDef() if self._has_test(node):
+                raise line_error(
+                    node.lineno, f"'{node.name}' is asynchronous, which is not run here: use asyncio.run in an assert"
+                )
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                self.builder.add_step(statement_source(node), node.lineno, frame.scope)
             case ast.Assert():
                 if not (frame.lenient and is_literal(node.test)):
                     self.builder.add_assert(statement_source(node), node.lineno, frame.scope)
@@ -218,6 +224,8 @@ class PythonTests:
             self.builder.add_step(statement_source(node), node.lineno, frame.scope)
             return
         iterations = unroll(node, later)
+        if iterations == []:
+            raise line_error(node.lineno, "this loop has no items, so its asserts never run")
         if iterations is None or len(self.builder.tests) + len(iterations) > MAX_TESTS:
             self._whole(node, frame)
             return
@@ -279,9 +287,8 @@ class PythonTests:
         definition = RaisesToTry().visit(Rewriter(self.aliases).statements([function])[0])
         definition.decorator_list = []
         source = ast.unparse(ast.fix_missing_locations(definition))
-        run = f"__import__('asyncio').run({call})" if isinstance(function, ast.AsyncFunctionDef) else call
         self.builder.refuse_independent(source, line)
-        self.builder.add_assert(f"{source}\n{run}\nassert True", line, frame.scope, checked=False)
+        self.builder.add_assert(f"{source}\n{call}\nassert True", line, frame.scope, checked=False)
 
     @contextmanager
     def must_test(self, function: ast.FunctionDef) -> Iterator[None]:

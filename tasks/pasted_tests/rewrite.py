@@ -107,11 +107,10 @@ class Rewriter(ast.NodeTransformer):
 
     def _method(self, call: ast.Call) -> str:
         """Return the name of the TestCase's method that is called; '' for other calls."""
-        function = call.func
-        owned = isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name)
-        if not owned or not self._receiver or function.value.id != self._receiver:  # type: ignore[union-attr]
-            return ""
-        return function.attr  # type: ignore[union-attr]
+        match call.func:
+            case ast.Attribute(value=ast.Name(id=owner), attr=method) if owner == self._receiver:
+                return method
+        return ""
 
     def _raises_call(self, call: ast.Call) -> ast.Call | None:
         method = self._method(call)

@@ -14,6 +14,7 @@ from tasks.pasted_tests.truth import fixed_truth
 from tasks.problem import Outcome, ScriptTest, Step, Test
 
 MAX_TESTS = 200
+_MAX_COUNTED = 1_000  # where reading ends
 _BUILTIN_NAMES = frozenset(vars(builtins))
 
 
@@ -67,8 +68,8 @@ class ScriptBuilder:
     def add(self, test: Test) -> None:
         """Add a test that is complete, such as a program run."""
         self.tests.append(test)
-        if len(self.tests) > MAX_TESTS:
-            raise DataError(f"There are more than {MAX_TESTS} tests: paste at most {MAX_TESTS}.")
+        if len(self.tests) > _MAX_COUNTED:
+            raise DataError(f"There are more than {_MAX_COUNTED} tests: paste at most {MAX_TESTS}.")
 
     def finish(self) -> tuple[Test, ...]:
         """Return the tests. Raises DataError where the last lines do something that nothing tests."""
@@ -78,6 +79,8 @@ class ScriptBuilder:
                 raise line_error(
                     pending.line, f"'{source}' comes after the last test and checks nothing: add a test or remove it"
                 )
+        if len(self.tests) > MAX_TESTS:
+            raise DataError(f"There are {len(self.tests)} tests: paste at most {MAX_TESTS}.")
         return tuple(self.tests)
 
     def _take_steps(self) -> tuple[Step, ...]:
@@ -97,7 +100,7 @@ class ScriptBuilder:
         statement = tree.body[-1]
         condition = statement.test if isinstance(statement, ast.Assert) else None
         quoted = truncate(source)
-        if condition is not None:
+        if condition is not None and not names(condition, ast.Load) & self._bound & _BUILTIN_NAMES:
             unbound = names(condition, ast.Load) - self._bound - _BUILTIN_NAMES
             fixed = fixed_truth(condition, (self._objects | unbound | _BUILTIN_NAMES) - self._of_answer)
             if fixed is not None:

@@ -29,17 +29,17 @@ class TestClass:
         inlined = [name for name in tested if can_inline(found[name])]
         used = _receiver_attributes(found.values()) - set(found)
         base = self._is_unittest and bool(used & set(dir(_unittest_case())))
-        kept = [each for each in self._case.body if not (isinstance(each, ast.FunctionDef) and each.name in tested)]
+        others = [each for each in self._case.body if not (isinstance(each, ast.FunctionDef) and each.name in tested)]
         builder, line = self._tests.builder, self._case.lineno
         for each in self._case.decorator_list:
             raise line_error(line, f"'{self._case.name}' has the decorator '{ast.unparse(each)}': remove it")
         if base:
             builder.add_step("import unittest", line)
         if tested:
-            builder.add_step(self._definition([found.get(getattr(e, "name", ""), e) for e in kept], base=base), line)
+            builder.add_step(self._definition([found.get(getattr(e, "name", ""), e) for e in others], base=base), line)
         self._class_hook(found, ("setUpClass", "setup_class"), line)
         for name in sorted(tested) if self._is_unittest else tested:
-            whole = None if name in inlined else self._definition([*kept, found[name]], base=base)
+            whole = None if name in inlined else self._definition([*others, found[name]], base=base)
             self._run_method(found, found[name], whole)
         self._class_hook(found, ("tearDownClass", "teardown_class"), line, optional=True)
 

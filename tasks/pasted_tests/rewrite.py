@@ -182,8 +182,8 @@ def _almost(arguments: list[ast.expr], named: Mapping[str, ast.expr]) -> ast.exp
     delta = named.get("delta") or (arguments[4] if len(arguments) > 4 else None)
     if delta is not None:
         return ast.Compare(difference, [ast.LtE()], [delta])
-    places = named.get("places") or (arguments[2] if len(arguments) > 2 else ast.Constant(7))
-    return ast.Compare(_call("round", difference, places), [ast.Eq()], [ast.Constant(0)])
+    digits = named.get("places") or (arguments[2] if len(arguments) > 2 else ast.Constant(7))
+    return ast.Compare(_call("round", difference, digits), [ast.Eq()], [ast.Constant(0)])
 
 
 def _same_items(arguments: list[ast.expr], _: Mapping[str, ast.expr]) -> ast.expr:

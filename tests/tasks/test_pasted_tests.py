@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from errors import DataError
 from tasks.pasted_tests import parse_pasted_tests
-from tasks.problem import ENTRY_POINT, Outcome, ScriptTest, StdioTest, Step, Test
+from tasks.problem import ENTRY_POINT, Outcome, ScriptTest, StdioTest, Step, Test, parse_test
 
 
 def codes(text: str) -> list[str]:
@@ -174,6 +175,12 @@ def test_no_expected_value_is_a_step() -> None:
             assert isinstance(test, ScriptTest)
             assert "4711" in test.code
             assert not any("4711" in step.source for step in test.steps)
+
+
+def test_a_record_of_each_test_is_parsed_back() -> None:
+    tests = parse_pasted_tests("x = 1\nassert f(x) == 1\n>>> f(2)  # doctest: +ELLIPSIS\n3\nInput:\n3\nOutput:\n4")
+    records = json.loads(json.dumps([asdict(test) for test in tests]))
+    assert tuple(map(parse_test, records)) == tests
 
 
 def test_several_forms_in_one_text() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from common.files import read_utf8
 from errors import PromptOrTuneError
 from tasks.extract import extract_code_with_reason, is_valid_python
 from tasks.pasted_tests import parse_pasted_tests
-from tasks.problem import AssertTest, Test
+from tasks.problem import AssertTest, ScriptTest, Test, format_test
 from tasks.prompt import get_style
 
 _DEFAULT_STYLE = "chat"
@@ -50,8 +50,8 @@ def extract_command(arguments: Sequence[str]) -> int:
 def check_command(arguments: Sequence[str]) -> int:
     """Run pasted tests on a program in the sandbox and print their results; return exit status 0.
 
-    The object has `layer`, `passed` (whether all did) and `tests`: for each test its text (`test`, and `setup` where
-    an assert has one) and the fields of evaluate.test_runner.result.TestResult. Raises PromptOrTuneError for bad
+    The object has `layer`, `passed` (whether all did) and `tests`: for each test its text (`test`, and `setup`
+    for the lines before it) and the fields of evaluate.test_runner.result.TestResult. Raises PromptOrTuneError for bad
     arguments, files or tests, and where no sandbox layer works.
     """
     parser = ArgumentParser(
@@ -62,7 +62,7 @@ def check_command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "tests",
         type=Path,
-        help="a file with asserts, calls with their values (>>>), or input:/output: blocks; - is stdin",
+        help="a file with tests in any form of docs/pasted-tests.md, such as asserts or test functions; - is stdin",
     )
     parser.add_argument("--layer", metavar="NAME", help="bubblewrap or landlock; without it the best that works")
     options = parser.parse_args(arguments)
@@ -90,9 +90,11 @@ def check_command(arguments: Sequence[str]) -> int:
 
 
 def _describe_test(test: Test) -> dict[str, Any]:
-    if isinstance(test, AssertTest):
-        return {"test": test.code, **({"setup": test.setup} if test.setup else {})}
-    return {"test": f"input:\n{test.stdin}output:\n{test.expected}"}
+    setup = test.setup if isinstance(test, AssertTest) else ""
+    if isinstance(test, ScriptTest):
+        setup = "\n".join(step.source for step in test.steps)
+        test = replace(test, steps=())
+    return {"test": format_test(test), **({"setup": setup} if setup else {})}
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from errors import PromptOrTuneError, is_prompt_error
 from evaluate.journal import Journal, read_records
-from tasks.problem import AssertTest, Problem, StdioTest, Test
+from tasks.problem import AssertTest, Problem, ScriptTest, StdioTest, Test, parse_test
 
 ScoreKind = Literal["text", "tests"]
 _RECORD_FIELDS = {
@@ -220,7 +220,7 @@ def settings_error(path: Path, what: str, saved: Mapping[str, Any], changed: Map
 
 FORMAT_VERSION = 2
 _RESULT_FIELDS = ("method", "problem", "candidates", "examples", "seconds", "prompt_tokens", "tokens", "notes", "error")
-_TEST_TYPES: dict[str, type[AssertTest] | type[StdioTest]] = {"assert": AssertTest, "stdio": StdioTest}
+_TEST_KINDS: dict[type[Test], str] = {AssertTest: "assert", StdioTest: "stdio", ScriptTest: "script"}
 
 
 @dataclass(frozen=True)
@@ -411,12 +411,11 @@ def read_run(path: Path) -> Run:
 
 def problem_record(problem: Problem) -> dict[str, Any]:
     """Return the record of a problem in a run's file; `tests_of` restores its tests."""
-    kinds = {test_type: kind for kind, test_type in _TEST_TYPES.items()}
     return {
         "id": problem.id,
         "intent": problem.intent,
         "reference": problem.reference,
-        "tests": [{"kind": kinds[type(test)], **asdict(test)} for test in problem.tests],
+        "tests": [{"kind": _TEST_KINDS[type(test)], **asdict(test)} for test in problem.tests],
         "entry_point": problem.entry_point,
         "difficulty": problem.difficulty,
     }
@@ -425,8 +424,7 @@ def problem_record(problem: Problem) -> dict[str, Any]:
 def tests_of(record: Mapping[str, Any]) -> tuple[Test, ...]:
     """Return the tests in the record of a problem."""
     return tuple(
-        _TEST_TYPES[test["kind"]](**{name: value for name, value in test.items() if name != "kind"})
-        for test in record.get("tests", ())
+        parse_test({name: value for name, value in test.items() if name != "kind"}) for test in record.get("tests", ())
     )
 
 

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from evaluate.results import to_json_types
 from models.identity import BaseIdentity
 from tasks.methods import FixedExamples, Method, NearestExamples
-from tasks.problem import AssertTest, StdioTest, Test
+from tasks.problem import Test, parse_test
 from ui.compare.comparison import Column, Comparison
 
 
@@ -100,7 +100,7 @@ def make_record(column: Column, comparison: Comparison, base: BaseIdentity, crea
         asked_tests=[asdict(test) for test in comparison.problem.tests],
         tests_text=comparison.tests_text,
         tests=[],
-        tests_note=comparison.tests_note,
+        tests_note="",
         sandbox=None,
         base_id=base.id,
         base_revision=base.revision,
@@ -121,7 +121,7 @@ def add_test_results(record: Record, results: Sequence[Mapping[str, Any]], sandb
 
 def problem_tests(record: Record) -> tuple[Test, ...]:
     """Return the tests of a record's problem."""
-    return tuple(AssertTest(**test) if "code" in test else StdioTest(**test) for test in record["asked_tests"])
+    return tuple(parse_test(test) for test in record["asked_tests"])
 
 
 def _example_selection(method: Method | None) -> tuple[str, int]:

@@ -3,18 +3,20 @@
 One child runs the code once and then all calls. If it ends early (a call that hangs, crashes or ends the process),
 results that it sent are used and a new child continues. It repeats the failed call if other calls ran before it in
 the same child, as these may have used up its time or memory; otherwise it continues after that call. So each child
-settles at least one call.
+settles at least one call. Calls that depend on the state that earlier ones left (a script of pasted tests) are
+repeated after these.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from common.format import format_bytes
 from evaluate.sandbox.sandbox import Sandbox
@@ -34,17 +36,25 @@ from evaluate.test_runner.result import (
 )
 
 FAIR_TIME_FRACTION = 0.2  # of the time limit; a call that hangs is not repeated if earlier calls used less than this
+MAX_REPEATED_TIMES = 3  # the time limit, for the calls before one that a new child runs again
+NOT_RUN_MESSAGE = "was not run, because the lines before it took too long"
 NO_ANSWER_MESSAGE = "ended before it answered"
 INVALID_RESULT_MESSAGE = "sent an invalid result"
 
 
 @dataclass(frozen=True)
 class ChildCall:
-    """An expression (with a token: a statement) that a child evaluates after `setup`."""
+    """An expression (with a token: a statement) that a child evaluates after `setup`.
+
+    In the mode `step` it is statements without a result, in the mode `outcome` statements whose displayed text or
+    exception is the result (see child.py). `scope` is that of tasks.problem.Step.
+    """
 
     setup: str
     source: str
     token: str | None = None
+    scope: str = ""
+    mode: Literal["value", "step", "outcome"] = "value"
 
 
 @dataclass(frozen=True)
@@ -62,21 +72,40 @@ class CallResult:
 
 
 def run_calls(
-    code: str, calls: Sequence[ChildCall], sandbox: Sandbox, limits: Limits, preamble: str = ""
+    code: str,
+    calls: Sequence[ChildCall],
+    sandbox: Sandbox,
+    limits: Limits,
+    preamble: str = "",
+    *,
+    stateful: bool = False,
 ) -> list[CallResult]:
-    """Run the calls and return their results in order; `preamble` runs before the code. Never raises for any code."""
+    """Run the calls and return their results in order; `preamble` runs before the code. Never raises for any code.
+
+    Where they are `stateful`, each call finds the state that all earlier ones left: a child that continues runs the
+    earlier calls again, except one that ended its child, and their first results count.
+    """
     settled: dict[int, CallResult] = {}
+    ended: set[int] = set()  # calls that ended a child
     while len(settled) < len(calls):
-        pending = range(len(settled), len(calls))
-        execution = require_run(sandbox.run(_child_program(code, preamble, calls, pending, limits)))
+        first = len(settled)
+        repeated = [at for at in range(first) if at not in ended] if stateful else []
+        seconds = sum(settled[at].seconds for at in repeated)
+        if seconds > MAX_REPEATED_TIMES * limits.wall_seconds:
+            settled.update(dict.fromkeys(range(first, len(calls)), CallResult(error=NOT_RUN_MESSAGE, status="timeout")))
+            break
+        pending = [*repeated, *range(first, len(calls))]
+        program = _child_program(code, preamble, calls, pending, _extend_time(limits, seconds))
+        execution = require_run(sandbox.run(program))
         reader = _ChildOutput(pending, calls, execution, limits)
-        settled.update(reader.results)
+        settled = {**reader.results, **settled}
         if reader.load_error is not None:
-            settled.update(dict.fromkeys(pending, reader.load_error))
+            settled.update({at: reader.load_error for at in pending if at not in settled})
         elif not reader.loaded:
-            failure = _child_ended_result(execution, limits)
-            settled.update(dict.fromkeys(pending, replace(failure, is_load_error=True)))
-        elif len(settled) < len(calls) and _must_settle(reader, execution, limits):
+            failure = replace(_child_ended_result(execution, limits), is_load_error=True)
+            settled.update({at: failure for at in pending if at not in settled})
+        elif len(settled) < len(calls) and (len(settled) == first or _must_settle(reader, execution, limits, stateful)):
+            ended.add(len(settled))
             settled[len(settled)] = (
                 CallResult(error=INVALID_RESULT_MESSAGE, status="error")
                 if reader.malformed
@@ -85,8 +114,19 @@ def run_calls(
     return [settled[at] for at in range(len(calls))]
 
 
-def _child_program(code: str, preamble: str, calls: Sequence[ChildCall], pending: range, limits: Limits) -> Program:
-    listed = [(at, calls[at].setup, calls[at].source, calls[at].token) for at in pending]
+def _extend_time(limits: Limits, repeated_seconds: float) -> Limits:
+    """Return limits with time for the calls that run again, unless these take little of it."""
+    if repeated_seconds < FAIR_TIME_FRACTION * limits.wall_seconds:
+        return limits
+    more = math.ceil(2 * repeated_seconds)
+    return replace(limits, wall_seconds=limits.wall_seconds + more, cpu_seconds=limits.cpu_seconds + more)
+
+
+def _child_program(
+    code: str, preamble: str, calls: Sequence[ChildCall], pending: Sequence[int], limits: Limits
+) -> Program:
+    chosen = [(at, calls[at]) for at in pending]
+    listed = [(at, call.setup, call.source, call.token, call.scope, call.mode) for at, call in chosen]
     # ASCII literals, so that any text reaches the child's compiler, which reports what is wrong with it.
     return Program(f"{_child_source()}\n\nrun_child({code!a}, {listed!a}, {preamble!a})\n", limits=limits)
 
@@ -103,9 +143,14 @@ def _child_ended_result(result: ExecutionResult, limits: Limits) -> CallResult:
     return CallResult(error=end_reason(result, limits), status=result.status, seconds=result.seconds)
 
 
-def _must_settle(reader: _ChildOutput, result: ExecutionResult, limits: Limits) -> bool:
-    """Return whether the call without a result has failed for good: earlier calls in its child did not affect it."""
+def _must_settle(reader: _ChildOutput, result: ExecutionResult, limits: Limits, stateful: bool) -> bool:
+    """Return whether the call without a result has failed for good: earlier calls in its child did not affect it.
+
+    Where calls are stateful, the earlier ones belong to it, so that only their time is no failure of its own.
+    """
     if not reader.results or reader.malformed or result.status == "refused":
+        return True
+    if stateful and result.status != "timeout":
         return True
     earlier = sum(call.seconds for call in reader.results.values())
     return result.status == "timeout" and earlier < FAIR_TIME_FRACTION * limits.wall_seconds
@@ -117,7 +162,9 @@ class _ChildOutput:
     A candidate can write such lines itself. They then count as its results, which is safe: it knows no expected value.
     """
 
-    def __init__(self, pending: range, calls: Sequence[ChildCall], result: ExecutionResult, limits: Limits) -> None:
+    def __init__(
+        self, pending: Sequence[int], calls: Sequence[ChildCall], result: ExecutionResult, limits: Limits
+    ) -> None:
         self.results: dict[int, CallResult] = {}
         self.loaded = False
         self.malformed = False
@@ -131,7 +178,7 @@ class _ChildOutput:
         except (InvalidValueError, TypeError, ValueError, LookupError):
             self.malformed = True
 
-    def _parse(self, lines: list[Any], pending: range) -> None:
+    def _parse(self, lines: list[Any], pending: Sequence[int]) -> None:
         if not lines:
             return
         if lines[0] != ["loaded"]:
@@ -189,7 +236,7 @@ def explain_assert(plan: AssertPlan, results: Sequence[CallResult]) -> TestResul
         first = next((result for result in results if result.error), None)
         if first is not None:
             status = first.status
-            reason = first.error if first.is_load_error else f"{one_line(called)} {_joined_error(first)}"
+            reason = first.error if first.is_load_error else f"{one_line(called)} {joined_error(first)}"
         elif expected:
             reason = f"{one_line(called)} gave {one_line(got)}, expected {one_line(expected)}"
         else:
@@ -211,7 +258,7 @@ def explain_whole_assert(plan: AssertPlan, result: CallResult) -> TestResult:
     """Build the result of an assert that ran as a whole in the child."""
     note = f"the whole assert ran in the sandbox, unprotected, because {plan.unprotected_reason}"
     statement = one_line(readable_source(plan.whole_statement))
-    failed = result.error if result.is_load_error else f"{statement} {_joined_error(result)}"
+    failed = result.error if result.is_load_error else f"{statement} {joined_error(result)}"
     if result.error.startswith("AssertionError"):
         failed = f"{statement} does not hold"
     return TestResult(
@@ -241,7 +288,7 @@ def _failure_reason(plan: AssertPlan, results: Sequence[CallResult]) -> str | No
         return "" if len(values) < len(results) else f" ({type(error).__name__}: {one_line(str(error))})"
 
 
-def _joined_error(result: CallResult) -> str:
+def joined_error(result: CallResult) -> str:
     """Return the error as the end of 'f(2) raised NameError: ...' or 'f(2) stopped after 5 s (time limit)'."""
     if result.status == "error" and re.match(r"[A-Za-z_]\w*(?::| \(line|$)", result.error):
         return f"raised {result.error}"

@@ -19,6 +19,8 @@ It uses the standard library only, and little of it, because every import delays
 
 from __future__ import annotations
 
+import builtins
+import io
 import os
 import sys
 import time
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    Call = tuple[int, str, str, str | None]
+    Call = tuple[int, str, str, str | None, str, str]
 
 MAX_VALUE_CHARACTERS = 200_000
 MAX_VALUE_DEPTH = 60
@@ -189,18 +191,74 @@ def _load_candidate(code: str, preamble: str) -> dict[str, Any]:
     return module.__dict__
 
 
-def _evaluate_call(names: dict[str, Any], setup: str, source: str, token: str | None) -> tuple[str, str]:
+class _CandidateNames(dict):  # type: ignore[type-arg]
+    """The built-in names of a test function: the candidate's names, then Python's."""
+
+    def __init__(self, names: dict[str, Any]) -> None:
+        super().__init__(__import__=__import__)  # which import statements look up without __missing__
+        self._names = names
+
+    def __missing__(self, name: str) -> Any:
+        return self._names[name] if name in self._names else vars(builtins)[name]
+
+
+class _Namespaces:
+    """The candidate's namespace, '', and one over it for each test function, so that their local names are not its."""
+
+    def __init__(self, candidate: dict[str, Any]) -> None:
+        self._scopes = {"": candidate}
+
+    def __getitem__(self, scope: str) -> dict[str, Any]:
+        if scope not in self._scopes:
+            self._scopes[scope] = {"__name__": "candidate", "__builtins__": _CandidateNames(self._scopes[""])}
+        return self._scopes[scope]
+
+
+def _evaluate_call(names: dict[str, Any], setup: str, source: str, token: str | None, mode: str) -> tuple[str, str]:
     if setup:
         exec(compile(setup, "<set-up of the test>", "exec", dont_inherit=True), names)  # noqa: S102
-    if token is not None:
+    if token is not None or mode == "step":
         exec(compile(source, "<test>", "exec", dont_inherit=True), names)  # noqa: S102
-        return '"held"', quoted(token)
+        return ('"held"', quoted(token)) if token is not None else ('"value"', "null")
+    if mode == "outcome":
+        return '"value"', ValueWriter().write(_run_statements(names, source))
     value = eval(compile(source, "<test>", "eval", dont_inherit=True), names)  # noqa: S307
     return '"value"', ValueWriter().write(value)
 
 
+def _run_statements(names: dict[str, Any], source: str) -> tuple[str, tuple[str, ...], str, str]:
+    """Run the statements as an interactive session does.
+
+    Return what they display, and of the exception that they raise the names of its types, its message and both with
+    the candidate's line ('' and () without one).
+    """
+    try:
+        code = compile(source, "<test>", "single", dont_inherit=True)
+    except SyntaxError:  # several statements
+        code = compile(source, "<test>", "exec", dont_inherit=True)
+    stdout, buffer = sys.stdout, io.StringIO()
+    sys.stdout, sys.displayhook = buffer, sys.__displayhook__
+    try:
+        exec(code, names)  # noqa: S102
+    except MemoryError:
+        raise
+    except BaseException as error:  # noqa: BLE001 - the exception may be what the test expects
+        try:
+            message = str(error)
+        except BaseException:  # noqa: BLE001 - the candidate may have defined the exception
+            message = ""
+        return buffer.getvalue(), tuple(each.__name__ for each in type(error).__mro__), message, _format_error(error)
+    finally:
+        sys.stdout = stdout
+    return buffer.getvalue(), (), "", ""
+
+
 def run_child(code: str, calls: list[Call], preamble: str) -> None:
-    """Run `preamble`, `code` and `calls` of index, set-up, source and, for an assert that runs as a whole, a token."""
+    """Run `preamble`, `code` and the calls, each of index, set-up, source, token, scope and mode.
+
+    An assert that runs as a whole has a token. The mode is `value` for an expression, `step` for statements that run
+    without a result, `outcome` for statements whose displayed text or exception is the result.
+    """
     results = os.dup(1)
     os.dup2(2, 1)
     clock = time.perf_counter
@@ -211,11 +269,12 @@ def run_child(code: str, calls: list[Call], preamble: str) -> None:
         _send_error(results, -1, f"{clock() - started:.6f}", error)
     else:
         _send_record(results, '"loaded"')
-        for at, setup, source, token in calls:
+        namespaces = _Namespaces(names)
+        for at, setup, source, token, scope, mode in calls:
             _send_record(results, '"begin"', str(at))
             started = clock()
             try:
-                event, value = _evaluate_call(names, setup, source, token)
+                event, value = _evaluate_call(namespaces[scope], setup, source, token, mode)
             except BaseException as error:  # noqa: BLE001 - as above
                 _send_error(results, at, f"{clock() - started:.6f}", error)
             else:

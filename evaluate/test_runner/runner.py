@@ -5,10 +5,12 @@ No expected value enters the sandbox, with the one exception named below:
 - A program run (StdioTest) gets a fresh process; its output is compared here.
 - An assert is split (asserts.py): the child evaluates the calls, the host compares their values (calls.py).
 - An assert that cannot be split runs as a whole in a child of its own; its result has `protected` False.
+- ScriptTests are one script, which runs in order and keeps its state (script.py).
 
 All split asserts of a candidate share one process, in order, as in MBPP's own harness: the code runs once, a test's
 set-up before each test. Values are compared by Python's `==`: 1, 1.0 and True are equal, a list and a tuple are not.
-The code runs as `__main__` in a program run, and as a module for calls.
+The code runs as `__main__` in a program run, and as a module for calls. LeetCode's `class Solution` finds the names
+that LeetCode imports for it (entry_point.py).
 
 Output is compared line by line. Blanks at the end of a line and empty lines at the end are ignored; the order of
 lines and the blanks before and between words are not. Words must be equal, except decimals: if the expected word is a
@@ -31,9 +33,11 @@ from evaluate.sandbox.sandbox import Sandbox
 from evaluate.sandbox.types import ExecutionResult, Limits, Program, require_run
 from evaluate.test_runner.asserts import AssertPlan, BrokenTestError, plan_assert
 from evaluate.test_runner.calls import CallResult, ChildCall, explain_assert, explain_whole_assert, run_calls
+from evaluate.test_runner.entry_point import NoEntryPointError, code_prelude, resolve_entry_point
 from evaluate.test_runner.result import TestResult, end_reason, one_line, shorten
+from evaluate.test_runner.script import run_script
 from tasks.datasets.apps import CALL_HELPERS, CODE_PRELUDE
-from tasks.problem import AssertTest, StdioTest, Test
+from tasks.problem import AssertTest, ScriptTest, StdioTest, Test
 
 FLOAT_TOLERANCE = 1e-6
 _NUMBER_PATTERN = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
@@ -119,7 +123,7 @@ def _work_units(
     sandbox: Sandbox,
     limits: Limits,
 ) -> Iterator[_WorkUnit]:
-    """Yield what can run independently: each program run, and all asserts of one candidate together.
+    """Yield what can run independently: each program run, all asserts of one candidate, and its script.
 
     A candidate without tests is one unit too, so that its (empty) results are yielded.
     """
@@ -130,6 +134,9 @@ def _work_units(
         if asserts or not tests:
             run = partial(_run_asserts, code, list(asserts.values()), error, sandbox, limits)
             yield candidate, list(asserts), run
+        script = {index: test for index, test in enumerate(tests) if isinstance(test, ScriptTest)}
+        if script:
+            yield candidate, list(script), partial(_run_script, code, list(script.values()), error, sandbox, limits)
         for index, test in enumerate(tests):
             if isinstance(test, StdioTest):
                 yield candidate, [index], partial(_run_stdio, code, test, error, sandbox, limits)
@@ -174,7 +181,7 @@ def _run_asserts(
         for plan in split
         for number, expression in enumerate(plan.child_expressions)
     ]
-    preamble = CODE_PRELUDE if any(test.setup == CALL_HELPERS for test in tests) else ""
+    preamble = code_prelude(code) or (CODE_PRELUDE if any(test.setup == CALL_HELPERS for test in tests) else "")
     call_results = iter(_run_calls_checked(code, calls, syntax_error, sandbox, limits, preamble))
     results: list[TestResult] = []
     for plan in plans:
@@ -182,11 +189,23 @@ def _run_asserts(
             results.append(plan)
         elif plan.whole_statement:
             call = ChildCall(plan.setup, plan.whole_statement, secrets.token_hex(16))
-            result = _run_calls_checked(code, [call], syntax_error, sandbox, limits)[0]
+            result = _run_calls_checked(code, [call], syntax_error, sandbox, limits, preamble)[0]
             results.append(explain_whole_assert(plan, result))
         else:
             results.append(explain_assert(plan, [next(call_results) for _ in plan.child_expressions]))
     return results
+
+
+def _run_script(
+    code: str, tests: Sequence[ScriptTest], syntax_error: str, sandbox: Sandbox, limits: Limits
+) -> list[TestResult]:
+    reason = syntax_error
+    if not reason:
+        try:
+            return run_script(code, resolve_entry_point(code, tests), sandbox, limits, code_prelude(code))
+        except NoEntryPointError as error:
+            reason = str(error)
+    return [TestResult(False, "call", shorten(test.code), "", "", reason, "error") for test in tests]
 
 
 def _run_calls_checked(

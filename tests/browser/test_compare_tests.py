@@ -72,10 +72,12 @@ def test_input_and_output_pairs_run(page: ComparePage) -> None:
 
 def test_invalid_tests_show_their_line_and_stay_in_the_field(page: ComparePage) -> None:
     wrong = "assert double(2) == 4\nassert double(2 =="
-    ask(page, wrong)
-    until(lambda: page.text("#comparison .error-message").startswith("Line 2: "))
-    assert {card["state"] for card in page.cards()} == {"done"}
-    assert panels(page) == [""] * 4
+    page.intent("double a value")
+    page.unfold_options()
+    page.write("#tests textarea", wrong)
+    page.run()
+    until(lambda: "Line 2: " in page.text("#intent-note"))
+    assert page.cards() == []
     assert page.find("#tests textarea").get_property("value") == wrong
 
 

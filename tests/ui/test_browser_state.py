@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tasks.problem import AssertTest, Problem, StdioTest
+from tasks.problem import AssertTest, Problem, ScriptTest, StdioTest, Step
 from ui.compare.browser_state import BrowserState, parse_browser_state
 from ui.compare.verdict import HISTORY_LENGTH, History
 from ui.compare.view import FIRST_EXAMPLE_PATH
@@ -28,7 +28,12 @@ def run() -> Any:
 
 def test_stored_state_is_restored(run: Any) -> None:
     older = [{**record, "created": "2026-11-21T07:00:00.000+00:00"} for record in run]
-    problem = Problem("p", "reverse `s`", None, (AssertTest("assert f(1)"), StdioTest("1", "2")))
+    problem = Problem(
+        "p",
+        "reverse `s`",
+        None,
+        (AssertTest("assert f(1)"), StdioTest("1", "2"), ScriptTest("assert f(2)", (Step("x = 1"),))),
+    )
     value = {"fields": FIELDS, "chosen": asdict(problem), "runs": [run, older], "shown": older[0]["created"]}
     state = parse_browser_state(json.loads(json.dumps(value)))
     assert state.fields == {**FIELDS, "chips": ["zero-shot", "rag-8"]}

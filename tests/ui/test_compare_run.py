@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from errors import PromptOrTuneError
+from errors import DataError, PromptOrTuneError
 from serve.types import Candidate, PartialOutput, RequestOutput, SamplingParams
-from tasks.problem import AssertTest, Problem, StdioTest
+from tasks.problem import AssertTest, Outcome, Problem, ScriptTest, StdioTest, Step, Test
 from tests import messages
 from tests.fakes import FakeEngine
 from ui.compare.comparison import QuestionFields, build_problem, compare, format_tests, make_comparison
@@ -149,14 +149,14 @@ TESTS = "assert f('ab') == 'ba'"
 
 
 def test_selected_problem_keeps_its_id_while_question_is_unchanged() -> None:
-    problem, note = build_problem(QuestionFields(" reverse a string\n", "s[::-1]", TESTS, CHOSEN))
-    assert (problem.id, note) == ("starter-test-1", "")
+    problem = build_problem(QuestionFields(" reverse a string\n", "s[::-1]", TESTS, CHOSEN))
+    assert problem.id == "starter-test-1"
     assert problem.tests == CHOSEN.tests, "the setup of its tests too, though the field does not show it"
 
 
 def test_changed_question_drops_reference_and_tests() -> None:
     fields = QuestionFields("sort a list", "s[::-1]", TESTS, CHOSEN)
-    problem, _ = build_problem(fields)
+    problem = build_problem(fields)
     assert (problem.id, problem.reference, problem.tests) == ("typed", None, ())
     assert fields.stale_reference
     assert fields.stale_tests
@@ -164,25 +164,31 @@ def test_changed_question_drops_reference_and_tests() -> None:
 
 def test_own_reference_and_tests_are_used_with_any_question() -> None:
     fields = QuestionFields("sort a list", "sorted(l)", "assert f([2, 1]) == [1, 2]", CHOSEN)
-    problem, note = build_problem(fields)
-    assert (problem.id, problem.reference, note) == ("typed", "sorted(l)", "")
-    assert problem.tests == (AssertTest("assert f([2, 1]) == [1, 2]"),)
+    problem = build_problem(fields)
+    assert (problem.id, problem.reference) == ("typed", "sorted(l)")
+    assert problem.tests == (ScriptTest("assert f([2, 1]) == [1, 2]"),)
     assert not fields.stale_reference
     assert not fields.stale_tests
 
 
 def test_blank_fields_are_ignored() -> None:
-    assert build_problem(QuestionFields("sort a list", "  ", "\n")) == (Problem("typed", "sort a list"), "")
-    assert build_problem(QuestionFields("reverse a string", "", "", CHOSEN))[0].tests == ()
+    assert build_problem(QuestionFields("sort a list", "  ", "\n")) == Problem("typed", "sort a list")
+    assert build_problem(QuestionFields("reverse a string", "", "", CHOSEN)).tests == ()
 
 
-def test_invalid_tests_are_noted_with_their_line() -> None:
-    problem, note = build_problem(QuestionFields("sort a list", None, f"{TESTS}\nassert f( ==\n"))
-    assert problem.tests == ()
-    assert "line 2" in note.lower()
-    assert note.endswith(".")
+def test_invalid_tests_are_refused_with_their_line() -> None:
+    with pytest.raises(DataError, match=r"^Line 2: .*\.$"):
+        build_problem(QuestionFields("sort a list", None, f"{TESTS}\nassert f( ==\n"))
 
 
-def test_formatted_tests_parse_back() -> None:
-    tests = (StdioTest("1 2\n3\n", "6\n"), StdioTest("", "0\n"))
-    assert build_problem(QuestionFields("sum", None, format_tests(tests)))[0].tests == tests
+@pytest.mark.parametrize(
+    "tests",
+    [
+        (StdioTest("1 2\n3\n", "6\n"), StdioTest("", "0\n")),
+        (ScriptTest("assert f(x) == 1", (Step("x = [1]"),)), ScriptTest("assert f(2) == 2")),
+        (ScriptTest("f(x)", (Step("x = [1]"),), outcome=Outcome("1\n2\n")),),
+        (ScriptTest("f(1)", outcome=Outcome(error="ValueError", message="no")),),
+    ],
+)
+def test_formatted_tests_parse_back(tests: tuple[Test, ...]) -> None:
+    assert build_problem(QuestionFields("sum", None, format_tests(tests))).tests == tests

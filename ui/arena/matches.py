@@ -29,7 +29,7 @@ from errors import PromptOrTuneError
 from evaluate.arena.ratings import sample_pair
 from evaluate.arena.votes import Base, Player, VoteStore, problem_digest, unordered_pair
 from tasks.methods import parse_method
-from tasks.problem import AssertTest, Problem, StdioTest
+from tasks.problem import Problem, parse_test
 from ui.compare.comparison import CUSTOM_PROBLEM_ID, Column, Comparison, compare
 from ui.context import Context
 from ui.method_form import METHODS_WITHOUT_ADAPTER, list_adapter_choices
@@ -154,7 +154,7 @@ class MatchStore:
 
 
 def _parse_match(values: dict[str, Any]) -> Match:
-    tests = tuple(AssertTest(**test) if "code" in test else StdioTest(**test) for test in values["problem"]["tests"])
+    tests = tuple(parse_test(test) for test in values["problem"]["tests"])
     return Match(
         **{
             **{field.name: values[field.name] for field in fields(Match)},

@@ -13,7 +13,7 @@ from evaluate.scoring import Score, score_code
 from serve.types import PartialOutput, Request, RequestOutput, SamplingParams
 from tasks.methods import parse_method
 from tasks.pasted_tests import parse_pasted_tests
-from tasks.problem import AssertTest, Problem, Test
+from tasks.problem import Problem, Test, format_test
 
 if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine
@@ -32,8 +32,7 @@ ColumnState = Literal["waiting", "streaming", "done", "failed", "stopped"]
 class Comparison:
     """A problem, the names of the methods, the sampling parameters, and the data set of the examples.
 
-    `tests_text` is the text of the tests field, and `tests_note` the reason why it could not be parsed. `owner` is the
-    visitor id: the engine is shared fairly between owners.
+    `tests_text` is the text of the tests field. `owner` is the visitor id: the engine is shared fairly between owners.
     """
 
     problem: Problem
@@ -41,7 +40,6 @@ class Comparison:
     decoding: SamplingParams = field(default_factory=SamplingParams)
     pool: str = "starter"
     tests_text: str = ""
-    tests_note: str = ""
     owner: str = ""
 
 
@@ -65,7 +63,6 @@ def make_comparison(
     pool: str = "starter",
     *,
     tests_text: str = "",
-    tests_note: str = "",
 ) -> Comparison:
     """Build a comparison. Raises PromptOrTuneError without a question, without methods, and beyond MAX_COLUMNS."""
     if not problem.intent.strip():
@@ -74,7 +71,7 @@ def make_comparison(
         raise PromptOrTuneError(NO_METHOD)
     if len(methods) > MAX_COLUMNS:
         raise PromptOrTuneError(f"{len(methods)} methods asked for: compare at most {MAX_COLUMNS} at once.")
-    return Comparison(problem, tuple(methods), decoding or SamplingParams(), pool, tests_text, tests_note)
+    return Comparison(problem, tuple(methods), decoding or SamplingParams(), pool, tests_text)
 
 
 def compare(
@@ -190,37 +187,31 @@ class QuestionFields:
         return self.selected_problem is not None and self.tests == format_tests(self.selected_problem.tests)
 
 
-def build_problem(fields: QuestionFields) -> tuple[Problem, str]:
-    """Return the problem, and the reason why its tests could not be parsed ('' if they are valid or missing).
+def build_problem(fields: QuestionFields) -> Problem:
+    """Return the problem. Raises DataError for tests that cannot be read.
 
     The selected problem keeps its id while the question is unchanged; by the id RAG excludes the problem itself from
     its examples. Its reference and tests are dropped when the question changes: scores would be meaningless.
     """
     code = fields.reference if _is_filled(fields.reference) and not fields.stale_reference else None
-    tests, note = _parse_tests(fields)
+    tests = _parse_tests(fields)
     if fields.selected_problem is not None and not fields.is_custom_question:
-        return replace(fields.selected_problem, reference=code, tests=tests), note
-    return Problem(CUSTOM_PROBLEM_ID, fields.intent, code, tests), note
+        return replace(fields.selected_problem, reference=code, tests=tests)
+    return Problem(CUSTOM_PROBLEM_ID, fields.intent, code, tests)
 
 
 def format_tests(tests: Sequence[Test]) -> str:
     """Return tests as text that `parse_pasted_tests` reads."""
-    return "\n".join(
-        test.code if isinstance(test, AssertTest) else f"input:\n{test.stdin}\noutput:\n{test.expected}\n"
-        for test in tests
-    )
+    return "\n".join(map(format_test, tests))
 
 
-def _parse_tests(fields: QuestionFields) -> tuple[tuple[Test, ...], str]:
+def _parse_tests(fields: QuestionFields) -> tuple[Test, ...]:
     text = fields.tests or ""
     if not _is_filled(text) or fields.stale_tests:
-        return (), ""
+        return ()
     if fields.selected_problem is not None and fields._tests_unchanged:
-        return fields.selected_problem.tests, ""  # with their setup code, which the field does not contain
-    try:
-        return parse_pasted_tests(text), ""
-    except PromptOrTuneError as error:
-        return (), str(error)
+        return fields.selected_problem.tests  # with their setup code, which the field does not contain
+    return parse_pasted_tests(text)
 
 
 def _is_filled(text: str | None) -> bool:

@@ -17,7 +17,10 @@ from ui.problem_picker import DEFAULT_DATA, data_choices
 DECODING_MODES = [("Greedy", "greedy"), ("Sampling", "sample"), ("Beam search", "beam")]
 DEFAULT_CANDIDATES = 5
 MAX_NEW_TOKENS = 1024
-TESTS_HINT = "Optional. Asserts, one a line:\nassert merge(['a'], [1]) == {'a': 1}"
+TESTS_HINT = (
+    "Optional. Asserts, test functions, doctests, or inputs and outputs:\n"
+    "assert merge(['a'], [1]) == {'a': 1}\n>>> merge([], [])\n{}\nInput: keys = [], values = []\nOutput: {}"
+)
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,9 @@ def compare_endpoint(context: Context) -> Any:
     ) -> list[dict[str, Any]]:
         """Answers an intent with each method; one record per method, failures included.
 
-        `methods` are names such as zero-shot, icl-8, rag-8, lora-starter, lora-starter+rag-8. `tests` are asserts or
-        input and output pairs; each record has their results in `tests`, or the reason why none ran in `tests_note`.
+        `methods` are names such as zero-shot, icl-8, rag-8, lora-starter, lora-starter+rag-8. `tests` are in
+        any form of docs/pasted-tests.md, else it is an error before anything is answered; each record has their
+        results in `tests`, or the reason why none ran in `tests_note`.
         """
         with _errors_as_gradio_errors():
             comparison = _make_comparison(context, request, QuestionFields(intent, reference, tests), methods)
@@ -80,8 +81,7 @@ def stream_endpoint(context: Context) -> Any:
 
 
 def _make_comparison(context: Context, request: gr.Request, fields: QuestionFields, methods: list[str]) -> Comparison:
-    problem, note = build_problem(fields)
-    comparison = make_comparison(problem, methods, tests_text=fields.tests or "", tests_note=note)
+    comparison = make_comparison(build_problem(fields), methods, tests_text=fields.tests or "")
     return replace(comparison, owner=context.visitors.identify(request).id)
 
 

@@ -149,15 +149,13 @@ def _reset_buttons() -> list[Any]:
 
 
 def _make_comparison(fields: QuestionFields, chips: Any, values: Sequence[Any]) -> Comparison:
-    problem, note = build_problem(fields)
     pool, *decoding = values
     return make_comparison(
-        problem,
+        build_problem(fields),
         components.chip_names(chips),
         read_sampling_params(*decoding),
         pool,
         tests_text=fields.tests or "",
-        tests_note=note,
     )
 
 

@@ -233,7 +233,7 @@ def streaming_view(
     ]
     about = f"{base_label(base)} · {decoding_label(asdict(comparison.decoding))}"
     reference = comparison.problem.reference
-    head = _view_header(comparison.problem.intent, about, reference, comparison.tests_note)
+    head = _view_header(comparison.problem.intent, about, reference)
     return ComparisonView(run=created, head=head, cards=cards, reference=reference)
 
 
@@ -289,7 +289,7 @@ def load_first_example(path: Path = FIRST_EXAMPLE_PATH) -> RecordedExample | Non
     return example
 
 
-def _view_header(intent: str, about: str, reference: str | None, tests_note: str) -> Markup:
+def _view_header(intent: str, about: str, reference: str | None, tests_note: str = "") -> Markup:
     return header_html(_shorten(intent), about, reference, tests_note=tests_note)
 
 

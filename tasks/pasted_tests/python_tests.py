@@ -1,0 +1,335 @@
+"""Python text as tests: asserts, test functions of pytest and HumanEval, TestCases of unittest, loops of asserts.
+
+Lines run in the order of Python: those of the module first, each where it stands, then pytest's functions and
+unittest's methods. The body of a test function becomes steps and tests of its own, with its name as their scope; a
+block that cannot be taken apart is one test that runs as a whole.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import product
+
+from tasks.pasted_tests.binding import Bindings, bind, fold_literals, unroll
+from tasks.pasted_tests.classes import TestClass
+from tasks.pasted_tests.functions import (
+    CHECK,
+    Frame,
+    bind_arguments,
+    can_inline,
+    checked_functions,
+    decorator_function,
+    is_answer_module,
+    is_pytest,
+    is_stub,
+    methods,
+    note_sources,
+    parametrize,
+    statement_source,
+)
+from tasks.pasted_tests.rewrite import TEST_CASE, RaisesToTry, Rewriter, info_assignment, raises_call
+from tasks.pasted_tests.script import MAX_TESTS, ScriptBuilder
+from tasks.pasted_tests.text import dotted_name, is_literal, line_error, names, parse_source, truncate
+from tasks.problem import ENTRY_POINT, Outcome
+
+MAX_DEPTH = 10  # of test functions that call each other
+_RUNNERS = frozenset({"unittest.main", "pytest.main", "doctest.testmod"})
+_NO_FIXTURES = "write its value into the test, because fixtures are not run here"
+_REGEX_CHARACTERS = frozenset("\\^$.|?*+()[]{}")
+
+
+@dataclass
+class Stub:
+    """A function without a body, which the answer must define, with its docstring and line."""
+
+    docstring: str
+    line: int
+
+
+@dataclass
+class PythonTests:
+    """Reader of Python text, which may come in several parts; `finish` adds the functions that pytest would run."""
+
+    builder: ScriptBuilder
+    stubs: list[Stub] = field(default_factory=list)
+    aliases: dict[str, str] = field(default_factory=dict)
+    _functions: dict[str, ast.FunctionDef] = field(default_factory=dict)  # those with tests
+    _cases: dict[str, ast.ClassDef] = field(default_factory=dict)
+    _fixtures: set[str] = field(default_factory=set)
+    _called: set[str] = field(default_factory=set)
+    _references: set[str] = field(default_factory=set)  # functions of the text that the answer replaces
+    _scopes: dict[str, int] = field(default_factory=dict)
+
+    def read(self, text: str, line: int, replaced: Sequence[str] = ()) -> None:
+        """Read a part whose first line is line `line`; definitions of the functions `replaced` are left out."""
+        tree = parse_source(text, line)
+        note_sources(tree, text)
+        ast.increment_lineno(tree, line - 1)
+        self._references |= {*replaced, *checked_functions(tree)}
+        self._read_aliases(tree)
+        body = Rewriter(self.aliases).statements(tree.body)
+        self._run(fold_literals(body, local=False), Frame())
+
+    def call_check(self, entry_point: str, line: int) -> None:
+        """Add HumanEval's call of `check` with the function of this name."""
+        self._call(ast.parse(f"{CHECK}({entry_point})").body[0], line, Frame())
+
+    def finish(self) -> None:
+        """Add the test functions and classes that nothing has called yet, as pytest and unittest do."""
+        for name, function in list(self._functions.items()):
+            if name not in self._called and name.startswith("test"):
+                self._run_pytest_function(function)
+        for case in self._cases.values():
+            TestClass(self, case).run()
+        for name, function in self._functions.items():
+            if name in self._called:
+                continue
+            if name == CHECK and len(function.args.args) == 1:
+                self.call_check(ENTRY_POINT, function.lineno)
+            else:
+                raise line_error(function.lineno, f"'{name}' has tests but nothing calls it: call it or name it test_…")
+
+    def _read_aliases(self, tree: ast.Module) -> None:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                self.aliases.update({each.asname: each.name for each in node.names if each.asname})
+            elif isinstance(node, ast.ImportFrom) and node.module in {"pytest", "unittest", "doctest"}:
+                self.aliases.update({each.asname or each.name: f"{node.module}.{each.name}" for each in node.names})
+
+    def canonical(self, node: ast.expr) -> str:
+        return Rewriter(self.aliases).canonical_name(node)
+
+    def _run(self, body: Sequence[ast.stmt], frame: Frame) -> None:
+        for at, statement in enumerate(body):
+            self._statement(statement, body[at + 1 :], frame)
+
+    def _statement(self, node: ast.stmt, later: Sequence[ast.stmt], frame: Frame) -> None:
+        match node:
+            case ast.Pass() | ast.Expr(value=ast.Constant()):
+                pass
+            case ast.Return(value=None) if not later:
+                pass
+            case ast.Import() | ast.ImportFrom():
+                self._import(node, frame)
+            case ast.FunctionDef() if not frame.scope:
+                self._function(node)
+            case ast.ClassDef() if not frame.scope and self._is_case(node):
+                self._cases[node.name] = node
+            case ast.AsyncFunctionDef() if self._has_test(node):
+                raise line_error(
+                    node.lineno, f"'{node.name}' is asynchronous, which is not run here: use asyncio.run in an assert"
+                )
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                self.builder.add_step(statement_source(node), node.lineno, frame.scope)
+            case ast.Assert():
+                if not (frame.lenient and is_literal(node.test)):
+                    self.builder.add_assert(statement_source(node), node.lineno, frame.scope)
+            case ast.For():
+                self._for(node, later, frame)
+            case ast.With() if raises_call(node) is not None:
+                self._raises(node, later, frame)
+            case ast.If() if ast.unparse(node.test) in {"__name__ == '__main__'", "'__main__' == __name__"}:
+                self._run(node.body, frame)
+            case ast.Expr():
+                self._expression(node, frame)
+            case _ if self._has_test(node):
+                self._whole(node, frame)
+            case _:
+                self.builder.add_step(statement_source(node), node.lineno, frame.scope)
+
+    def _import(self, node: ast.Import | ast.ImportFrom, frame: Frame) -> None:
+        """Add an import; one of the module that the answer is said to be in becomes one of the answer."""
+        if isinstance(node, ast.ImportFrom):
+            if node.module in {"pytest", "unittest", "doctest", "__future__"} and not node.level:
+                return
+            if node.level or is_answer_module(node.module or ""):
+                renamed = [each for each in node.names if each.asname and each.asname != each.name]
+                if renamed:
+                    source = ast.unparse(ast.ImportFrom("candidate", renamed, 0))
+                    self.builder.add_step(source, node.lineno, frame.scope)
+                return
+            self.builder.add_step(statement_source(node), node.lineno, frame.scope)
+            return
+        for each in node.names:
+            if each.name in {"pytest", "unittest", "doctest"}:
+                continue
+            name = each.asname or each.name
+            source = f"import {each.name}" + (f" as {each.asname}" if each.asname else "")
+            if is_answer_module(each.name):
+                source = f"import candidate as {name.partition('.')[0]}"
+            self.builder.add_step(source, node.lineno, frame.scope, of_answer=is_answer_module(each.name))
+
+    def _function(self, node: ast.FunctionDef) -> None:
+        decorators = {self.canonical(decorator_function(each)) for each in node.decorator_list}
+        if "pytest.fixture" in decorators:
+            self._fixtures.add(node.name)
+        elif self._has_test(node) or (node.name.startswith("test") and is_pytest(node)):
+            self._functions[node.name] = node
+            self._called.discard(node.name)
+        elif is_stub(node):
+            self.stubs.append(Stub(ast.get_docstring(node) or "", node.lineno))
+        elif node.name not in self._references:
+            self.builder.add_step(statement_source(node), node.lineno)
+
+    def _is_case(self, node: ast.ClassDef) -> bool:
+        bases = {self.canonical(base) for base in node.bases}
+        if TEST_CASE in bases or any(base in self._cases for base in bases):
+            return True
+        return node.name.startswith("Test") and any(each.name.startswith("test") for each in methods(node))
+
+    def _has_test(self, node: ast.AST) -> bool:
+        for each in ast.walk(node):
+            if isinstance(each, ast.Assert) or (isinstance(each, ast.With) and raises_call(each) is not None):
+                return True
+            if isinstance(each, ast.Expr) and isinstance(each.value, ast.Call):
+                name = dotted_name(each.value.func)
+                if name in self._functions or name.rpartition(".")[2].startswith("assert"):
+                    return True
+        return False
+
+    def _expression(self, node: ast.Expr, frame: Frame) -> None:
+        value = node.value
+        if isinstance(value, ast.Compare | ast.BoolOp) or (
+            isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.Not)
+        ):
+            raise line_error(
+                node.lineno, f"'{truncate(statement_source(node))}' checks nothing: put 'assert' before it"
+            )
+        inner = value.args[0] if isinstance(value, ast.Call) and value.args else value
+        if any(isinstance(each, ast.Call) and self.canonical(each.func) in _RUNNERS for each in (value, inner)):
+            return
+        if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in self._functions:
+            self._call(node, node.lineno, frame)
+        elif isinstance(value, ast.Call) and dotted_name(value.func).rpartition(".")[2].startswith("assert"):
+            self._whole(node, frame)
+        elif isinstance(value, ast.Name | ast.Attribute) and not frame.lenient:
+            raise line_error(node.lineno, f"'{truncate(statement_source(node))}' is not called, so it checks nothing")
+        else:
+            self.builder.add_step(statement_source(node), node.lineno, frame.scope)
+
+    def _whole(self, node: ast.stmt, frame: Frame) -> None:
+        """Add a statement as one test, which runs in the sandbox with all that it expects."""
+        source = ast.unparse(ast.fix_missing_locations(RaisesToTry().visit(node)))
+        if not any(isinstance(each, ast.Assert) for each in ast.walk(node)):
+            self.builder.refuse_independent(source, node.lineno)
+            self.builder.add_assert(f"{source}\nassert True", node.lineno, frame.scope, checked=False)
+        else:
+            self.builder.add_assert(source, node.lineno, frame.scope)
+
+    def _for(self, node: ast.For, later: Sequence[ast.stmt], frame: Frame) -> None:
+        if not self._has_test(node):
+            self.builder.add_step(statement_source(node), node.lineno, frame.scope)
+            return
+        iterations = unroll(node, later)
+        if iterations == []:
+            raise line_error(node.lineno, "this loop has no items, so its asserts never run")
+        if iterations is None or len(self.builder.tests) + len(iterations) > MAX_TESTS:
+            self._whole(node, frame)
+            return
+        for bindings in iterations:
+            self.run_bound(node.body, bindings, node.lineno, frame, later)
+
+    def run_bound(
+        self, body: Sequence[ast.stmt], bindings: Bindings, line: int, frame: Frame, later: Sequence[ast.stmt] = ()
+    ) -> None:
+        """Run the body of a function or loop with its parameters; `later` are the statements after a loop."""
+        bound, left = bind(body, bindings)
+        for name, value in left:
+            self.builder.add_step(f"{name} = {ast.unparse(value)}", line, frame.scope)
+        self._run(fold_literals(bound, local=bool(frame.scope), later=later), frame)
+
+    def _raises(self, node: ast.With, later: Sequence[ast.stmt], frame: Frame) -> None:
+        """Add a block for an expected exception; its name and message stay outside of the sandbox."""
+        call = raises_call(node)
+        expected = call.args[0] if call is not None else node.items[0].context_expr
+        listed = expected.elts if isinstance(expected, ast.Tuple) else [expected]
+        found = [dotted_name(each).rpartition(".")[2] for each in listed]
+        match = call.keywords[0].value if call is not None and call.keywords else ast.Constant("")
+        plain = isinstance(match, ast.Constant) and isinstance(match.value, str)
+        if not all(found) or not plain or set(str(match.value)) & _REGEX_CHARACTERS:  # type: ignore[attr-defined]
+            self._whole(node, frame)
+            return
+        body: list[ast.stmt] = node.body
+        bound = node.items[0].optional_vars
+        if isinstance(bound, ast.Name) and any(bound.id in names(each, ast.Load) for each in later):
+            handler = ast.ExceptHandler(
+                ast.Name("BaseException", ast.Load()), "_raised", [info_assignment(bound.id), ast.Raise()]
+            )
+            body = [ast.Try(body, [handler], [], [])]
+        source = "\n".join(ast.unparse(ast.fix_missing_locations(each)) for each in body)
+        outcome = Outcome(error="|".join(found), match=str(match.value))  # type: ignore[attr-defined]
+        self.builder.add_outcome(source, outcome, node.lineno, frame.scope)
+
+    def _call(self, node: ast.stmt, line: int, frame: Frame) -> None:
+        """Run the body of a test function for a call of it."""
+        call = node.value if isinstance(node, ast.Expr) else None
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            return
+        function = self._functions.get(call.func.id)
+        if function is None:
+            raise line_error(line, f"'{call.func.id}' is not defined: paste its definition too")
+        self._called.add(function.name)
+        bindings = bind_arguments(function, call)
+        if bindings is None or not can_inline(function) or frame.depth >= MAX_DEPTH:
+            self._whole_function(function, ast.unparse(call), line, frame)
+            return
+        lenient = function.name == CHECK
+        inner = Frame(self.new_scope(function.name), lenient, frame.depth + 1)
+        self._inline(function, bindings, line, inner)
+
+    def _inline(self, function: ast.FunctionDef, bindings: Bindings, line: int, frame: Frame) -> None:
+        self.run_bound(Rewriter(self.aliases).statements(function.body), bindings, line, frame)
+
+    def _whole_function(self, function: ast.FunctionDef, call: str, line: int, frame: Frame) -> None:
+        definition = RaisesToTry().visit(Rewriter(self.aliases).statements([function])[0])
+        definition.decorator_list = []
+        source = ast.unparse(ast.fix_missing_locations(definition))
+        self.builder.refuse_independent(source, line)
+        self.builder.add_assert(f"{source}\n{call}\nassert True", line, frame.scope, checked=False)
+
+    @contextmanager
+    def must_test(self, function: ast.FunctionDef) -> Iterator[None]:
+        """Raise DataError if nothing is added for the function inside of the block."""
+        count = len(self.builder.tests)
+        yield
+        if len(self.builder.tests) == count:
+            raise line_error(function.lineno, f"'{function.name}' asserts nothing: add an assert or remove it")
+
+    def new_scope(self, name: str) -> str:
+        self._scopes[name] = self._scopes.get(name, 0) + 1
+        return name if self._scopes[name] == 1 else f"{name} {self._scopes[name]}"
+
+    def _run_pytest_function(self, function: ast.FunctionDef) -> None:
+        self._called.add(function.name)
+        for bindings in self.parameter_sets(function, receiver=False):
+            if can_inline(function):
+                with self.must_test(function):
+                    self._inline(function, bindings, function.lineno, Frame(self.new_scope(function.name)))
+            else:
+                arguments = ", ".join(f"{name}={ast.unparse(value)}" for name, value in bindings)
+                self._whole_function(function, f"{function.name}({arguments})", function.lineno, Frame())
+
+    def parameter_sets(self, function: ast.FunctionDef, *, receiver: bool) -> list[Bindings]:
+        """Return the bindings of each run that pytest.mark.parametrize asks for; one without any for none."""
+        columns: list[list[Bindings]] = []
+        for decorator in reversed(function.decorator_list):
+            name = self.canonical(decorator_function(decorator))
+            if name == "pytest.mark.parametrize" and isinstance(decorator, ast.Call):
+                columns.append(parametrize(decorator))
+            elif not name.startswith("pytest.mark.") or name.endswith((".skip", ".skipif", ".xfail", ".usefixtures")):
+                raise line_error(
+                    function.lineno, f"'{function.name}' has the decorator {name!r}, which is not run here: remove it"
+                )
+        sets = [[pair for part in parts for pair in part] for parts in product(*columns)]
+        given = {name for name, _ in sets[0]} if sets else set()
+        positional = function.args.args[1 if receiver else 0 :]
+        required = positional[: len(positional) - len(function.args.defaults)]
+        missing = next((each.arg for each in required if each.arg not in given), "")
+        if missing:
+            raise line_error(function.lineno, f"'{function.name}' takes the fixture {missing!r}: {_NO_FIXTURES}")
+        defaults = zip(positional[len(required) :], function.args.defaults, strict=True)
+        more = [(each.arg, value) for each, value in defaults if each.arg not in given]
+        return [[*each, *more] for each in sets]

@@ -9,6 +9,7 @@ settles at least one call.
 from __future__ import annotations
 
 import inspect
+import marshal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -83,12 +84,15 @@ def run_calls(
 def _child_program(code: str, preamble: str, calls: Sequence[ChildCall], pending: range, limits: Limits) -> Program:
     listed = [(at, *vars(calls[at]).values()) for at in pending]
     # ASCII literals, so that any text reaches the child's compiler, which reports what is wrong with it.
-    return Program(f"{_child_source()}\n\nrun_child({code!a}, {listed!a}, {preamble!a})\n", limits=limits)
+    program = f"import marshal\nexec(marshal.loads({_compiled_child()!r}))\n"
+    return Program(f"{program}run_child({code!a}, {listed!a}, {preamble!a})\n", limits=limits)
 
 
 @cache
-def _child_source() -> str:
-    return inspect.getsource(child)
+def _compiled_child() -> bytes:
+    """Return child.py, compiled and marshalled: it would take the child milliseconds to compile it."""
+    source = inspect.getsource(child)
+    return marshal.dumps(compile(source, "<test runner>", "exec", dont_inherit=True, optimize=2))
 
 
 def _child_ended_result(result: ExecutionResult, limits: Limits) -> CallResult:

@@ -198,7 +198,7 @@ _WRITERS_BY_TYPE: dict[type, Callable[[ValueWriter, Any, int], str]] = {
 }
 
 
-def value_digest(value: Any, depth: int = 0) -> str:
+def value_digest(value: Any) -> str:
     """Return a digest of a built-in value: two values have the same one if and only if Python's == says equal.
 
     NaN, which equals nothing, has a different one each time. Raises ValueTooLargeError beyond 60 levels and TypeError
@@ -206,40 +206,36 @@ def value_digest(value: Any, depth: int = 0) -> str:
     """
     import hashlib
 
+    return hashlib.blake2b(_canonical_bytes(value, 0), digest_size=16).hexdigest()
+
+
+def _canonical_bytes(value: Any, depth: int) -> bytes:
+    """Return bytes that are the same for equal values, and begin no other value's bytes."""
     if depth > MAX_VALUE_DEPTH:
         raise ValueTooLargeError(_DEPTH_MESSAGE)
     kind = type(value)
+    if kind is int or kind is bool:
+        return b"%x;" % value
+    if kind is float:
+        if value != value:  # noqa: PLR0124 - NaN
+            return b"nan" + os.urandom(16)
+        return b"%x;" % int(value) if value.is_integer() else value.hex().encode() + b";"
+    if kind is complex:
+        real = _canonical_bytes(value.real, depth)
+        return b"j" + real + _canonical_bytes(value.imag, depth) if value.imag else real
     if value is None:
-        text = b"none"
-    elif kind in {bool, int, float}:
-        text = _number_text(value)
-    elif kind is complex:
-        text = (
-            b"%s+%sj" % (_number_text(value.real), _number_text(value.imag)) if value.imag else _number_text(value.real)
-        )
-    elif kind is str:
-        text = b"str" + value.encode("utf-8", "surrogatepass")
-    elif kind in {bytes, bytearray}:
-        text = b"bytes" + bytes(value)
-    elif kind in {list, tuple}:
-        text = kind.__name__.encode() + "".join([value_digest(item, depth + 1) for item in value]).encode()
-    elif kind in {set, frozenset}:
-        text = b"set" + "".join(sorted([value_digest(item, depth + 1) for item in value])).encode()
-    elif kind is dict:
-        pairs = [value_digest(key, depth + 1) + value_digest(item, depth + 1) for key, item in value.items()]
-        text = b"dict" + "".join(sorted(pairs)).encode()
-    else:
-        raise TypeError(kind)
-    return hashlib.blake2b(text, digest_size=16).hexdigest()
-
-
-def _number_text(value: float) -> bytes:
-    if value != value:  # noqa: PLR0124 - NaN
-        return os.urandom(16)
-    if value in (float("inf"), float("-inf")):
-        return b"inf" if value > 0 else b"-inf"
-    numerator, denominator = value.as_integer_ratio()
-    return b"%s/%s" % (hex(numerator).encode(), hex(denominator).encode())
+        return b"N"
+    if kind is str or kind is bytes or kind is bytearray:
+        data = value.encode("utf-8", "surrogatepass") if kind is str else bytes(value)
+        return (b"s%d:" if kind is str else b"y%d:") % len(data) + data
+    if kind is list or kind is tuple:
+        return (b"[" if kind is list else b"(") + b"".join([_canonical_bytes(item, depth + 1) for item in value]) + b"."
+    if kind is dict:
+        value = [_canonical_bytes(key, depth + 1) + _canonical_bytes(item, depth + 1) for key, item in value.items()]
+        return b"{" + b"".join(sorted(value)) + b"."
+    if kind is set or kind is frozenset:
+        return b"<" + b"".join(sorted([_canonical_bytes(item, depth + 1) for item in value])) + b"."
+    raise TypeError(kind)
 
 
 def _write_value(value: Any) -> tuple[str, bool]:

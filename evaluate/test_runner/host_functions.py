@@ -135,6 +135,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     },
     **{f"operator.{name}": getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge", "sub", "add")},
 }
+_NUMBER_FUNCTIONS = frozenset(["abs", "round", "divmod", "float", "int", "complex"])
 NUMPY_FUNCTIONS = frozenset(
     [
         *("array", "asarray", "abs", "absolute", "fabs", "allclose", "isclose", "array_equal", "array_equiv", "max"),
@@ -240,6 +241,16 @@ def known(value: Any) -> Any:
     if isinstance(value, OpaqueValue | LargeValue):
         raise UnknownValueError("a value that only the child has")
     return value
+
+
+def call_function(name: str, arguments: list[Any], named: dict[str, Any]) -> Any:
+    """Call a function in FUNCTIONS. Functions of numbers take no other object for one."""
+    if name == "len" and len(arguments) == 1 and isinstance(arguments[0], LargeValue) and arguments[0].length:
+        return arguments[0].length
+    for value in arguments:
+        if isinstance(value, OpaqueValue) and (name.startswith("math.") or name in _NUMBER_FUNCTIONS):
+            raise OpaqueArithmeticError(f"no arithmetic with {value!r}")
+    return FUNCTIONS[name](*map(known, arguments), **named)
 
 
 def is_instance(value: Any, types: Any) -> bool:

@@ -28,6 +28,7 @@ from evaluate.test_runner.host_functions import (
     UnknownValueError,
     UnsupportedExprError,
     apply_binary_op,
+    call_function,
     call_method,
     call_numpy,
     check_broadcast,
@@ -196,9 +197,7 @@ class Interpreter:
         if not any(name in names for names in self._bound) and is_host_function(name):
             if name.startswith("numpy."):
                 return call_numpy(name.removeprefix("numpy."), arguments, named)
-            if name == "len" and isinstance(arguments[0], LargeValue) and arguments[0].length:
-                return arguments[0].length
-            return FUNCTIONS[name](*map(known, arguments), **named)
+            return call_function(name, arguments, named)
         if isinstance(node.func, ast.Attribute):
             return call_method(self.evaluate(node.func.value), node.func.attr, arguments, named)
         if isinstance(node.func, ast.Lambda | ast.Name):
@@ -273,7 +272,7 @@ def names_bound_in(node: ast.AST) -> set[str]:
 
 
 def is_supported(node: ast.AST, imports: Mapping[str, str]) -> bool:
-    """Return whether the interpreter knows all functions, methods and kinds of nodes in `node`; a call may still fail."""
+    """Return whether the interpreter knows all that is in `node`; evaluating it may still fail."""
     bound = names_bound_in(node)
     called = {id(each.func) for each in ast.walk(node) if isinstance(each, ast.Call)}
     return all(_is_node_supported(each, imports, bound, id(each) in called) for each in ast.walk(node))

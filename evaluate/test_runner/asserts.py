@@ -93,7 +93,7 @@ class AssertPlan:
 
     `setup` runs first; `expressions` are what the child evaluates; `template` is the assert's expression, with a
     `Placeholder` for each and `sources` as its parts that messages name; `source` is that expression as written.
-    `whole_statement` is the statement, and `whole_setup` all that precedes it. If the assert cannot be split,
+    `statement` is the statement itself, and `whole_setup` all that precedes it. If the assert cannot be split,
     `unprotected_reason` says why, and there are no expressions. If it can and `is_protected` is False, a constant is
     in what the set-up leaves in the child.
     """
@@ -102,13 +102,18 @@ class AssertPlan:
     whole_setup: str
     template: ast.expr
     source: str
-    whole_statement: str
+    statement: str
     expressions: tuple[ChildExpression, ...] = ()
     sources: tuple[SourcedExpr | Placeholder, ...] = ()
     source_expressions: tuple[str, ...] = ()
     imports: Mapping[str, str] = field(default_factory=dict)
     is_protected: bool = True
     unprotected_reason: str = ""
+
+    @property
+    def whole_statement(self) -> str:
+        """The statement if it runs as a whole in the child; '' if it is split."""
+        return self.statement if self.unprotected_reason else ""
 
     @property
     def child_expressions(self) -> tuple[str, ...]:
@@ -161,6 +166,11 @@ def plan_assert(
 
 def _split(expr: ast.expr, code: str, source: str, setup: TestSetup, names_used_later: frozenset[str]) -> AssertPlan:
     """Split the assert's expression. Raises UnprotectedAssert if that is impossible."""
+    hidden = {
+        name for name in (*setup.definitions, *setup.results) if is_host_function(name) or hasattr(builtins, name)
+    }
+    if hidden:
+        raise UnprotectedAssert(f"its set-up defines {min(hidden)}")
     setup = setup.without_changed(expr)
     expr = setup.inline(expr)
     builder = _TemplateBuilder(code, setup)

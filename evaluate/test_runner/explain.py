@@ -12,7 +12,7 @@ from evaluate.test_runner.asserts import AssertPlan, Placeholder, SourcedExpr, i
 from evaluate.test_runner.calls import CallResult, ChildCall
 from evaluate.test_runner.child import MAX_VALUE_CHARACTERS
 from evaluate.test_runner.comparison import EXACT, ComparisonRules
-from evaluate.test_runner.host_functions import OpaqueArithmeticError, UnknownValueError
+from evaluate.test_runner.host_functions import OpaqueArithmeticError, UnknownValueError, UnsupportedExprError
 from evaluate.test_runner.interpreter import Interpreter, dotted_name
 from evaluate.test_runner.result import MAX_MESSAGE_TEXT, TestResult, contrast, format_value, one_line, shorten
 from evaluate.test_runner.values import LargeValue, OpaqueValue, SubclassValue
@@ -39,8 +39,8 @@ class AssertOutcome:
 
     `error` is the exception that ended it, None if there was none. `used` are the indices of the expressions that it
     used; `missing` is the index of one that it would have used and that the child did not evaluate, None if there is
-    none. `is_unknown` is True if it depends on a value that only the child has. `values` are the values, or the
-    results that failed, of the parts that messages name, by their index.
+    none. `is_unknown` is True if only the child can evaluate the assert, with its expected values. `values` are the
+    values, or the results that failed, of the parts that messages name, by their index.
     """
 
     holds: bool
@@ -82,7 +82,7 @@ class _TemplateEvaluator(Interpreter):
         except _CallError as error:
             self._note(node, error.result)
             raise
-        except (UnknownValueError, _MissingValueError):
+        except (UnsupportedExprError, _MissingValueError):
             raise
         except Exception as error:
             self._note(node, CallResult(error=f"{type(error).__name__}: {error}", status="error"))
@@ -107,7 +107,7 @@ class _TemplateEvaluator(Interpreter):
     def _value_of_part(self, node: SourcedExpr) -> Any:
         try:
             return self.evaluate(node.inner)
-        except (UnknownValueError, OpaqueArithmeticError):
+        except (UnsupportedExprError, OpaqueArithmeticError):
             return self._wider_value(node.wider)
 
     def _wider_value(self, placeholder: str | None) -> Any:
@@ -164,7 +164,7 @@ def evaluate_assert(
         missing = found.args[0]
     except Exception as found:  # noqa: BLE001 - an exception of the child, or values that cannot be compared
         error = found
-    is_unknown = isinstance(error, UnknownValueError)
+    is_unknown = isinstance(error, UnsupportedExprError)
     return AssertOutcome(holds, error, frozenset(evaluator.used), missing, is_unknown, evaluator.values)
 
 
@@ -213,8 +213,11 @@ def _run_once(
     return outcomes
 
 
-def explain_assert(plan: AssertPlan, results: Sequence[CallResult | None], outcome: AssertOutcome) -> TestResult:
-    """Build the result of a split assert."""
+def explain_assert(
+    plan: AssertPlan, results: Sequence[CallResult | None], outcome: AssertOutcome | None = None
+) -> TestResult:
+    """Build the result of a split assert from the results of its expressions."""
+    outcome = outcome or evaluate_assert(plan, results)
     values = [outcome.values[at] for at in sorted(outcome.values)]
     called = ", ".join(readable_source(source) for source in plan.source_expressions)
     expected = _expected_text(plan.template, plan)
@@ -224,7 +227,7 @@ def explain_assert(plan: AssertPlan, results: Sequence[CallResult | None], outco
     status, reason = "ok", ""
     if not outcome.holds and failed is not None:
         status = failed.status
-        reason = failed.error if failed.is_load_error else f"{one_line(called)} {_joined_error(failed)}"
+        reason = failed.error if failed.is_load_error else f"{one_line(called)} {joined_error(failed)}"
     elif not outcome.holds:
         reason = _mismatch(plan, values, called, expected) + _error_text(outcome.error)
     return TestResult(
@@ -270,17 +273,17 @@ def _error_text(error: Exception | None) -> str:
     return "" if error is None else f" ({type(error).__name__}: {one_line(str(error))})"
 
 
-def explain_whole_assert(plan: AssertPlan, result: CallResult, unprotected_reason: str) -> TestResult:
+def explain_whole_assert(plan: AssertPlan, result: CallResult, unprotected_reason: str = "") -> TestResult:
     """Build the result of an assert that ran as a whole in the child."""
-    note = f"the whole assert ran in the sandbox, unprotected, because {unprotected_reason}"
-    statement = one_line(readable_source(plan.whole_statement))
-    failed = result.error if result.is_load_error else f"{statement} {_joined_error(result)}"
+    note = f"the whole assert ran in the sandbox, unprotected, because {unprotected_reason or plan.unprotected_reason}"
+    statement = one_line(readable_source(plan.statement))
+    failed = result.error if result.is_load_error else f"{statement} {joined_error(result)}"
     if result.error.startswith("AssertionError"):
         failed = f"{statement} does not hold"
     return TestResult(
         passed=not result.error,
         kind="assert",
-        given=shorten(readable_source(plan.whole_statement)),
+        given=shorten(readable_source(plan.statement)),
         expected="no error",
         got="" if result.error else "no error",
         reason=f"{failed} ({note})" if result.error else "",
@@ -295,7 +298,7 @@ def readable_source(source: str) -> str:
     return _APPS_CALL.sub(r"\1(", source)
 
 
-def _joined_error(result: CallResult) -> str:
+def joined_error(result: CallResult) -> str:
     """Return the error as the end of 'f(2) raised NameError: ...' or 'f(2) stopped after 5 s (time limit)'."""
     if result.status == "error" and re.match(r"[A-Za-z_]\w*(?::| \(line|$)", result.error):
         return f"raised {result.error}"

@@ -17,7 +17,6 @@ from evaluate.test_runner.host_functions import (
     COMPARE_OPS,
     CONSTANTS,
     FUNCTIONS,
-    MAX_ITEMS,
     METHOD_NAMES,
     NUMBERS_WITH_PARTS,
     NUMPY_CONSTANTS,
@@ -35,6 +34,7 @@ from evaluate.test_runner.host_functions import (
     is_instance,
     is_numpy,
     known,
+    size_of,
 )
 from evaluate.test_runner.values import LargeValue, OpaqueValue, SubclassValue
 
@@ -61,6 +61,9 @@ def full_name(node: ast.expr, imports: Mapping[str, str]) -> str:
 def is_host_function(name: str) -> bool:
     """Return whether the host can call the function of that full name."""
     return name in FUNCTIONS or name == "isinstance" or name.partition("numpy.")[2] in NUMPY_FUNCTIONS
+
+
+MAX_STEPS = 5_000_000  # of one expression: nodes that are evaluated, and items of what they work with
 
 
 class Interpreter:
@@ -98,7 +101,7 @@ class Interpreter:
 
     def _count(self, steps: int) -> None:
         self._steps += steps
-        if self._steps > MAX_ITEMS:
+        if self._steps > MAX_STEPS:
             raise UnsupportedExprError("too many steps to evaluate")
 
     def _constant(self, node: ast.Constant) -> Any:
@@ -161,7 +164,7 @@ class Interpreter:
 
     def _binop(self, node: ast.BinOp) -> Any:
         found = apply_binary_op(node.op, self.evaluate(node.left), self.evaluate(node.right))
-        self._count(len(found) if hasattr(found, "__len__") and not is_numpy(found) else 1)
+        self._count(size_of(found))
         return found
 
     def _boolop(self, node: ast.BoolOp) -> Any:
@@ -180,6 +183,7 @@ class Interpreter:
         found: Any = True
         for op, each in zip(node.ops, node.comparators, strict=True):
             right = self.evaluate(each)
+            self._count(size_of(right))
             found = self.compare(op, left, right, node)
             if len(node.ops) > 1 and not found:
                 break
@@ -192,17 +196,28 @@ class Interpreter:
         named = {each.arg: self.evaluate(each.value) for each in node.keywords if each.arg}
         if len(named) != len(node.keywords):
             raise UnsupportedExprError("unpacked arguments")
-        if name == "isinstance" and len(arguments) == 2:
-            return is_instance(*arguments)
-        if not any(name in names for names in self._bound) and is_host_function(name):
-            if name.startswith("numpy."):
+        found = self._call_by_name(node.func, name, arguments, named)
+        self._count(sum(map(size_of, arguments)) + size_of(found))
+        return self._count_items(found) if name in {"map", "filter"} else found
+
+    def _call_by_name(self, function: ast.expr, name: str, arguments: list[Any], named: dict[str, Any]) -> Any:
+        if not any(name in names for names in self._bound):
+            if name == "isinstance" and len(arguments) == 2:
+                return is_instance(*arguments)
+            if name.startswith("numpy.") and is_host_function(name):
                 return call_numpy(name.removeprefix("numpy."), arguments, named)
-            return call_function(name, arguments, named)
-        if isinstance(node.func, ast.Attribute):
-            return call_method(self.evaluate(node.func.value), node.func.attr, arguments, named)
-        if isinstance(node.func, ast.Lambda | ast.Name):
-            return self.evaluate(node.func)(*arguments, **named)
+            if is_host_function(name):
+                return call_function(name, arguments, named)
+        if isinstance(function, ast.Attribute):
+            return call_method(self.evaluate(function.value), function.attr, arguments, named)
+        if isinstance(function, ast.Name):
+            return self.evaluate(function)(*arguments, **named)
         raise UnsupportedExprError(f"{name or 'this call'} is not evaluated on the host")
+
+    def _count_items(self, items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            self._count(size_of(item))
+            yield item
 
     def _argument(self, node: ast.expr) -> Iterable[Any]:
         return known(self.evaluate(node.value)) if isinstance(node, ast.Starred) else (self.evaluate(node),)

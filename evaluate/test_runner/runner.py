@@ -199,8 +199,8 @@ def _run_asserts(
             if not outcome.is_unknown:
                 results.append(explain_assert(plan, call_results, outcome))
                 continue
-            reason = "it uses a value that only the sandbox has"
-        call = ChildCall(plan.whole_setup, plan.whole_statement, secrets.token_hex(16))
+            reason = "it uses a value of which only the sandbox knows all"
+        call = ChildCall(plan.whole_setup, plan.statement, secrets.token_hex(16))
         results.append(explain_whole_assert(plan, run([call])[0], reason))
     return results
 

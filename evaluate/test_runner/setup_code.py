@@ -88,26 +88,31 @@ class TestSetup:
         """
         if self.source == CALL_HELPERS:  # of APPS: they hold no expected value
             return self.source, True
+        needed, is_protected = self.needed_statements(calls, others, names_used_later)
+        return "\n".join(each.source for each, need in zip(self.statements, needed, strict=True) if need), is_protected
+
+    def needed_statements(
+        self, calls: Iterable[ast.expr], others: Iterable[ast.expr], names_used_later: frozenset[str] = frozenset()
+    ) -> tuple[list[bool], bool]:
+        """Return which statements the child needs, and whether all constants in these are arguments of own calls."""
+        others = list(others)
         in_calls = {name for call in calls for name in _loaded_names(call)}
         in_calls |= {name for other in others for call in own_calls(other, self) for name in _loaded_names(call)}
         elsewhere = {name for other in others for name in _loose_names(other, self)}
-        chosen: list[_Statement] = []
+        needed: list[bool] = []
         is_protected = True
         for statement in reversed(self.statements):
             used = statement.binds & (in_calls | elsewhere | names_used_later)
-            if statement.is_droppable and not used:
+            needed.insert(0, bool(used) or not statement.is_droppable)
+            if not needed[0]:
                 continue
-            chosen.append(statement)
-            is_argument = (
-                statement.is_definition and bool(statement.binds & in_calls) and not (statement.binds & elsewhere)
-            )
-            if is_argument:
-                in_calls |= statement.names_in_calls | statement.other_names
+            if statement.is_definition and statement.binds & in_calls and not statement.binds & elsewhere:
+                in_calls |= statement.names_in_calls | statement.other_names  # all of it builds arguments
                 continue
             in_calls |= statement.names_in_calls
             elsewhere |= statement.other_names
             is_protected = is_protected and not _has_loose_constant(statement.node, self)
-        return "\n".join(each.source for each in reversed(chosen)), is_protected
+        return needed, is_protected
 
 
 def is_own_call(node: ast.AST, setup: TestSetup) -> bool:

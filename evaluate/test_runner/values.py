@@ -32,18 +32,19 @@ from evaluate.test_runner.child import (
     MAX_NAME_CHARACTERS,
     MAX_VALUE_CHARACTERS,
     MAX_VALUE_DEPTH,
+    NUMPY_TYPES,
     ValueTooLargeError,
     value_digest,
 )
 
 MAX_LINE_CHARACTERS = MAX_VALUE_CHARACTERS * 2 + 10_000  # two values, and the rest of a record
 MAX_FRACTION_DIGITS = 25_000  # hexadecimal ones
+MAX_RANGE_ITEMS = 1_000_000  # a longer one is opaque, because the host may make a list of it
 _HEX_PATTERN = re.compile(r"-?0x[0-9a-f]+")
 _DECIMAL_PATTERN = re.compile(r"-?(?:\d{1,1000}(?:\.\d{1,1000})?(?:E[+-]?\d{1,4})?|Infinity|NaN)", re.ASCII)
 _DIGEST_PATTERN = re.compile(r"(?:[0-9a-f]{32})?")
 _SPECIAL_FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _SUBCLASSED_TYPES = (int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict)
-_NUMPY_KINDS = "biufc"
 
 
 class InvalidValueError(ValueError):
@@ -216,11 +217,15 @@ def _decode_complex(pair: Any) -> complex:
     return complex(float.fromhex(real), float.fromhex(imaginary))
 
 
-def _decode_range(items: list[Any]) -> range:
+def _decode_range(items: list[Any]) -> range | OpaqueValue:
     if not all(type(item) is int for item in items):
         raise InvalidValueError("not a range")
     start, stop, step = items
-    return range(start, stop, step)
+    found = range(start, stop, step)
+    try:
+        return found if len(found) <= MAX_RANGE_ITEMS else OpaqueValue("range")
+    except OverflowError:  # longer than any list
+        return OpaqueValue("range")
 
 
 def _decode_numpy_scalar(items: list[Any]) -> Any:
@@ -244,10 +249,9 @@ def _decode_array(items: list[Any]) -> Any:
 def _numpy_type(name: Any) -> Any:
     import numpy as np
 
-    found = np.dtype(_decode_name(name))
-    if found.kind not in _NUMPY_KINDS or found.names is not None:
+    if name not in NUMPY_TYPES:
         raise InvalidValueError("not a type of numbers")
-    return found
+    return np.dtype(name)
 
 
 def _decode_wrapped(wrapper: Callable[[Any], Any], base: type) -> Callable[[list[Any]], Any]:

@@ -120,7 +120,12 @@ def add_test_results(record: Record, results: Sequence[Mapping[str, Any]], sandb
 
 def problem_tests(record: Record) -> tuple[Test, ...]:
     """Return the tests of a record's problem."""
-    return tuple(AssertTest(**test) if "code" in test else StdioTest(**test) for test in record["asked_tests"])
+    return tuple(
+        AssertTest(test["code"], test.get("setup", ""), float(test.get("tolerance", 0)))
+        if "code" in test
+        else StdioTest(**test)
+        for test in record["asked_tests"]
+    )
 
 
 def _example_selection(method: Method | None) -> tuple[str, int]:

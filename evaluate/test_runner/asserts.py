@@ -20,7 +20,7 @@ import ast
 import builtins
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -67,7 +67,7 @@ class SourcedExpr(ast.expr):
     _fields = ("inner",)
 
     def __init__(self, inner: ast.expr, source: str, wider: str | None) -> None:
-        super().__init__(inner=inner)
+        super().__init__()
         self.inner, self.source, self.wider = inner, source, wider
 
 
@@ -95,7 +95,7 @@ class AssertPlan:
     `Placeholder` for each and `sources` as its parts that messages name; `source` is that expression as written.
     `statement` is the statement itself, and `whole_setup` all that precedes it. If the assert cannot be split,
     `unprotected_reason` says why, and there are no expressions. If it can and `is_protected` is False, a constant is
-    in what the set-up leaves in the child.
+    in what the set-up leaves in the child. `tolerance` is that of the test.
     """
 
     setup: str
@@ -108,6 +108,7 @@ class AssertPlan:
     source_expressions: tuple[str, ...] = ()
     imports: Mapping[str, str] = field(default_factory=dict)
     is_protected: bool = True
+    tolerance: float = 0.0
     unprotected_reason: str = ""
 
     @property
@@ -157,7 +158,8 @@ def plan_assert(
     try:
         if any(isinstance(node, ast.Assert | ast.Compare) for statement in earlier for node in ast.walk(statement)):
             raise UnprotectedAssert("it compares before its last line")
-        return _split(last.test, code, source, analyze_setup(setup, earlier_setup), names_used_later)
+        plan = _split(last.test, code, source, analyze_setup(setup, earlier_setup), names_used_later)
+        return replace(plan, tolerance=test.tolerance)
     except (UnprotectedAssert, RecursionError) as reason:
         return AssertPlan(
             test.setup, test.setup, last.test, source, code, unprotected_reason=str(reason) or "it is nested too deeply"

@@ -342,11 +342,11 @@ def run_child(code: str, calls: list[Call], preamble: str) -> None:
         _send_record(results, '"error"', "-1", f"{clock() - started:.6f}", *_describe_error(error))
     else:
         _send_record(results, '"loaded"')
-        for at, *call in calls:
+        for at, setup, source, token, wider in calls:
             _send_record(results, '"begin"', str(at))
             started = clock()
             try:
-                event, contents = _evaluate_call(names, *call)
+                event, contents = _evaluate_call(names, setup, source, token, wider)
             except BaseException as error:  # noqa: BLE001 - as above
                 event, contents = '"error"', _describe_error(error)
             _send_record(results, event, str(at), f"{clock() - started:.6f}", *contents)

@@ -127,13 +127,17 @@ class _TemplateEvaluator(Interpreter):
             if result is None or result.wider is None or result.wider.error:
                 raise UnknownValueError("only the child has its items")
             right = result.wider.value
-        if isinstance(op, ast.Eq | ast.NotEq) and len(node.ops) == 1 and not self._rules.is_exact:
+        if (
+            isinstance(op, ast.Eq | ast.NotEq)
+            and len(node.ops) == 1
+            and not (self._rules.is_exact and not self._plan.tolerance)
+        ):
             value, expected = (left, right) if self._compares_call(node.left, node.comparators[0]) else (right, left)
             call = self._compares_call(node.left, node.comparators[0]) or self._compares_call(
                 node.comparators[0], node.left
             )
             if call is not None:
-                return self._rules.are_equal(value, expected, *call) is isinstance(op, ast.Eq)
+                return self._rules.are_equal(value, expected, *call, self._plan.tolerance) is isinstance(op, ast.Eq)
         return super().compare(op, left, right, node)
 
     def _compares_call(self, side: ast.expr, other: ast.expr) -> tuple[str, list[Any]] | None:
@@ -181,14 +185,15 @@ def run_split_asserts(
     one, all run once more with what is then known, so that each sees the state that it sees in Python.
     """
     chosen = [frozenset(at for at, each in enumerate(plan.expressions) if not each.optional) for plan in plans]
-    for _ in range(MAX_REPEATS + 1):
-        outcomes = _run_once(plans, chosen, run, rules)
+    outcomes = _run_once(plans, chosen, run, rules)
+    for _ in range(MAX_REPEATS):
         needed = [
             outcome.used if outcome.missing is None else outcome.used | {outcome.missing} for _, outcome in outcomes
         ]
         if needed == chosen:
             break
         chosen = needed
+        outcomes = _run_once(plans, chosen, run, rules)
     return outcomes
 
 

@@ -229,6 +229,11 @@ _BIT_OPS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.BitAnd: operator.and_,
     ast.BitXor: operator.xor,
 }
+_BIT_OPERANDS: tuple[tuple[type, ...], ...] = (
+    (int,),
+    (set, frozenset, type({}.keys()), type({}.items())),
+    (dict,),
+)
 UNARY_OPS: dict[type[ast.unaryop], Callable[[Any], Any]] = {
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
@@ -330,9 +335,8 @@ def apply_binary_op(op: ast.operator, left: Any, right: Any) -> Any:
     if is_numpy(left) or is_numpy(right):
         return _apply_to_arrays(op, left, right)
     if type(op) in _BIT_OPS:
-        for kinds in (int, (set, frozenset, type({}.keys()), type({}.items())), Counter, dict):
-            if isinstance(left, kinds) and isinstance(right, kinds):  # type: ignore[arg-type]
-                return _BIT_OPS[type(op)](left, right)
+        if any(isinstance(left, kinds) and isinstance(right, kinds) for kinds in _BIT_OPERANDS):
+            return _BIT_OPS[type(op)](left, right)
         raise _no_operation(left, right)
     if type(op) not in _ARITHMETIC_OPS:
         raise UnsupportedExprError(f"{type(op).__name__} is not evaluated on the host")

@@ -77,7 +77,7 @@ class TestSetup:
 
         Raises UnprotectedAssert where a helper's parameters and variables are mixed up.
         """
-        return _Inliner(self).visit(expr) if self.helpers or self.constants else expr  # type: ignore[no-any-return]
+        return _Inliner(self).visit(expr) if self.helpers or self.constants else expr
 
     def for_child(
         self, calls: Iterable[ast.expr], others: Iterable[ast.expr], names_used_later: frozenset[str]
@@ -216,10 +216,9 @@ def analyze_setup(source: str, earlier: str = "") -> TestSetup:
 
 def _add_statement(setup: TestSetup, node: ast.stmt, code: str) -> TestSetup:
     binds = _bound_names(node)
-    imports, helpers, constants = (
-        {name: each for name, each in names.items() if name not in binds}
-        for names in (setup.imports, setup.helpers, setup.constants)
-    )
+    imports = {name: each for name, each in setup.imports.items() if name not in binds}
+    helpers = {name: each for name, each in setup.helpers.items() if name not in binds}
+    constants = {name: each for name, each in setup.constants.items() if name not in binds}
     definitions, results = set(setup.definitions - binds), set(setup.results - binds)
     is_definition = is_droppable = False
     match node:
@@ -337,7 +336,7 @@ class _Inliner(ast.NodeTransformer):
             names_bound_in(returned) & set(names)
         ):
             raise UnprotectedAssert("a helper of its set-up uses the same names")
-        return _Inliner(self._setup, self._depth + 1).visit(_marked_copy(returned, given))  # type: ignore[no-any-return]
+        return _Inliner(self._setup, self._depth + 1).visit(_marked_copy(returned, given))
 
 
 def _marked_copy(node: ast.AST, parameters: Mapping[str, ast.expr]) -> Any:

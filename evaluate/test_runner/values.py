@@ -25,7 +25,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from functools import cache
 from typing import Any
 
 from evaluate.test_runner.child import (
@@ -97,9 +96,7 @@ class SubclassValue:
     type_name = ""
 
 
-@cache
-def _subclass_of(base: type) -> type:
-    return type(base.__name__, (SubclassValue, base), {"__module__": __name__})
+_SUBCLASSES = {base: type(base.__name__, (SubclassValue, base), {}) for base in _SUBCLASSED_TYPES}
 
 
 def is_fully_known(value: Any) -> bool:
@@ -175,7 +172,7 @@ def _decode_name(text: Any) -> str:
 def _decode_subclass(name: Any, value: Any) -> Any:
     if type(value) not in _SUBCLASSED_TYPES:
         raise InvalidValueError("not the value of a base")
-    restored = _subclass_of(type(value))(value)
+    restored = _SUBCLASSES[type(value)](value)
     restored.type_name = _decode_name(name)
     return restored
 

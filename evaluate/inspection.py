@@ -52,8 +52,8 @@ def check_command(arguments: Sequence[str]) -> int:
     """Run pasted tests on a program in the sandbox and print their results; return exit status 0.
 
     The object has `layer`, `comparison`, `passed` (whether all did) and `tests`: for each test its text (`test`, and
-    `setup` where an assert has one) and the fields of evaluate.test_runner.result.TestResult. Raises PromptOrTuneError for bad
-    arguments, files or tests, and where no sandbox layer works.
+    `setup` where an assert has one) and the fields of evaluate.test_runner.result.TestResult. Raises PromptOrTuneError
+    for bad arguments, files or tests, and where no sandbox layer works.
     """
     parser = ArgumentParser(
         "python -m evaluate check",

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     Call = tuple[int, str, str, str | None, str]
 
 MAX_VALUE_CHARACTERS = 200_000
+MAX_DIGEST_ITEMS = 500_000  # of a larger value that is compared by its digest
 MAX_VALUE_DEPTH = 60
 MAX_NAME_CHARACTERS = 100  # of a type's name
 MAX_ERROR_CHARACTERS = 300
@@ -244,7 +245,7 @@ def _write_value(value: Any) -> tuple[str, bool]:
     """Return the JSON of `value`, and whether the host will know all of it.
 
     A value of more than 200,000 characters becomes {"large": [type, length, digest]}, with "" for the digest of a value
-    that has none. Raises ValueTooLargeError beyond 60 levels.
+    of another type or of more than MAX_DIGEST_ITEMS items. Raises ValueTooLargeError beyond 60 levels.
     """
     writer = ValueWriter()
     try:
@@ -256,7 +257,8 @@ def _write_value(value: Any) -> tuple[str, bool]:
     if kind in _WRITERS_BY_TYPE:
         length = len(value) if hasattr(value, "__len__") else 0
         try:
-            digest = value_digest(value)
+            small = length <= MAX_DIGEST_ITEMS or kind in {str, bytes, bytearray}
+            digest = value_digest(value) if small else ""
         except TypeError:  # it contains an object of another type
             digest = ""
     return f'{{"large":[{quoted(str(kind.__name__)[:MAX_NAME_CHARACTERS])},{length},"{digest}"]}}', False

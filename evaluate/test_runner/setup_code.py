@@ -69,8 +69,8 @@ class TestSetup:
     def without_changed(self, expr: ast.expr) -> TestSetup:
         """Return the set-up in which what own calls in `expr` may change is no constant."""
         changed = {name for call in own_calls(expr, self) for name in _loaded_names(call)}
-        kept = {name: each for name, each in self.constants.items() if name not in changed or _is_immutable(each)}
-        return replace(self, constants=kept)
+        unchanged = {name: each for name, each in self.constants.items() if name not in changed or _is_immutable(each)}
+        return replace(self, constants=unchanged)
 
     def inline(self, expr: ast.expr) -> ast.expr:
         """Return `expr` with the set-up's constants, and the bodies of its helpers, in the place of their names.

@@ -67,7 +67,7 @@ class OpaqueValue:
 
 @dataclass(frozen=True, eq=False)
 class LargeValue:
-    """A value of more than 200,000 characters: equal to what has the same digest."""
+    """A value of more than 200,000 characters: equal to what has the same digest; to nothing if `digest` is ''."""
 
     type_name: str
     length: int

@@ -214,13 +214,14 @@ def test_no_wrong_answer_passes_as_protected(sandbox: Sandbox, code: str, statem
 )
 def test_right_answers_pass_as_protected(sandbox: Sandbox, statement: str, setup: str) -> None:
     code = (
-        "def f(x): return [1, 2]\nclass Solution:\n    def f(self, x): return [1, 2]\ndef g(n):\n    yield from range(n)\n"
+        "def f(x): return [1, 2]\nclass Solution:\n    def f(self, x): return [1, 2]\n"
+        "def g(n):\n    yield from range(n)\n"
         "class H:\n    def __init__(self, x): self.x = x\n    def both(self): return self.x, self.x + 1\n"
         "def h(x): return H(x)\n"
     )
     (result,) = check(sandbox, code, statement, setup=setup)
     assert result.passed, result.reason
-    assert result.protected or "[h(1), h(2)]" in statement
+    assert result.protected
 
 
 RAW_LINES = {

@@ -64,7 +64,7 @@ class SourcedExpr(ast.expr):
     the whole expression, where the child can send it, else None.
     """
 
-    _fields = ("inner",)
+    _fields = ()
 
     def __init__(self, inner: ast.expr, source: str, wider: str | None) -> None:
         super().__init__()

@@ -111,10 +111,8 @@ def format_value(value: Any) -> str:
     """Return the `repr` of a decoded value, or a description if Python refuses to print it."""
     try:
         return repr(value)
-    except ValueError:  # an int of more digits than Python writes
+    except Exception:  # noqa: BLE001 - ValueError for an int of more digits than Python writes
         return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "a value too long to write"
-    except (RecursionError, MemoryError):
-        return "a value too long to write"
 
 
 def strip_python_path(text: str) -> str:

@@ -89,6 +89,8 @@ class TestSetup:
         if self.source == CALL_HELPERS:  # of APPS: they hold no expected value
             return self.source, True
         needed, is_protected = self.needed_statements(calls, others, names_used_later)
+        if all(needed):
+            return self.source, is_protected
         return "\n".join(each.source for each, need in zip(self.statements, needed, strict=True) if need), is_protected
 
     def needed_statements(
@@ -246,7 +248,7 @@ def _add_statement(setup: TestSetup, node: ast.stmt, code: str) -> TestSetup:
             del constants[name]
     statement = _Statement(
         node,
-        ast.get_source_segment(code, node) or ast.unparse(node),
+        _source_of(node, code),
         frozenset(binds),
         frozenset(in_calls),
         frozenset(_loose_names(node, setup)),
@@ -262,6 +264,12 @@ def _add_statement(setup: TestSetup, node: ast.stmt, code: str) -> TestSetup:
         frozenset(results),
         (*setup.statements, statement),
     )
+
+
+def _source_of(node: ast.stmt, code: str) -> str:
+    """Return the text of a statement, with its decorators, which are no part of its segment."""
+    segment = None if getattr(node, "decorator_list", None) else ast.get_source_segment(code, node)
+    return segment or ast.unparse(node)
 
 
 def _bound_names(node: ast.stmt) -> set[str]:

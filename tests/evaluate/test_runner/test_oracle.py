@@ -208,6 +208,10 @@ def test_no_wrong_answer_passes_as_protected(sandbox: Sandbox, code: str, statem
         ("sum(g(4)) == 6 and 2 in g(3)", ""),
         ("str(f(2)) == '[1, 2]' and repr(f(2)) == '[1, 2]'", ""),
         ("f(2) == [1, 2]", "import random\nrandom.seed(17)"),
+        (
+            "f(P(7)) == expected",
+            "from dataclasses import dataclass\nexpected = [1, 2]\n@dataclass\nclass P:\n    x: int",
+        ),
         ("h(2).x == 2 and h(2).both() == (2, 3)", ""),
         ("[each.x for each in [h(1), h(2)]] == [1, 2]", ""),
     ],

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from random import Random
 
 import pytest
 
 from errors import UnknownNameError
 from evaluate.sandbox.sandbox import Sandbox
-from evaluate.sandbox.types import Limits
+from evaluate.sandbox.types import ExecutionResult, Limits, Program
 from evaluate.test_runner.comparison import EVALPLUS, EXACT, ComparisonRules, comparison_rules
 from evaluate.test_runner.result import MAX_REASON, TestResult, contrast
 from evaluate.test_runner.runner import run_tests
@@ -511,3 +512,52 @@ def test_rules_are_named() -> None:
     assert comparison_rules("evalplus") is EVALPLUS
     with pytest.raises(UnknownNameError, match=messages.UNKNOWN_COMPARISON):
         comparison_rules("evalpuls")
+
+
+class Forger(Sandbox):
+    """A sandbox whose child wrote these lines."""
+
+    def __init__(self, lines: str) -> None:
+        super().__init__("landlock")
+        self._lines = lines
+
+    def run(self, program: Program) -> ExecutionResult:
+        return ExecutionResult("ok", self._lines, "", self.layer, 0.1)
+
+
+PIECES = [
+    *("1", "-1", "0.0", "1e400", "NaN", '"x"', "null", "true", "[]", "{}", '{"int":"0xff"}', '{"set":[1,[2]]}'),
+    *('{"tuple":[1,2]}', '{"other":"T"}', '{"subclass":["A",4]}', '{"subclass":["A",{"tuple":[1]}]}', '"\\ud800"'),
+    *('{"large":["list",300000,"' + "a" * 32 + '"]}', '{"large":["str",0,""]}', '{"numpy":["int64",3]}', "[[[]]]"),
+    *('{"ndarray":["float64",[2],[1.0,2.0]]}', '{"range":[0,1000000000000,1]}', '{"dict":[[1,2]]}', '{"deque":[1]}'),
+    *('{"Counter":[["a",null]]}', '{"OrderedDict":[[1,2]]}', '{"decimal":"NaN"}', '{"decimal":"1E9999"}'),
+    *('{"fraction":["0x1","0x0"]}', '{"float":"nan"}', '{"complex":["0x1p+0","nan"]}', '{"UserString":["a"]}'),
+    *('{"dict_items":[{"tuple":[1,2]}]}', '{"dict_values":[1]}', '{"bytes":"zz"}', '{"ndarray":["int64",[0,9],[]]}'),
+]
+STATEMENTS = [
+    *("f(0) == 4", "f(0)", "abs(f(0) - 4.0) < 1e-6", "sorted(f(0)) == [1]", "f(0)[0] == 1", "len(f(0)) == 2"),
+    *("4 in f(0)", "f(0) is True", "isinstance(f(0), int)", "np.allclose(f(0), [1, 2])", "f(0) + [1] == 4"),
+    *("f(0) == 1 or f(1) == 2", "sum(f(0)) == 4", "str(f(0)) == '4'", "set(f(0)) ^ {1} == set()", "-f(0) < 3"),
+    *("list(map(list, f(0))) == []", "f(0).startswith('a')", "Counter(f(0)) == Counter('a')", "f(0) ** 2 == 4"),
+    *("max(f(0), key=lambda x: -x) == 1", "round(f(0), 2) == 1.5", "'%s' % f(0) == '1'", "[f(0)] * 3 == 4"),
+]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_line_of_a_child_gives_a_result(seed: int) -> None:
+    random = Random(seed)
+    for statement in STATEMENTS:
+        one, other = random.choice(PIECES), random.choice(PIECES)
+        value = random.choice([one, one, f"[{one},{other}]", f'{{"tuple":[{one},{other}]}}'])
+        line = random.choice(
+            [
+                f'["value",0,0.0,{value}]',
+                f'["value",0,0.0,{value},"value",{other}]',
+                f'["error",0,0.0,"error",{other}]',
+                f'["value",0,{other},1]',
+                f"[{other},0,0.0,{value}]",
+            ]
+        )
+        forger = Forger(f'["loaded"]\n["begin",0]\n{line}\n')
+        for rules in (EXACT, EVALPLUS):
+            check(forger, "def f(x): pass", statement, rules=rules)

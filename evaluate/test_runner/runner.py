@@ -7,7 +7,7 @@ No expected value enters the sandbox, with the one exception named below:
 - An assert that cannot be split runs as a whole in a child of its own; its result has `protected` False.
 
 All split asserts of a candidate share one process, in order, as in MBPP's own harness: the code runs once, a test's
-set-up before each test. Values are compared by Python's `==` (1, 1.0 and True are equal, a list and a tuple are not), or
+set-up before each test. Values are compared by Python's `==` (1, 1.0, True are equal, a list and a tuple are not) or
 by the rules in comparison.py.
 The code runs as `__main__` in a program run, and as a module for calls.
 

@@ -77,7 +77,7 @@ def _score_command(options: argparse.Namespace, command: str) -> int:
     runs = [read_run(path) for path in options.files]
     with _open_sandbox(options, any(has_tests(run.problems) for run in runs)) as sandbox:
         for run in runs:
-            if not _score_missing(run, command, sandbox):
+            if not _score_missing(run, command, sandbox, options.comparison):
                 return EXIT_INTERRUPTED
     _print_reports(runs, options, command)
     return 0
@@ -114,7 +114,7 @@ def _generate_and_score(
             return _report_interrupted(run, again)
         finally:
             progress.close()
-        if not _score_missing(run, again, sandbox):
+        if not _score_missing(run, again, sandbox, options.comparison):
             return EXIT_INTERRUPTED
         _print_reports([run], options, command)
     return 0
@@ -157,11 +157,11 @@ def _open_sandbox(options: argparse.Namespace, needed: bool) -> AbstractContextM
         raise PromptOrTuneError(f"{str(error).rstrip('.')}; --no-tests goes without.") from error
 
 
-def _score_missing(run: Run, command: str, sandbox: Sandbox | None) -> bool:
+def _score_missing(run: Run, command: str, sandbox: Sandbox | None, comparison: str | None) -> bool:
     """Score what is not scored yet; if interrupted, print how to continue and return False."""
     try:
         with _close_sandbox_on_interrupt(sandbox):
-            score_run(run, ProgressBar, sandbox)
+            score_run(run, ProgressBar, sandbox, comparison=comparison)
     except KeyboardInterrupt:
         print(f"Stopped while scoring; to go on: {command}", file=sys.stderr)
         return False

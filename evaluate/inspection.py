@@ -14,6 +14,7 @@ from typing import Any
 from common.command import ArgumentParser
 from common.files import read_utf8
 from errors import PromptOrTuneError
+from evaluate.test_runner.comparison import EXACT, RULES
 from tasks.extract import extract_code_with_reason, is_valid_python
 from tasks.pasted_tests import parse_pasted_tests
 from tasks.problem import AssertTest, ScriptTest, Test, format_test
@@ -50,9 +51,9 @@ def extract_command(arguments: Sequence[str]) -> int:
 def check_command(arguments: Sequence[str]) -> int:
     """Run pasted tests on a program in the sandbox and print their results; return exit status 0.
 
-    The object has `layer`, `passed` (whether all did) and `tests`: for each test its text (`test`, and `setup`
-    for the lines before it) and the fields of evaluate.test_runner.result.TestResult. Raises PromptOrTuneError for bad
-    arguments, files or tests, and where no sandbox layer works.
+    The object has `layer`, `comparison`, `passed` (whether all did) and `tests`: for each test its text (`test`, and
+    `setup` for the lines before it) and the fields of evaluate.test_runner.result.TestResult. Raises PromptOrTuneError
+    for bad arguments, files or tests, and where no sandbox layer works.
     """
     parser = ArgumentParser(
         "python -m evaluate check",
@@ -65,6 +66,12 @@ def check_command(arguments: Sequence[str]) -> int:
         help="a file with tests in any form of docs/pasted-tests.md, such as asserts or test functions; - is stdin",
     )
     parser.add_argument("--layer", metavar="NAME", help="bubblewrap or landlock; without it the best that works")
+    parser.add_argument(
+        "--comparison",
+        choices=sorted(RULES),
+        default=EXACT.name,
+        help="rules by which asserts compare values (%(default)s)",
+    )
     options = parser.parse_args(arguments)
     if str(options.code) == str(options.tests) == "-":
         raise PromptOrTuneError(
@@ -76,10 +83,11 @@ def check_command(arguments: Sequence[str]) -> int:
     from evaluate.test_runner.runner import run_tests
 
     with open_sandbox(options.layer) as sandbox:
-        results = run_tests(code, tests, sandbox)
+        results = run_tests(code, tests, sandbox, rules=RULES[options.comparison])
         _print_json(
             {
                 "layer": sandbox.layer,
+                "comparison": options.comparison,
                 "passed": all(result.passed for result in results),
                 "tests": [
                     {**_describe_test(test), **asdict(result)} for test, result in zip(tests, results, strict=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from common.command import configure_environment
 from errors import PromptOrTuneError
 from evaluate.generate import DECODING_MODES, EngineProtocol, make_sampling_params
+from evaluate.test_runner.comparison import RULES
 from serve.engine.config import EngineConfig
 from serve.options import add_model_options, parse_model_options
 from serve.types import SamplingParams
@@ -135,6 +136,11 @@ def _parse_pair(text: str) -> tuple[str, str]:
 def _add_test_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-tests", action="store_true", help="run no generated code: no Pass@k, no tests passed")
     parser.add_argument("--sandbox", metavar="LAYER", help="bubblewrap or landlock; by default the best that works")
+    parser.add_argument(
+        "--comparison",
+        choices=sorted(RULES),
+        help="rules by which asserts compare values, stored with the scores; by default those of the data set",
+    )
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:

@@ -111,6 +111,7 @@ def _scoring_lines(run: Run) -> list[str]:
     notes = [
         f"{len(checks)} ran",
         *([f"{unprotected} with the expected value inside of the sandbox"] if unprotected else []),
+        *([f"values compared by the rules of {tests['comparison']}"] if "comparison" in tests else []),
         *([f"{refused} could not be run and count as failed"] if refused else []),
     ]
     return [

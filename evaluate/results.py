@@ -255,9 +255,10 @@ class Run:
     `settings` is everything that results of any method depend on; `methods` the same for each method (adapter and
     digest, examples, prompt style and fingerprint) and its `peak_memory_bytes`; `provenance` is further information
     (command, versions); `scored_with` says for each kind of score (`text`, `tests`) what it was made with: metric
-    versions, sandbox layer and limits. `problems` are records of id, intent, reference, tests, entry_point and
-    difficulty. `engine_failures` are the errors, by method and problem, that an earlier version stored in place of an
-    answer, and `sandbox_failures` the methods and problems whose stored test results are no results.
+    versions, sandbox layer and limits, rules of comparison. `problems` are records of id, intent, reference, tests,
+    entry_point, difficulty and comparison. `engine_failures` are the errors, by method and problem, that an earlier
+    version stored in place of an answer, and `sandbox_failures` the methods and problems whose stored test results are
+    no results.
 
     A run from `open_run` holds the lock of its file until `close`; use it in a `with` statement.
     """
@@ -410,15 +411,23 @@ def read_run(path: Path) -> Run:
 
 
 def problem_record(problem: Problem) -> dict[str, Any]:
-    """Return the record of a problem in a run's file; `tests_of` restores its tests."""
+    """Return the record of a problem in a run's file; `tests_of` restores its tests.
+
+    `comparison` is left out where it is exact, and a test's `tolerance` where it is 0, as in files of earlier versions.
+    """
     return {
         "id": problem.id,
         "intent": problem.intent,
         "reference": problem.reference,
-        "tests": [{"kind": _TEST_KINDS[type(test)], **asdict(test)} for test in problem.tests],
+        "tests": [{"kind": _TEST_KINDS[type(test)], **_test_fields(test)} for test in problem.tests],
         "entry_point": problem.entry_point,
         "difficulty": problem.difficulty,
+        **({} if problem.comparison == "exact" else {"comparison": problem.comparison}),
     }
+
+
+def _test_fields(test: Test) -> dict[str, Any]:
+    return {name: value for name, value in asdict(test).items() if name != "tolerance" or value}
 
 
 def tests_of(record: Mapping[str, Any]) -> tuple[Test, ...]:

@@ -103,19 +103,26 @@ def _package_codebleu(codes: Sequence[str], reference: str | None) -> float | No
 
 
 # Increase when test results of the same code can change: earlier tests are then run again.
-CHECKS_VERSION = 1
+CHECKS_VERSION = 2
 _MAX_STORED_CHARACTERS = 300  # of each text field of a test record, so that files of many tests stay small
 _TEXT_FIELDS = ("given", "expected", "got")
+
+EXACT_COMPARISON = "exact"
 
 TestRecords = list[dict[str, Any]]
 
 
-def test_metrics_key(layer: str) -> dict[str, Any]:
-    """Return what test scores depend on: the test runner's version, the sandbox layer, its limits, and Python."""
+def test_metrics_key(layer: str, comparisons: Iterable[str]) -> dict[str, Any]:
+    """Return what test scores depend on: the test runner's version, the sandbox layer, its limits, and Python.
+
+    `comparisons` are the rules of comparison that the problems use; the key names them where they are not exact.
+    """
     from evaluate.test_runner.runner import DEFAULT_LIMITS
 
     python = ".".join(platform.python_version_tuple()[:2])
-    return {"checks": CHECKS_VERSION, "layer": layer, "limits": asdict(DEFAULT_LIMITS), "python": python}
+    names = sorted({*comparisons} - {EXACT_COMPARISON})
+    rules = {"comparison": "+".join(names)} if names else {}
+    return {"checks": CHECKS_VERSION, "layer": layer, "limits": asdict(DEFAULT_LIMITS), "python": python, **rules}
 
 
 def score_tests(
@@ -123,12 +130,14 @@ def score_tests(
     decoding: Mapping[str, Any],
     sandbox: Sandbox,
     workers: int | None = None,
+    comparison: str = EXACT_COMPARISON,
 ) -> Iterator[tuple[Result, dict[str, float | None], list[TestRecords]]]:
-    """Run the candidates of each result against its tests in parallel.
+    """Run the candidates of each result against its tests in parallel, with the rules named `comparison`.
 
     Yields each result when it is done, with its scores and, for each candidate that ran, the list of test records.
     Raises SandboxError if a program could not be run; results that are not yielded yet are lost then.
     """
+    from evaluate.test_runner.comparison import comparison_rules
     from evaluate.test_runner.runner import run_tests_many
 
     pending: dict[int, tuple[Result, int, list[TestRecords | None]]] = {}  # by the index of the first program
@@ -148,7 +157,9 @@ def score_tests(
                 yield code, tests
             number += len(codes)
 
-    for number, found in sandbox_errors(run_tests_many(programs(), sandbox, workers)):
+    for number, found in sandbox_errors(
+        run_tests_many(programs(), sandbox, workers, rules=comparison_rules(comparison))
+    ):
         first = first_of.pop(number)
         result, tests, checks = pending[first]
         checks[number - first] = [_test_record(test_result) for test_result in found]
@@ -223,24 +234,27 @@ def score_run(
     sandbox: Sandbox | None = None,
     workers: int | None = None,
     retries: RetryPolicy = DEFAULT_RETRIES,
+    comparison: str | None = None,
 ) -> None:
     """Score every result of the run that lacks scores, and store them in X.scores.jsonl beside its file.
 
     `make_progress` is called with the number of results whose texts are scored, and then with the number whose tests
     run: the two have different speeds. Tests run in `sandbox`, `workers` at a time (default: one per core); without a
-    sandbox no code runs, and stored test scores stay. A kill loses at most the last two seconds of scoring. Raises
-    SandboxError if the sandbox still fails after `retries`: the scores so far are stored.
+    sandbox no code runs, and stored test scores stay. `comparison` names the rules by which asserts compare values
+    (None: those of each problem's data set). A kill loses at most the last two seconds of scoring. Raises SandboxError
+    if the sandbox still fails after `retries`: the scores so far are stored.
     """
     keys: dict[ScoreKind, Mapping[str, Any]] = {"text": text_metrics_key()}
     if sandbox is not None and has_tests(run.problems):
-        keys["tests"] = test_metrics_key(sandbox.layer)
+        comparisons = {_comparison_of(problem, comparison) for problem in run.problems if problem.get("tests")}
+        keys["tests"] = test_metrics_key(sandbox.layer, comparisons)
     file = ScoreFile.open(run, keys)
     try:
         texts = [result for result in _all_results(run) if "parses" not in result.scores]
         if texts:
             _save_scores(file, run, "text", _score_texts(run, texts), make_progress(len(texts)))
         if sandbox is not None and "tests" in keys:
-            _score_missing_tests(file, run, make_progress, sandbox, workers, Retries(retries))
+            _score_missing_tests(file, run, make_progress, sandbox, workers, Retries(retries), comparison)
     finally:
         file.close()
 
@@ -252,6 +266,7 @@ def _score_missing_tests(
     sandbox: Sandbox,
     workers: int | None,
     attempts: Retries,
+    comparison: str | None,
 ) -> None:
     tested = {problem["id"] for problem in run.problems if problem.get("tests")}
     lacking = len(run.problems) * len(run.methods)
@@ -260,7 +275,8 @@ def _score_missing_tests(
             lacking = len(tests)
             attempts.reset()
         try:
-            _save_scores(file, run, "tests", _score_tests(run, tests, sandbox, workers), make_progress(len(tests)))
+            scored = _score_tests(run, tests, sandbox, workers, comparison)
+            _save_scores(file, run, "tests", scored, make_progress(len(tests)))
         except SandboxError as error:
             if attempts.wait(error):
                 continue
@@ -299,10 +315,22 @@ def _score_texts(run: Run, results: Iterable[Result]) -> Iterator[ScoredResult]:
         yield result, score_candidates(codes, references[result.problem], requested), ()
 
 
-def _score_tests(run: Run, results: Iterable[Result], sandbox: Sandbox, workers: int | None) -> Iterator[ScoredResult]:
-    tests = {problem["id"]: tests_of(problem) for problem in run.problems}
-    with_tests = ((result, tests[result.problem]) for result in results)
-    yield from score_tests(with_tests, run.settings["decoding"], sandbox, workers)
+def _score_tests(
+    run: Run, results: Iterable[Result], sandbox: Sandbox, workers: int | None, comparison: str | None
+) -> Iterator[ScoredResult]:
+    problems = {problem["id"]: problem for problem in run.problems}
+    tests = {name: tests_of(problem) for name, problem in problems.items()}
+    by_comparison: dict[str, list[tuple[Result, Sequence[Test]]]] = {}
+    for result in results:
+        name = _comparison_of(problems[result.problem], comparison)
+        by_comparison.setdefault(name, []).append((result, tests[result.problem]))
+    for name, with_tests in by_comparison.items():
+        yield from score_tests(with_tests, run.settings["decoding"], sandbox, workers, name)
+
+
+def _comparison_of(problem: Mapping[str, Any], chosen: str | None) -> str:
+    """Return the name of the rules of comparison for a problem's record."""
+    return str(chosen or problem.get("comparison", EXACT_COMPARISON))
 
 
 def _save_scores(

@@ -18,10 +18,14 @@ class Example:
 
 @dataclass(frozen=True)
 class AssertTest:
-    """One `assert ...` statement. It runs after the candidate's code and after `setup`."""
+    """One `assert ...` statement. It runs after the candidate's code and after `setup`.
+
+    Numbers that differ by at most `tolerance` are equal; 0 leaves that to the problem's rules of comparison.
+    """
 
     code: str
     setup: str = ""
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,8 @@ def format_test(test: Test) -> str:
 class Problem:
     """An intent in words, with reference code and tests where the data set has them.
 
-    `entry_point` names the function that the tests call (MBPP, starter); `difficulty` is APPS's level.
+    `entry_point` names the function that the tests call (MBPP, starter); `difficulty` is APPS's level; `comparison`
+    names the rules of its data set by which asserts compare values (evaluate.test_runner.comparison).
     """
 
     id: str
@@ -121,3 +126,4 @@ class Problem:
     tests: tuple[Test, ...] = ()
     entry_point: str | None = None
     difficulty: str | None = None
+    comparison: str = "exact"

@@ -196,6 +196,10 @@ VIRTUAL_TOKENS_NOT_MERGED = r"change no weights, so it cannot be merged; serve i
 WEIGHTS_DIFFER_FROM_MANIFEST = r"is not the file that manifest\.json states"
 
 # evaluate
+UNKNOWN_COMPARISON = "Unknown comparison 'evalpuls': did you mean 'evalplus'"
+SENT_NO_RESULT = "sent no result"
+RETURNED_TOO_MANY_CHARACTERS = "returned more than 200000 characters"
+ENDED_BEFORE_IT_ANSWERED = "ended before it answered"
 TESTED_AND_UNTESTED = r"tested\.jsonl has test results and .*untested\.jsonl has none, so they are not compared"
 SANDBOX_WAS_CLOSED = r"^The sandbox was closed before all tests had run\."
 SANDBOX_CLOSED_ONE_ANSWER = r"^The sandbox was closed before all tests had run; answers without test results: 1, "

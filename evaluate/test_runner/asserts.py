@@ -1,277 +1,74 @@
 """Assert splitting: which expressions of an assert the child evaluates, and the host's evaluation of the rest.
 
 `assert f([1, 2]) == 4` is split into the call `f([1, 2])`, which the child evaluates, and `<placeholder> == 4`, which
-the host evaluates. Placeholders stand for the parts that depend on the candidate. Each is as large as possible
-(`sorted(f(x))` and `f(x)[0].name` are one each), because only the child has the objects, but contains no expected
-value:
+the host evaluates (interpreter.py). The child gets the calls of the candidate's own functions, with the constants that
+are their arguments, and no other constant: everything around a call (`abs(f(x) - 1.5) < 0.01`, `sorted(f(x))`,
+`f(x)[0]`, `math.isclose(f(x), 1.5)`) is evaluated on the host, with the values that the child sent. Helper functions
+that consist of one `return`, and constants that the test's set-up assigns, are put into the expression first.
 
-- the host evaluates comparisons, `and`, `or`, `not`, `isinstance` and `math.isclose`, and one side of each compared
-  pair must be a constant;
-- the host also evaluates arithmetic with a constant inside an inequality (`abs(f(x) - 1.5) < 0.01`), or a difference
-  to a number;
-- what is compared with True or False, or not compared at all (`assert f(x)`), must be a call of the candidate's own
-  function: `all(a == b for ...)` or `np.allclose(f(x), [1, 2])` would contain the expected values.
-
-A statement that does not have this form (`UnprotectedAssert`) runs as a whole in the child.
-
-The host's evaluator interprets a small part of Python over syntax trees, as `ast.literal_eval` does: literals,
-arithmetic, comparisons, and the functions in CALLABLES. The child evaluates everything else. All of it is bounded in
-size, because tests come from data sets and users and must not hang the host.
+- An expression without a constant (`[each.name for each in f(x)]`) also goes to the child as `wider`, which it
+  evaluates if the host would not know all of the call's value.
+- A comparison without a constant on any side, a function that the host does not know with a constant beside the
+  calls, and a constant in what the set-up leaves in the child make the assert unprotected.
+- An assert that cannot be split (`UnprotectedAssert`) runs as a whole in the child. So does, afterwards, one whose
+  values the host turned out not to know.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
-import math
-import operator
-import sys
 import textwrap
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from decimal import Decimal
-from fractions import Fraction
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 from common.syntax import parse_python
+from evaluate.test_runner.child import VALUE_NAME
+from evaluate.test_runner.host_functions import ATTRIBUTES, METHOD_NAMES
+from evaluate.test_runner.interpreter import (
+    Interpreter,
+    full_name,
+    is_host_function,
+    is_supported,
+    names_bound_in,
+)
+from evaluate.test_runner.setup_code import (
+    LIBRARIES,
+    TestSetup,
+    UnprotectedAssert,
+    analyze_setup,
+    copy_tree,
+    is_own_call,
+    written_source,
+)
 from tasks.problem import AssertTest
 
-MAX_BITS = 100_000  # of a whole number
-MAX_DIGITS = 400  # to round to; a float has fewer
-MAX_ITEMS = 1_000_000  # of a sequence
-NUMBER_TYPES = (int, float, complex, Fraction, Decimal)
-ISINSTANCE_TYPES: dict[str, type] = {
-    kind.__name__: kind for kind in (int, float, str, bool, list, tuple, dict, set, frozenset, bytes, complex)
-}
-MATH_CONSTANTS: dict[str, Any] = {f"math.{name}": getattr(math, name) for name in ("pi", "e", "tau", "inf", "nan")}
-
-
-class UnsupportedExprError(ValueError):
-    """An expression that the host does not evaluate, or whose value is too large."""
-
-
-def _int(value: Any = 0) -> int:
-    if isinstance(value, Decimal):
-        raise UnsupportedExprError("a Decimal may stand for too large a number")
-    if isinstance(value, str) and len(value) <= MAX_BITS and value.strip().lstrip("+-").isdecimal():
-        return int(Decimal(value.strip()))  # int(text) refuses more than 4,300 digits
-    return int(value)
-
-
-def _round(value: Any, digits: int | None = None) -> Any:
-    if digits is not None and abs(digits) > MAX_DIGITS:
-        raise UnsupportedExprError("too many digits to round to")
-    return round(value, digits)
-
-
-CALLABLES: dict[str, Callable[..., Any]] = {
-    **{name: each for name, each in ISINSTANCE_TYPES.items() if name not in {"int", "bytes"}},  # bytes(n) takes n bytes
-    "int": _int,
-    "sorted": sorted,
-    "len": len,
-    "sum": sum,
-    "min": min,
-    "max": max,
-    "abs": abs,
-    "round": _round,
-    "Counter": Counter,
-    "OrderedDict": OrderedDict,
-}
-ISCLOSE_NAMES = ("isclose", "math.isclose")
-COMPARE_OPS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.In: lambda item, items: item in items,
-    ast.NotIn: lambda item, items: item not in items,
-    ast.Is: lambda left, right: _is_identical(left, right),  # noqa: PLW0108 - defined below
-    ast.IsNot: lambda left, right: not _is_identical(left, right),
-}
-_BINARY_OPS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
-}
-_UNARY_OPS: dict[type[ast.unaryop], Callable[[Any], Any]] = {
-    ast.USub: operator.neg,
-    ast.UAdd: operator.pos,
-    ast.Not: operator.not_,
-}
+_SCOPES = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda)
+_TRUTH_TEMPLATE = "True if ({}\n) else False"
 
 
 class Placeholder(ast.Name):
-    """A node for a value that a child sends: `Placeholder(id=str(index))`."""
+    """A node for a value that a child sends: `Placeholder(id=str(index of its expression))`."""
+
+    def __init__(self, id: str, ctx: ast.expr_context | None = None) -> None:
+        super().__init__(id=id, ctx=ctx or ast.Load())
 
 
-def dotted_name(node: ast.expr) -> str:
-    """Return 'math.isclose' for that expression; '' for anything but names joined by dots."""
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute):
-        owner = dotted_name(node.value)
-        return f"{owner}.{node.attr}" if owner else ""
-    return ""
+class SourcedExpr(ast.expr):
+    """A node for an expression over one or more placeholders that messages name as a whole.
 
-
-def evaluate_expr(node: ast.expr, values: Mapping[str, Any] | None = None) -> Any:
-    """Evaluate `node`, with `values` for its placeholders, by their ids.
-
-    Raises UnsupportedExprError for expressions that are not supported, and what Python raises for the others
-    (TypeError for 1 < 'a').
+    `inner` is that expression, `source` its text in the test, `wider` the index of the placeholder with the value of
+    the whole expression, where the child can send it, else None.
     """
-    return _ExprEvaluator(values or {}).evaluate(node)
 
+    _fields = ()
 
-def is_constant(node: ast.expr) -> bool:
-    """Return whether the host can evaluate `node` without any value from a child."""
-    try:
-        evaluate_expr(node)
-    except Exception:  # noqa: BLE001 - an expression that raises is no constant
-        return False
-    return True
-
-
-class _ExprEvaluator:
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = values
-
-    def evaluate(self, node: ast.expr) -> Any:
-        found = self._evaluate_simple(node)
-        if found is not NotImplemented:
-            return found
-        match node:
-            case ast.UnaryOp() if type(node.op) in _UNARY_OPS:
-                return _UNARY_OPS[type(node.op)](self.evaluate(node.operand))
-            case ast.BinOp():
-                return apply_binary_op(node.op, self.evaluate(node.left), self.evaluate(node.right))
-            case ast.BoolOp():
-                return self._evaluate_bool_op(node)
-            case ast.Compare():
-                return self._evaluate_compare(node)
-            case ast.Call():
-                return self._evaluate_call(node)
-        raise UnsupportedExprError(f"a {type(node).__name__} is not evaluated on the host")
-
-    def _evaluate_simple(self, node: ast.expr) -> Any:
-        match node:
-            case Placeholder() if node.id in self._values:
-                return self._values[node.id]
-            case ast.Constant():
-                return node.value
-            case ast.List():
-                return [self.evaluate(each) for each in node.elts]
-            case ast.Tuple():
-                return tuple(self.evaluate(each) for each in node.elts)
-            case ast.Set():
-                return {self.evaluate(each) for each in node.elts}
-            case ast.Dict() if all(key is not None for key in node.keys):
-                return {self.evaluate(k): self.evaluate(v) for k, v in zip(node.keys, node.values, strict=True) if k}
-            case ast.Attribute() if dotted_name(node) in MATH_CONSTANTS:
-                return MATH_CONSTANTS[dotted_name(node)]
-        return NotImplemented
-
-    def _evaluate_bool_op(self, node: ast.BoolOp) -> Any:
-        found: Any = None
-        for each in node.values:
-            found = self.evaluate(each)
-            if bool(found) is isinstance(node.op, ast.Or):
-                break
-        return found
-
-    def _evaluate_compare(self, node: ast.Compare) -> bool:
-        left = self.evaluate(node.left)
-        for op, each in zip(node.ops, node.comparators, strict=True):
-            right = self.evaluate(each)
-            if not COMPARE_OPS[type(op)](left, right):
-                return False
-            left = right
-        return True
-
-    def _evaluate_call(self, node: ast.Call) -> Any:
-        name = dotted_name(node.func)
-        named = {each.arg: self.evaluate(each.value) for each in node.keywords if each.arg}
-        if name == "isinstance" and len(node.args) == 2:
-            return isinstance(self.evaluate(node.args[0]), isinstance_types(node.args[1]))
-        function = math.isclose if name in ISCLOSE_NAMES else CALLABLES.get(name)
-        if function is None or len(named) != len(node.keywords):
-            raise UnsupportedExprError(f"{name or 'this call'} is not evaluated on the host")
-        return function(*(self.evaluate(each) for each in node.args), **named)
-
-
-def isinstance_types(node: ast.expr) -> tuple[type, ...]:
-    """Return the types in the second argument of isinstance. Raises UnsupportedExprError for unsupported ones."""
-    named = node.elts if isinstance(node, ast.Tuple) else [node]
-    if not all(isinstance(each, ast.Name) and each.id in ISINSTANCE_TYPES for each in named):
-        raise UnsupportedExprError("an unsupported type")
-    return tuple(ISINSTANCE_TYPES[each.id] for each in named if isinstance(each, ast.Name))
-
-
-def apply_binary_op(op: ast.operator, left: Any, right: Any) -> Any:
-    """Compute `left op right` for numbers, sequences and sets of bounded size."""
-    if isinstance(left, set | frozenset) and isinstance(op, ast.BitOr | ast.BitAnd | ast.Sub | ast.BitXor):
-        bits = {ast.BitOr: operator.or_, ast.BitAnd: operator.and_, ast.Sub: operator.sub, ast.BitXor: operator.xor}
-        return bits[type(op)](left, right)
-    if type(op) not in _BINARY_OPS:
-        raise UnsupportedExprError(f"{type(op).__name__} is not evaluated on the host")
-    numbers = isinstance(left, NUMBER_TYPES) and isinstance(right, NUMBER_TYPES)
-    if not numbers and not isinstance(op, ast.Add | ast.Mult):
-        raise UnsupportedExprError("arithmetic on a value that is not a number")
-    if _result_size(op, left, right) > MAX_ITEMS:
-        raise UnsupportedExprError("a value too large to evaluate")
-    return _BINARY_OPS[type(op)](left, right)
-
-
-def _result_size(op: ast.operator, left: Any, right: Any) -> float:
-    """Return an upper bound of the result's size in items, where MAX_BITS of a number count as MAX_ITEMS."""
-    scale = MAX_ITEMS / MAX_BITS
-    if isinstance(op, ast.Pow):
-        if isinstance(left, int) and isinstance(right, int):
-            return scale * max(left.bit_length(), 1) * max(right, 1)
-        return 0 if isinstance(left, float | complex | int) and isinstance(right, float | complex | int) else math.inf
-    if isinstance(left, int) and isinstance(right, int):
-        return scale * (left.bit_length() + right.bit_length())
-    if isinstance(op, ast.Mult):
-        for many, times in ((left, right), (right, left)):
-            if isinstance(many, str | bytes | list | tuple) and isinstance(times, int):
-                return len(many) * max(times, 0)
-    return 0
-
-
-def _is_identical(left: Any, right: Any) -> bool:
-    """Compute `is` for decoded values: identity for None, True and False, else equality with the same type."""
-    if left is None or right is None or isinstance(left, bool) or isinstance(right, bool):
-        return left is right
-    return type(left) is type(right) and bool(left == right)
-
-
-_EVALUATED_IN_CHILD = {
-    "__contains__",
-    "__eq__",
-    "all",
-    "any",
-    "endswith",
-    "equals",
-    "isdisjoint",
-    "issubset",
-    "issuperset",
-    "startswith",
-}
-_COMPARISON_FUNCTIONS = {*ISCLOSE_NAMES, "isclose", "allclose", "array_equal", "assert_allclose", "approx"}
-_MODULES = {"np", "pd", "numpy", "pandas", "scipy", "torch", *sys.stdlib_module_names}
-
-
-class UnprotectedAssert(Exception):  # noqa: N818 - not an error: the assert then runs as a whole
-    """Why an assert cannot be split, worded as the end of a sentence."""
+    def __init__(self, inner: ast.expr, source: str, wider: str | None) -> None:
+        super().__init__()
+        self.inner, self.source, self.wider = inner, source, wider
 
 
 class BrokenTestError(ValueError):
@@ -279,27 +76,70 @@ class BrokenTestError(ValueError):
 
 
 @dataclass(frozen=True)
+class ChildExpression:
+    """An expression that the child evaluates; `wider` contains it as VALUE_NAME, '' if there is none.
+
+    `optional` is True where Python may not come to it, because it is the right side of an `or`.
+    """
+
+    source: str
+    wider: str = ""
+    optional: bool = False
+
+
+@dataclass(frozen=True)
 class AssertPlan:
     """How one assert is checked.
 
-    `setup` runs first; `child_expressions` are what the child evaluates, `source_expressions` the same as written in
-    the test; `template` is the assert's expression with a `Placeholder` for each, `source` that expression as
-    written. If the assert cannot be split, `whole_statement` is the statement, `unprotected_reason` says why, and
-    there are no child expressions.
+    `setup` runs first; `expressions` are what the child evaluates; `template` is the assert's expression, with a
+    `Placeholder` for each and `sources` as its parts that messages name; `source` is that expression as written.
+    `statement` is the statement itself, and `whole_setup` all that precedes it. If the assert cannot be split,
+    `unprotected_reason` says why, and there are no expressions. If it can and `is_protected` is False, a constant is
+    in what the set-up leaves in the child. `tolerance` is that of the test.
     """
 
     setup: str
-    child_expressions: tuple[str, ...]
-    source_expressions: tuple[str, ...]
+    whole_setup: str
     template: ast.expr
     source: str
-    whole_statement: str = ""
+    statement: str
+    expressions: tuple[ChildExpression, ...] = ()
+    sources: tuple[SourcedExpr | Placeholder, ...] = ()
+    source_expressions: tuple[str, ...] = ()
+    imports: Mapping[str, str] = field(default_factory=dict)
+    is_protected: bool = True
+    tolerance: float = 0.0
     unprotected_reason: str = ""
+
+    @property
+    def whole_statement(self) -> str:
+        """The statement if it runs as a whole in the child; '' if it is split."""
+        return self.statement if self.unprotected_reason else ""
+
+    @property
+    def child_expressions(self) -> tuple[str, ...]:
+        """What the child evaluates first, in order."""
+        return tuple(each.source for each in self.expressions)
+
+
+def is_constant(node: ast.expr, imports: Mapping[str, str] | None = None) -> bool:
+    """Return whether the host can evaluate `node` without any value from a child."""
+    try:
+        Interpreter(imports).evaluate(node)
+    except Exception:  # noqa: BLE001 - an expression that raises is no constant
+        return False
+    return True
 
 
 @lru_cache(maxsize=4096)
-def plan_assert(test: AssertTest) -> AssertPlan:
-    """Plan how to check a test. Raises BrokenTestError if it is not Python or contains no assert."""
+def plan_assert(
+    test: AssertTest, earlier_setup: str = "", names_used_later: frozenset[str] = frozenset()
+) -> AssertPlan:
+    """Plan how to check a test. Raises BrokenTestError if it is not Python or contains no assert.
+
+    `earlier_setup` ran in the same child before the test's own set-up; `names_used_later` are names that later tests
+    need, which the set-up must define in the child.
+    """
     code = textwrap.dedent(test.code).strip()
     try:
         body = parse_python(code).body
@@ -310,20 +150,50 @@ def plan_assert(test: AssertTest) -> AssertPlan:
         raise BrokenTestError("the test asserts nothing")
     last, earlier = body[-1], body[:-1]
     if not isinstance(last, ast.Assert):
-        return AssertPlan(test.setup, (), (), asserts[-1].test, code, code, "it does not end with its assert")
+        reason = "it does not end with its assert"
+        return AssertPlan(test.setup, test.setup, asserts[-1].test, code, code, unprotected_reason=reason)
     source = ast.get_source_segment(code, last.test) or ast.unparse(last.test)
-    builder = _TemplateBuilder(code)
+    preceding = code.encode()[: _byte_offset(code, last)].decode().rstrip().removesuffix(";")
+    setup = "\n".join(part for part in (test.setup, preceding) if part.strip())
     try:
         if any(isinstance(node, ast.Assert | ast.Compare) for statement in earlier for node in ast.walk(statement)):
             raise UnprotectedAssert("it compares before its last line")
-        template = builder.visit_truth(last.test)
-        if not builder.child_expressions:
-            raise UnprotectedAssert("it calls nothing of the candidate")
+        plan = _split(last.test, code, source, analyze_setup(setup, earlier_setup), names_used_later)
+        return replace(plan, tolerance=test.tolerance)
     except (UnprotectedAssert, RecursionError) as reason:
-        return AssertPlan(test.setup, (), (), last.test, source, code, str(reason))
-    preceding = code.encode()[: _byte_offset(code, last)].decode().rstrip().removesuffix(";")
-    setup = "\n".join(part for part in (test.setup, preceding) if part.strip())
-    return AssertPlan(setup, tuple(builder.child_expressions), tuple(builder.source_expressions), template, source)
+        return AssertPlan(
+            test.setup, test.setup, last.test, source, code, unprotected_reason=str(reason) or "it is nested too deeply"
+        )
+
+
+def _split(expr: ast.expr, code: str, source: str, setup: TestSetup, names_used_later: frozenset[str]) -> AssertPlan:
+    """Split the assert's expression. Raises UnprotectedAssert if that is impossible."""
+    hidden = {
+        name for name in (*setup.definitions, *setup.results) if is_host_function(name) or hasattr(builtins, name)
+    }
+    if hidden:
+        raise UnprotectedAssert(f"its set-up defines {min(hidden)}")
+    setup = setup.without_changed(expr)
+    expr = setup.inline(expr)
+    builder = _TemplateBuilder(code, setup)
+    if not builder.child_values(expr):  # perhaps a function that is named like a built-in one: `sum(10, 15) == 6`
+        builder = _TemplateBuilder(code, setup, own_builtins=True)
+    template = builder.visit_truth(expr)
+    if not builder.expressions:
+        raise UnprotectedAssert("it calls nothing of the candidate")
+    child_setup, is_protected = setup.for_child(builder.nodes, builder.wider_nodes, names_used_later)
+    return AssertPlan(
+        child_setup,
+        setup.source,
+        template,
+        source,
+        f"assert {source}" if "\n" not in source else f"assert ({source}\n)",
+        tuple(builder.expressions),
+        tuple(builder.sources),
+        tuple(builder.source_texts),
+        setup.imports,
+        is_protected,
+    )
 
 
 def _byte_offset(code: str, node: ast.stmt) -> int:
@@ -332,131 +202,197 @@ def _byte_offset(code: str, node: ast.stmt) -> int:
     return sum(len(line) for line in lines[: node.lineno - 1]) + node.col_offset
 
 
+def _are_repeated(calls: Sequence[ast.expr], node: ast.expr) -> bool:
+    """Return whether Python may evaluate one of the calls in `node` another number of times than once."""
+    repeated: set[int] = set()
+    for each in ast.walk(node):
+        if isinstance(each, _SCOPES):
+            first = None if isinstance(each, ast.Lambda) else each.generators[0].iter
+            once = set() if first is None else {id(part) for part in ast.walk(first)}
+            repeated |= {id(part) for part in ast.walk(each)} - once - {id(each)}
+    return any(id(call) in repeated and isinstance(call, ast.Call) for call in calls)
+
+
 class _TemplateBuilder:
     """Builder of an expression's template, which collects the expressions for the child."""
 
-    def __init__(self, code: str) -> None:
-        self.child_expressions: list[str] = []
-        self.source_expressions: list[str] = []
-        self._code = code
+    def __init__(self, code: str, setup: TestSetup, own_builtins: bool = False) -> None:
+        self.expressions: list[ChildExpression] = []
+        self.nodes: list[ast.expr] = []  # of the own calls
+        self.wider_nodes: list[ast.expr] = []  # of all else that the child evaluates
+        self.sources: list[SourcedExpr | Placeholder] = []
+        self.source_texts: list[str] = []
+        self._code, self._setup, self._own_builtins = code, setup, own_builtins
+        self._optional = False
+        self._placeholders: dict[tuple[int, str], Placeholder] = {}
 
     def visit_truth(self, node: ast.expr) -> ast.expr:
         """Build the template of an expression of which only the truth value matters."""
         match node:
             case ast.BoolOp():
-                return ast.BoolOp(node.op, [self.visit_truth(each) for each in node.values])
+                return ast.BoolOp(node.op, self._visit_operands(node, self.visit_truth))
             case ast.UnaryOp(op=ast.Not()):
                 return ast.UnaryOp(node.op, self.visit_truth(node.operand))
             case ast.Compare():
                 return self._visit_comparison(node)
-            case ast.Call() if dotted_name(node.func) in ISCLOSE_NAMES:
-                return self._visit_isclose(node)
-            case ast.Call(args=[value, types]) if dotted_name(node.func) == "isinstance" and not node.keywords:
-                return ast.Call(node.func, [self.visit_value(value), self._visit_types(types)], [])
-        if is_constant(node):
+        if self._is_constant(node):
             return node
-        if not _is_predicate_call(node):
-            raise UnprotectedAssert("what it expects is part of the call")
-        return self._add_placeholder(node, as_bool=True)
+        if self._is_child_value(node):
+            return self._add_call(node, _TRUTH_TEMPLATE)
+        return self._visit_whole(node, _TRUTH_TEMPLATE)
+
+    def _visit_operands(self, node: ast.BoolOp, visit: Any) -> list[ast.expr]:
+        """Visit the operands; those after the first of an `or` are optional."""
+        saved, operands = self._optional, []
+        for each in node.values:
+            operands.append(visit(each))
+            self._optional = self._optional or isinstance(node.op, ast.Or)
+        self._optional = saved
+        return operands
 
     def _visit_comparison(self, node: ast.Compare) -> ast.expr:
         sides = [node.left, *node.comparators]
-        constant = [is_constant(side) for side in sides]
+        constant = [self._is_constant(side) for side in sides]
         if not all(left or right for left, right in pairwise(constant)):
             raise UnprotectedAssert("no side of its comparison is a constant")
-        constants = [ast.unparse(side) for side, fixed in zip(sides, constant, strict=True) if fixed]
-        boolean = all(text in {"True", "False"} for text in constants) and not all(constant)
-        approximate = any(isinstance(op, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for op in node.ops)
+        visited = []
+        for at, side in enumerate(sides):
+            searched = at > 0 and isinstance(node.ops[at - 1], ast.In | ast.NotIn)
+            visited.append(side if constant[at] else self.visit_value(side, searched))
+        return ast.Compare(visited[0], node.ops, visited[1:])
 
-        def visit(side: ast.expr) -> ast.expr:
-            return self._visit_boolean_comparison(side) if boolean else self.visit_value(side, approximate)
+    def visit_value(self, node: ast.expr, searched: bool = False) -> ast.expr:
+        """Build the template of an expression whose value is used; `searched` if it is the right side of an `in`."""
+        if self._is_constant(node):
+            return node
+        if self._is_child_value(node):
+            return self._add_call(node, wider=f"list({VALUE_NAME})" if searched else "")
+        if not self._has_constant(node):
+            return self._visit_whole(node)
+        match node:
+            case ast.UnaryOp():
+                return ast.UnaryOp(node.op, self.visit_value(node.operand))
+            case ast.BinOp():
+                return ast.BinOp(self.visit_value(node.left), node.op, self.visit_value(node.right))
+            case ast.BoolOp():
+                return ast.BoolOp(node.op, self._visit_operands(node, self.visit_value))
+            case ast.Compare():
+                return self._visit_comparison(node)
+        return self._visit_whole(node)
 
-        templates = [side if fixed else visit(side) for side, fixed in zip(sides, constant, strict=True)]
-        return ast.Compare(templates[0], node.ops, templates[1:])
+    def _visit_whole(self, node: ast.expr, truth: str = "") -> ast.expr:
+        """Build the template of another expression.
 
-    def _visit_boolean_comparison(self, node: ast.expr) -> ast.expr:
-        """Build the template of an expression compared with True or False.
+        If it has no constant beside the arguments of own calls, messages name it as a whole, and the child evaluates
+        what the host cannot. Otherwise messages name its calls, and the host evaluates all the rest.
+        """
+        calls = self.child_values(node)
+        if not calls:
+            raise UnprotectedAssert("it calls nothing of the candidate")
+        bound = names_bound_in(node)
+        free = not any(bound & {each.id for each in ast.walk(call) if isinstance(each, ast.Name)} for call in calls)
+        free = free and not _are_repeated(calls, node)
+        unknown = {id(call): Placeholder(id="") for call in calls}
+        on_host = free and is_supported(_replace(node, calls, unknown), self._setup.imports)
+        if self._has_constant(node) or _is_isinstance(node):
+            if not on_host:
+                raise UnprotectedAssert("what it expects is part of the call")
+            return _replace(node, calls, {id(call): self._add_call(call) for call in calls})
+        compares = any(isinstance(each, ast.Compare) for each in ast.walk(node))  # perhaps objects that the child has
+        if not on_host or compares:
+            return self._add_call(node, truth, is_whole=True)
+        wider = ast.unparse(_replace(node, calls)) if len(calls) == 1 else ""
+        placeholders = {
+            id(call): self._add_placeholder(call, wider=_fill(truth, wider) if truth and wider else wider)
+            for call in calls
+        }
+        self.wider_nodes.append(node)
+        inner = _replace(node, calls, placeholders)
+        found = SourcedExpr(inner, self._text(node), placeholders[id(calls[0])].id if wider else None)
+        self.sources.append(found)
+        self.source_texts.append(found.source)
+        return found
 
-        It must be a call, or a comparison between objects that only the child has.
+    def _add_call(self, node: ast.expr, truth: str = "", wider: str = "", is_whole: bool = False) -> Placeholder:
+        """Let the child evaluate `node`, which messages name; `is_whole` if more than own calls is in it."""
+        found = self._add_placeholder(node, truth, wider)
+        self.sources.append(found)
+        self.source_texts.append(self._text(node))
+        if is_whole:
+            self.wider_nodes.append(self.nodes.pop())
+        return found
+
+    def _add_placeholder(self, node: ast.expr, truth: str = "", wider: str = "") -> Placeholder:
+        if (id(node), truth) in self._placeholders:  # an argument that a helper uses twice
+            return self._placeholders[id(node), truth]
+        source = _fill(truth or "({}\n)", self._text(node))
+        self.expressions.append(ChildExpression(source, wider, self._optional))
+        self.nodes.append(node)
+        found = self._placeholders[id(node), truth] = Placeholder(id=str(len(self.expressions) - 1))
+        return found
+
+    def _text(self, node: ast.expr) -> str:
+        return written_source(node, self._code)
+
+    def _is_constant(self, node: ast.expr) -> bool:
+        return not (self._own_builtins and self.child_values(node)) and is_constant(node, self._setup.imports)
+
+    def child_values(self, node: ast.AST, bound: frozenset[str] = frozenset()) -> list[ast.expr]:
+        """Return the largest parts of `node` of which the child has the value, in order; `bound` are loop variables."""
+        if isinstance(node, ast.expr) and self._is_child_value(node):
+            return [] if isinstance(node, ast.Name) and node.id in bound else [node]
+        bound |= names_bound_in(node) if isinstance(node, _SCOPES) else frozenset()
+        return [each for child in ast.iter_child_nodes(node) for each in self.child_values(child, bound)]
+
+    def _is_child_value(self, node: ast.expr) -> bool:
+        """Return whether `node` is an own call, a variable of the child, or an attribute or method of such a value.
+
+        Attributes and methods that the host knows are none, nor are methods with a constant argument.
         """
         match node:
-            case ast.Compare(left=left, ops=[op], comparators=[right]):
-                constants = (is_constant(left), is_constant(right))
-                in_child_object = isinstance(op, ast.In | ast.NotIn) and not constants[1]
-                if in_child_object or not any(constants):
-                    return self._add_placeholder(node)
-                return self._visit_comparison(node)
-            case ast.Compare() | ast.BoolOp() | ast.UnaryOp(op=ast.Not()):
-                return self.visit_truth(node)
-            case ast.Call() if dotted_name(node.func) in {*ISCLOSE_NAMES, "isinstance"}:
-                return self.visit_truth(node)
-        if not _is_predicate_call(node):
-            raise UnprotectedAssert("what it expects is part of the call")
-        return self._add_placeholder(node)
+            case ast.Name():
+                return isinstance(node.ctx, ast.Load) and self._is_variable(node)
+            case ast.Attribute(value=owner, attr=name) if name not in ATTRIBUTES | METHOD_NAMES:
+                return self._is_child_value(owner)
+            case ast.Call(func=ast.Attribute(value=owner, attr=name)) if name not in METHOD_NAMES:
+                if self._is_child_value(owner) and not any(map(self._has_constant, [*node.args, *node.keywords])):
+                    return True
+        return self._is_own(node)
 
-    def visit_value(self, node: ast.expr, approximate: bool = False) -> ast.expr:
-        """Build the template of an expression whose value is compared; `approximate` inside an inequality."""
-        if is_constant(node):
-            return node
-        match node:
-            case ast.UnaryOp(op=ast.USub()):
-                return ast.UnaryOp(node.op, self.visit_value(node.operand, approximate))
-            case ast.BinOp() if is_constant(node.left) != is_constant(node.right):
-                number = isinstance(node.op, ast.Sub) and _has_number(node.left, node.right)
-                if approximate or number:
-                    return ast.BinOp(
-                        self.visit_value(node.left, approximate), node.op, self.visit_value(node.right, approximate)
-                    )
-            case ast.Call(func=ast.Name(id="abs" | "round" | "float")) if node.args and not node.keywords:
-                first, rest = node.args[0], node.args[1:]
-                if isinstance(first, ast.BinOp | ast.Call) and all(is_constant(each) for each in rest):
-                    inner = self.visit_value(first, approximate)
-                    if not isinstance(inner, Placeholder):
-                        return ast.Call(node.func, [inner, *rest], [])
-                    self.child_expressions.pop()
-                    self.source_expressions.pop()
-        return self._add_placeholder(node)
+    def _is_variable(self, node: ast.Name) -> bool:
+        known = hasattr(builtins, node.id) or is_host_function(full_name(node, self._setup.imports))
+        return not known and self._setup.imports.get(node.id, node.id).partition(".")[0] not in LIBRARIES
 
-    def _visit_isclose(self, node: ast.Call) -> ast.expr:
-        if len(node.args) != 2 or not any(is_constant(each) for each in node.args):
-            raise UnprotectedAssert("no side of its comparison is a constant")
-        if not all(each.arg and is_constant(each.value) for each in node.keywords):
-            raise UnprotectedAssert("its tolerance is no constant")
-        return ast.Call(node.func, [self.visit_value(each, approximate=True) for each in node.args], node.keywords)
+    def _is_own(self, node: ast.expr) -> bool:
+        if self._own_builtins and isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            return hasattr(builtins, node.func.id)
+        return is_own_call(node, self._setup)
 
-    def _visit_types(self, node: ast.expr) -> ast.expr:
-        try:
-            isinstance_types(node)
-        except ValueError:
-            raise UnprotectedAssert("it names a type that is not built in") from None
-        return node
-
-    def _add_placeholder(self, node: ast.expr, *, as_bool: bool = False) -> Placeholder:
-        source = ast.get_source_segment(self._code, node) or ast.unparse(node)
-        self.source_expressions.append(source)
-        self.child_expressions.append(f"True if ({source}\n) else False" if as_bool else f"({source}\n)")
-        return Placeholder(id=str(len(self.child_expressions) - 1))
-
-
-def _has_number(*nodes: ast.expr) -> bool:
-    """Return whether a constant among the nodes is a number, as in `f(x) - 1.5`, unlike `f(x) - {2}`."""
-    return any(isinstance(each, ast.Constant | ast.UnaryOp) and is_constant(each) for each in nodes)
-
-
-def _is_predicate_call(node: ast.expr) -> bool:
-    """Return whether this may call the candidate's own function and contains no expected value."""
-    match node:
-        case ast.Name():
+    def _has_constant(self, node: ast.AST) -> bool:
+        """Return whether a constant, or a name that stands for some, is outside of the own calls in `node`."""
+        if isinstance(node, ast.expr) and self._is_own(node):
+            return False
+        if isinstance(node, ast.Constant):
             return True
-        case ast.Attribute() | ast.Subscript() | ast.Await():
-            return _is_predicate_call(node.value)
-        case ast.Call(func=ast.Name(id=name)):
-            return name not in _COMPARISON_FUNCTIONS and not hasattr(builtins, name)
-        case ast.Call(func=ast.Attribute() as function):
-            root = dotted_name(function).partition(".")[0]
-            if root in _MODULES or function.attr in _EVALUATED_IN_CHILD | _COMPARISON_FUNCTIONS:
-                return False
-            return _is_predicate_call(function.value)
-        case ast.Call(func=ast.Call() as inner):
-            return _is_predicate_call(inner)
-    return False
+        if isinstance(node, ast.Name) and node.id in self._setup.names_with_constants:
+            return True
+        return any(map(self._has_constant, ast.iter_child_nodes(node)))
+
+
+def _fill(template: str, source: str) -> str:
+    return template.replace("{}", source)
+
+
+def _is_isinstance(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance"
+
+
+def _replace(node: ast.expr, calls: list[ast.expr], by: Mapping[int, ast.expr] | None = None) -> ast.expr:
+    """Return a copy of `node` with the calls replaced, by the name VALUE_NAME if `by` is None."""
+    value_name = ast.Name(VALUE_NAME, ast.Load())
+    replaced = {id(call): value_name if by is None else by[id(call)] for call in calls}
+
+    def visit(each: ast.AST) -> ast.AST:
+        return replaced.get(id(each)) or copy_tree(each, visit)
+
+    return visit(node)  # type: ignore[return-value]

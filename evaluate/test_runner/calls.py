@@ -9,11 +9,10 @@ repeated after these.
 
 from __future__ import annotations
 
-import ast
 import inspect
+import marshal
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -22,37 +21,30 @@ from common.format import format_bytes
 from evaluate.sandbox.sandbox import Sandbox
 from evaluate.sandbox.types import ExecutionResult, Limits, Program, require_run
 from evaluate.test_runner import child
-from evaluate.test_runner.asserts import AssertPlan, Placeholder, evaluate_expr, is_constant
-from evaluate.test_runner.result import (
-    InvalidValueError,
-    TestResult,
-    decode_value,
-    end_reason,
-    format_value,
-    one_line,
-    parse_json_line,
-    shorten,
-    strip_python_path,
-)
+from evaluate.test_runner.result import MAX_TEXT, end_reason, printable, strip_python_path
+from evaluate.test_runner.values import InvalidValueError, decode_value, parse_json_line
 
 FAIR_TIME_FRACTION = 0.2  # of the time limit; a call that hangs is not repeated if earlier calls used less than this
 MAX_REPEATED_TIMES = 3  # the time limit, for the calls before one that a new child runs again
 NOT_RUN_MESSAGE = "was not run, because the lines before it took too long"
+CLOCK_TOLERANCE = 1.0  # seconds by which the clocks of a child and of the host may differ
 NO_ANSWER_MESSAGE = "ended before it answered"
-INVALID_RESULT_MESSAGE = "sent an invalid result"
+INVALID_RESULT_MESSAGE = "sent no result"
 
 
 @dataclass(frozen=True)
 class ChildCall:
     """An expression (with a token: a statement) that a child evaluates after `setup`.
 
-    In the mode `step` it is statements without a result, in the mode `outcome` statements whose displayed text or
-    exception is the result (see child.py). `scope` is that of tasks.problem.Step.
+    `wider` is an expression with the value as VALUE_NAME, for a value that the host cannot know; '' for none. In the
+    mode `step` it is statements without a result, in the mode `outcome` statements whose displayed text or exception is
+    the result (see child.py). `scope` is that of tasks.problem.Step.
     """
 
     setup: str
     source: str
     token: str | None = None
+    wider: str = ""
     scope: str = ""
     mode: Literal["value", "step", "outcome"] = "value"
 
@@ -61,7 +53,8 @@ class ChildCall:
 class CallResult:
     """The value of one call, or an error message, worded as part of a sentence.
 
-    `is_load_error` is True if the code itself failed, before any call.
+    `is_load_error` is True if the code itself failed, before any call. `wider` is the result of the call's wider
+    expression, None if the child did not evaluate it.
     """
 
     value: Any = None
@@ -69,6 +62,7 @@ class CallResult:
     status: str = "ok"
     seconds: float = 0.0
     is_load_error: bool = False
+    wider: CallResult | None = None
 
 
 def run_calls(
@@ -125,15 +119,17 @@ def _extend_time(limits: Limits, repeated_seconds: float) -> Limits:
 def _child_program(
     code: str, preamble: str, calls: Sequence[ChildCall], pending: Sequence[int], limits: Limits
 ) -> Program:
-    chosen = [(at, calls[at]) for at in pending]
-    listed = [(at, call.setup, call.source, call.token, call.scope, call.mode) for at, call in chosen]
+    listed = [(at, *vars(calls[at]).values()) for at in pending]
     # ASCII literals, so that any text reaches the child's compiler, which reports what is wrong with it.
-    return Program(f"{_child_source()}\n\nrun_child({code!a}, {listed!a}, {preamble!a})\n", limits=limits)
+    program = f"import marshal\nexec(marshal.loads({_compiled_child()!r}))\n"
+    return Program(f"{program}run_child({code!a}, {listed!a}, {preamble!a})\n", limits=limits)
 
 
 @cache
-def _child_source() -> str:
-    return inspect.getsource(child)
+def _compiled_child() -> bytes:
+    """Return child.py, compiled and marshalled: it would take the child milliseconds to compile it."""
+    source = inspect.getsource(child)
+    return marshal.dumps(compile(source, "<test runner>", "exec", dont_inherit=True, optimize=2))
 
 
 def _child_ended_result(result: ExecutionResult, limits: Limits) -> CallResult:
@@ -157,9 +153,10 @@ def _must_settle(reader: _ChildOutput, result: ExecutionResult, limits: Limits, 
 
 
 class _ChildOutput:
-    """Parser of the lines of one child (see child.py). After an invalid line the rest is ignored.
+    """Parser of the lines of one child (see child.py).
 
     A candidate can write such lines itself. They then count as its results, which is safe: it knows no expected value.
+    A line that no child writes fails the call that it stands for; the results before it count, the rest is ignored.
     """
 
     def __init__(
@@ -172,145 +169,51 @@ class _ChildOutput:
         self._calls = calls
         self._max_seconds = result.seconds
         self._memory_message = f"needs more than {format_bytes(limits.memory_bytes, 1024)}"
-        lines = result.stdout.split("\n")[:-1]  # drops an unfinished line
+        lines = result.stdout.split("\n", 2 * len(pending) + 1)[:-1]  # drops an unfinished line, and what is too much
         try:
-            self._parse([parse_json_line(line) for line in lines[: 2 * len(pending) + 2]], pending)
-        except (InvalidValueError, TypeError, ValueError, LookupError):
+            self._parse_start(lines[:1])
+            for at, begin, line in zip(pending, lines[1::2], lines[2::2], strict=False):
+                if parse_json_line(begin) != ["begin", at]:
+                    raise InvalidValueError("not the begin of the next call")
+                self.results[at] = self._parse_result(parse_json_line(line), at)
+        except InvalidValueError:
             self.malformed = True
+            if not self.loaded and self.load_error is None:
+                self.load_error = CallResult(error=INVALID_RESULT_MESSAGE, status="error", is_load_error=True)
 
-    def _parse(self, lines: list[Any], pending: Sequence[int]) -> None:
-        if not lines:
-            return
-        if lines[0] != ["loaded"]:
-            if lines[0][:2] == ["error", -1]:
-                self.load_error = replace(self._parse_result(lines[0]), is_load_error=True)
-            return
-        self.loaded = True
-        for at, begin, result in zip(pending, lines[1::2], lines[2::2], strict=False):
-            if begin != ["begin", at] or result[1] != at:
-                raise InvalidValueError("out of order")
-            self.results[at] = self._parse_result(result)
+    def _parse_start(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            record = parse_json_line(line)
+            self.loaded = record == ["loaded"]
+            if not self.loaded:
+                self.load_error = replace(self._parse_result(record, -1), is_load_error=True)
 
-    def _parse_result(self, result: list[Any]) -> CallResult:
-        event, index, seconds, *content = result
-        seconds = min(max(float(seconds), 0.0), self._max_seconds)
-        if event == "error":
-            status, error = content
-            if status == "memory":
-                return CallResult(error=self._memory_message, status="memory", seconds=seconds)
-            return CallResult(error=strip_python_path(str(error)), status="error", seconds=seconds)
-        (value,) = content
-        token = self._calls[index].token
-        if event == "value" and token is None:
-            return CallResult(decode_value(value), seconds=seconds)
-        if event == "held" and token is not None and value == token:
-            return CallResult(True, seconds=seconds)
+    def _parse_result(self, record: Any, at: int) -> CallResult:
+        """Parse the record of the call of index `at`; -1 for an error of the code itself."""
+        match record:
+            case [str(event), int(index), float(seconds), *content] if index == at and index is not False:
+                if not 0 <= seconds <= self._max_seconds + CLOCK_TOLERANCE:
+                    raise InvalidValueError("not a time")
+            case _:
+                raise InvalidValueError("not a result")
+        call = self._calls[at] if at >= 0 else None
+        match event, content:
+            case "error", [kind, text]:
+                return self._parse_error(kind, text, seconds)
+            case "value", [value] if call is not None and call.token is None:
+                return CallResult(decode_value(value), seconds=seconds)
+            case "value", [value, kind, wider] if call is not None and call.wider:
+                found = CallResult(decode_value(wider)) if kind == "value" else self._parse_error(kind, wider, 0.0)
+                return CallResult(decode_value(value), seconds=seconds, wider=found)
+            case "held", [token] if call is not None and call.token is not None and token == call.token:
+                return CallResult(True, seconds=seconds)
         raise InvalidValueError("not a result")
 
-
-# APPS's calls go through a helper in the test's set-up (tasks/datasets/apps.py), which messages leave out.
-_APPS_CALL = re.compile(r"\b_apps_call\('(\w+)'(?:, )?")
-_OPERATOR_PHRASES: dict[type[ast.cmpop], str] = {
-    ast.Eq: "{}",
-    ast.Is: "{}",
-    ast.NotEq: "anything but {}",
-    ast.IsNot: "anything but {}",
-    ast.Lt: "less than {}",
-    ast.LtE: "at most {}",
-    ast.Gt: "more than {}",
-    ast.GtE: "at least {}",
-    ast.In: "one of {}",
-    ast.NotIn: "none of {}",
-}
-
-
-def explain_assert(plan: AssertPlan, results: Sequence[CallResult]) -> TestResult:
-    """Build the result of a split assert from the results of its calls."""
-    seconds = sum(result.seconds for result in results)
-    called = ", ".join(readable_source(source) for source in plan.source_expressions)
-    expected = _expected_text(plan.template)
-    got = ", ".join(format_value(result.value) for result in results if not result.error)
-    failure = _failure_reason(plan, results)
-    reason, status = "", "ok"
-    if failure is not None:
-        first = next((result for result in results if result.error), None)
-        if first is not None:
-            status = first.status
-            reason = first.error if first.is_load_error else f"{one_line(called)} {joined_error(first)}"
-        elif expected:
-            reason = f"{one_line(called)} gave {one_line(got)}, expected {one_line(expected)}"
-        else:
-            reason = f"{one_line(readable_source(plan.source))} does not hold: {one_line(called)} gave {one_line(got)}"
-        reason += failure
-    return TestResult(
-        passed=failure is None,
-        kind="call",
-        given=shorten(called),
-        expected=shorten(expected or readable_source(plan.source)),
-        got=shorten(got),
-        reason=reason,
-        status=status,
-        seconds=seconds,
-    )
-
-
-def explain_whole_assert(plan: AssertPlan, result: CallResult) -> TestResult:
-    """Build the result of an assert that ran as a whole in the child."""
-    note = f"the whole assert ran in the sandbox, unprotected, because {plan.unprotected_reason}"
-    statement = one_line(readable_source(plan.whole_statement))
-    failed = result.error if result.is_load_error else f"{statement} {joined_error(result)}"
-    if result.error.startswith("AssertionError"):
-        failed = f"{statement} does not hold"
-    return TestResult(
-        passed=not result.error,
-        kind="assert",
-        given=shorten(readable_source(plan.whole_statement)),
-        expected="no error",
-        got="" if result.error else "no error",
-        reason=f"{failed} ({note})" if result.error else "",
-        status=result.status if not result.error.startswith("AssertionError") else "ok",
-        protected=False,
-        seconds=result.seconds,
-    )
-
-
-def readable_source(source: str) -> str:
-    """Return a test's source without internal helpers."""
-    return _APPS_CALL.sub(r"\1(", source)
-
-
-def _failure_reason(plan: AssertPlan, results: Sequence[CallResult]) -> str | None:
-    """Return None if the assert holds, else a text to append to the message about it."""
-    values: Mapping[str, Any] = {str(index): call.value for index, call in enumerate(results) if not call.error}
-    try:
-        return None if evaluate_expr(plan.template, values) else ""
-    except Exception as error:  # noqa: BLE001 - a missing value, or values that cannot be compared
-        return "" if len(values) < len(results) else f" ({type(error).__name__}: {one_line(str(error))})"
-
-
-def joined_error(result: CallResult) -> str:
-    """Return the error as the end of 'f(2) raised NameError: ...' or 'f(2) stopped after 5 s (time limit)'."""
-    if result.status == "error" and re.match(r"[A-Za-z_]\w*(?::| \(line|$)", result.error):
-        return f"raised {result.error}"
-    return result.error
-
-
-def _expected_text(template: ast.expr) -> str:
-    """Return what a single comparison or truth test expects; '' for more complex asserts."""
-    match template:
-        case Placeholder():
-            return "a true value"
-        case ast.UnaryOp(op=ast.Not(), operand=Placeholder()):
-            return "a false value"
-        case ast.Compare(left=Placeholder(), ops=[op], comparators=[constant]) if is_constant(constant):
-            return _expected_constant(op, constant)
-        case ast.Compare(left=constant, ops=[ast.Eq() | ast.Is() | ast.NotEq() as op], comparators=[Placeholder()]):
-            return _expected_constant(op, constant) if is_constant(constant) else ""
-    return ""
-
-
-def _expected_constant(op: ast.cmpop, constant: ast.expr) -> str:
-    value = evaluate_expr(constant)
-    if isinstance(op, ast.In) and isinstance(value, list) and 1 <= len(value) <= 2:
-        return " or ".join(format_value(item) for item in value)
-    return _OPERATOR_PHRASES[type(op)].format(format_value(value))
+    def _parse_error(self, kind: Any, text: Any, seconds: float) -> CallResult:
+        if not isinstance(text, str) or len(text) > 2 * MAX_TEXT:
+            raise InvalidValueError("not a message")
+        if kind == "memory":
+            return CallResult(error=self._memory_message, status="memory", seconds=seconds)
+        if kind != "error":
+            raise InvalidValueError("not a kind of error")
+        return CallResult(error=printable(strip_python_path(text)), status="error", seconds=seconds)

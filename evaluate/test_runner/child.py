@@ -10,7 +10,11 @@ candidate prints goes to standard error. The lines, in this order, with `index` 
 
     ["loaded"]                                the candidate's code has run
     ["begin", index]                          a call begins
-    ["value", index, seconds, value]          its value (encoded as in evaluate/test_runner/result.py)
+    ["value", index, seconds, value]          its value (encoded as in evaluate/test_runner/values.py)
+    ["value", index, seconds, value, kind, wider]
+                                              the same with the value (kind: value) or the message (kind: memory or
+                                              error) of `wider`, an expression with VALUE_NAME for the value, which is
+                                              evaluated if the host will not know all of the value
     ["held", index, seconds, token]           an assert that ran as a whole raised nothing
     ["error", index, seconds, kind, message]  it raised; index -1: the code itself did; kind is memory or error
 
@@ -31,64 +35,94 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    Call = tuple[int, str, str, str | None, str, str]
+    Call = tuple[int, str, str, str | None, str, str, str]
 
 MAX_VALUE_CHARACTERS = 200_000
+MAX_DIGEST_ITEMS = 500_000  # of a larger value that is compared by its digest
 MAX_VALUE_DEPTH = 60
+MAX_NAME_CHARACTERS = 100  # of a type's name
+MAX_ERROR_CHARACTERS = 300
+VALUE_NAME = "__value_of_test__"  # of the value of `source` in `wider`
+_DEPTH_MESSAGE = f"returned a value nested more than {MAX_VALUE_DEPTH} deep"
 _MAX_PLAIN_INT = 10**15
+_WRAPPER_CHARACTERS = 25  # at least those of a tag, its brackets and a comma
+_COLLECTION_TYPES = {
+    "builtins": {"dict_keys", "dict_items", "dict_values"},
+    "collections": {"Counter", "OrderedDict", "deque", "UserList", "UserDict", "UserString"},
+}
+NUMPY_TYPES = {
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64", "complex64", "complex128"),
+}
 _CANDIDATE_FILENAME = "<candidate>"
 
 
 class ValueTooLargeError(Exception):
-    """A value larger than any that a test may expect."""
+    """A value that is longer or more deeply nested than what is sent."""
 
 
 class ValueWriter:
-    """Encoder of one value. It calls the methods of base types, so that overrides in subclasses have no effect."""
+    """Encoder of one value. It calls the methods of base types, so that overrides in subclasses have no effect.
+
+    `is_plain` is False once the value contained an object that the host knows only in part: one of another type, or of
+    a subclass.
+    """
 
     def __init__(self) -> None:
         self._size = 0
+        self.is_plain = True
+        self.is_nested_too_deeply = False
 
     def write(self, value: Any, depth: int = 0) -> str:
         """Return the JSON of `value`. Raises ValueTooLargeError beyond 200,000 characters or 60 levels."""
-        self._count_characters(1)
         if depth > MAX_VALUE_DEPTH:
-            raise ValueTooLargeError(f"returned a value nested more than {MAX_VALUE_DEPTH} deep")
+            self.is_nested_too_deeply = True
+            raise ValueTooLargeError(_DEPTH_MESSAGE)
         if value is None or value is True or value is False:
-            return {None: "null", True: "true", False: "false"}[value]
+            return self._leaf({None: "null", True: "true", False: "false"}[value])
         kind = type(value)
         writer = _WRITERS_BY_TYPE.get(kind)
+        if writer is not None:
+            return writer(self, value, depth)
+        known = self._known_type(value, kind, depth)
+        if known is not None:
+            return known
+        self.is_plain = False
+        writer = next((method for base, method in _WRITERS_BY_TYPE.items() if issubclass(kind, base)), None)
         if writer is None:
-            writer = next(
-                (method for base, method in _WRITERS_BY_TYPE.items() if issubclass(kind, base)), ValueWriter._other
-            )
-        return writer(self, value, depth)
+            return f'{{"other":{self._text(str(kind.__name__)[:MAX_NAME_CHARACTERS])}}}'
+        self._count_characters(_WRAPPER_CHARACTERS)
+        return f'{{"subclass":[{self._text(str(kind.__name__)[:MAX_NAME_CHARACTERS])},{writer(self, value, depth)}]}}'
 
     def _count_characters(self, characters: int) -> None:
         self._size += characters
         if self._size > MAX_VALUE_CHARACTERS:
             raise ValueTooLargeError(f"returned more than {MAX_VALUE_CHARACTERS} characters")
 
-    def _text(self, text: str) -> str:
-        text = quoted(text)
-        self._count_characters(len(text))
+    def _leaf(self, text: str) -> str:
+        self._count_characters(len(text) + 1)  # and a comma
         return text
+
+    def _text(self, text: str) -> str:
+        self._count_characters(len(text))  # before a copy of a text of any length is made
+        self._size -= len(text)
+        return self._leaf(quoted(text))
 
     def _int(self, value: int, _: int) -> str:
         plain = int.__add__(value, 0)
-        return (
-            int.__repr__(plain) if -_MAX_PLAIN_INT < plain < _MAX_PLAIN_INT else f'{{"int":{self._text(hex(plain))}}}'
-        )
+        if -_MAX_PLAIN_INT < plain < _MAX_PLAIN_INT:
+            return self._leaf(int.__repr__(plain))
+        return f'{{"int":{self._text(hex(plain))}}}'
 
     def _float(self, value: float, _: int) -> str:
         plain = float.__float__(value)
         if plain != plain or plain in (float("inf"), float("-inf")):  # noqa: PLR0124 - NaN, without importing math
-            return f'{{"float":"{float.__repr__(plain)}"}}'
-        return float.__repr__(plain)
+            return self._leaf(f'{{"float":"{float.__repr__(plain)}"}}')
+        return self._leaf(float.__repr__(plain))
 
     def _complex(self, value: complex, _: int) -> str:
         plain = complex.__add__(value, 0)
-        return f'{{"complex":["{plain.real.hex()}","{plain.imag.hex()}"]}}'
+        return self._leaf(f'{{"complex":["{plain.real.hex()}","{plain.imag.hex()}"]}}')
 
     def _str(self, value: str, _: int) -> str:
         plain = str.__add__(value, "")
@@ -98,41 +132,58 @@ class ValueWriter:
             return f'{{"str":{self._text(plain.encode("utf-8", "surrogatepass").hex())}}}'
         return self._text(plain)
 
-    def _bytes(self, value: bytes | bytearray, _: int) -> str:
-        plain = bytes.__add__(value, b"") if isinstance(value, bytes) else bytes(bytearray.__add__(value, b""))
-        return f'{{"bytes":{self._text(plain.hex())}}}'
+    def _bytes(self, value: bytes, _: int) -> str:
+        return f'{{"bytes":{self._text(bytes.hex(value))}}}'
+
+    def _bytearray(self, value: bytearray, _: int) -> str:
+        return f'{{"bytearray":{self._text(bytearray.hex(value))}}}'
 
     def _list(self, value: list[Any], depth: int) -> str:
+        self._count_characters(3)
         return self._items(list.__iter__(value), depth)
 
     def _tuple(self, value: tuple[Any, ...], depth: int) -> str:
-        return f'{{"tuple":{self._items(tuple.__iter__(value), depth)}}}'
+        return self._tagged("tuple", tuple.__iter__(value), depth)
 
     def _set(self, value: set[Any], depth: int) -> str:
-        return f'{{"set":{self._items(set.__iter__(value), depth)}}}'
+        return self._tagged("set", set.__iter__(value), depth)
 
     def _frozenset(self, value: frozenset[Any], depth: int) -> str:
-        return f'{{"frozenset":{self._items(frozenset.__iter__(value), depth)}}}'
+        return self._tagged("frozenset", frozenset.__iter__(value), depth)
 
     def _dict(self, value: dict[Any, Any], depth: int) -> str:
-        pairs = (f"[{self.write(key, depth + 1)},{self.write(item, depth + 1)}]" for key, item in dict.items(value))
-        return f'{{"dict":[{",".join(pairs)}]}}'
+        return self._pairs("dict", dict.items(value), depth)
+
+    def _pairs(self, tag: str, pairs: Iterable[tuple[Any, Any]], depth: int) -> str:
+        self._count_characters(_WRAPPER_CHARACTERS)
+        texts = [self._items(pair, depth) for pair in pairs]
+        return f'{{"{tag}":[{",".join(texts)}]}}'
+
+    def _tagged(self, tag: str, items: Iterable[Any], depth: int) -> str:
+        self._count_characters(_WRAPPER_CHARACTERS)
+        return f'{{"{tag}":{self._items(items, depth)}}}'
 
     def _items(self, items: Iterable[Any], depth: int) -> str:
+        self._count_characters(2)
         return f"[{','.join([self.write(item, depth + 1) for item in items])}]"
 
-    def _other(self, value: Any, depth: int) -> str:
-        kind = type(value)
+    def _known_type(self, value: Any, kind: type, depth: int) -> str | None:
+        """Return the JSON of a value of a type of the library that the host restores; None for another type."""
         module, name = str(kind.__module__), str(kind.__name__)
-        if module.partition(".")[0] == "numpy" and getattr(value, "shape", None) == ():
-            return self.write(value.item(), depth + 1)
+        if kind is range:
+            return self._tagged("range", (value.start, value.stop, value.step), depth)
+        if name in _COLLECTION_TYPES.get(module, ()):
+            if name in {"Counter", "OrderedDict"}:
+                return self._pairs(name, dict.items(value), depth)
+            return self._tagged(name, (value.data,) if name.startswith("User") else value, depth)
         if (module, name) == ("fractions", "Fraction"):
             return f'{{"fraction":[{self._text(hex(value.numerator))},{self._text(hex(value.denominator))}]}}'
         if (module, name) == ("decimal", "Decimal"):
             return f'{{"decimal":{self._text(str(value))}}}'
-        if isinstance(value, type({}.keys())):  # equal to a set of the same keys
-            return f'{{"set":{self._items(value, depth)}}}'
-        return f'{{"other":{self._text(name)}}}'
+        if module == "numpy" and getattr(getattr(value, "dtype", None), "name", "") in NUMPY_TYPES:
+            parts = (list(value.shape), value.ravel().tolist()) if name == "ndarray" else (value.item(),)
+            return self._tagged("ndarray" if name == "ndarray" else "numpy", (value.dtype.name, *parts), depth)
+        return None
 
 
 _WRITERS_BY_TYPE: dict[type, Callable[[ValueWriter, Any, int], str]] = {
@@ -145,9 +196,74 @@ _WRITERS_BY_TYPE: dict[type, Callable[[ValueWriter, Any, int], str]] = {
     set: ValueWriter._set,
     frozenset: ValueWriter._frozenset,
     bytes: ValueWriter._bytes,
-    bytearray: ValueWriter._bytes,
+    bytearray: ValueWriter._bytearray,
     complex: ValueWriter._complex,
 }
+
+
+def value_digest(value: Any) -> str:
+    """Return a digest of a built-in value: two values have the same one if and only if Python's == says equal.
+
+    NaN, which equals nothing, has a different one each time. Raises ValueTooLargeError beyond 60 levels and TypeError
+    for a value of any other type, of a subclass too.
+    """
+    import hashlib
+
+    return hashlib.blake2b(_canonical_bytes(value, 0), digest_size=16).hexdigest()
+
+
+def _canonical_bytes(value: Any, depth: int) -> bytes:
+    """Return bytes that are the same for equal values, and begin no other value's bytes."""
+    if depth > MAX_VALUE_DEPTH:
+        raise ValueTooLargeError(_DEPTH_MESSAGE)
+    kind = type(value)
+    if kind is int or kind is bool:
+        return b"%x;" % value
+    if kind is float:
+        if value != value:  # noqa: PLR0124 - NaN
+            return b"nan" + os.urandom(16)
+        return b"%x;" % int(value) if value.is_integer() else value.hex().encode() + b";"
+    if kind is complex:
+        real = _canonical_bytes(value.real, depth)
+        return b"j" + real + _canonical_bytes(value.imag, depth) if value.imag else real
+    if value is None:
+        return b"N"
+    if kind is str or kind is bytes or kind is bytearray:
+        data = value.encode("utf-8", "surrogatepass") if kind is str else bytes(value)
+        return (b"s%d:" if kind is str else b"y%d:") % len(data) + data
+    if kind is list or kind is tuple:
+        # The commonest type inline: a value of a million numbers takes a fraction of a second.
+        parts = [b"%x;" % item if type(item) is int else _canonical_bytes(item, depth + 1) for item in value]
+        return (b"[" if kind is list else b"(") + b"".join(parts) + b"."
+    if kind is dict:
+        value = [_canonical_bytes(key, depth + 1) + _canonical_bytes(item, depth + 1) for key, item in value.items()]
+        return b"{" + b"".join(sorted(value)) + b"."
+    if kind is set or kind is frozenset:
+        return b"<" + b"".join(sorted([_canonical_bytes(item, depth + 1) for item in value])) + b"."
+    raise TypeError(kind)
+
+
+def _write_value(value: Any) -> tuple[str, bool]:
+    """Return the JSON of `value`, and whether the host will know all of it.
+
+    A value of more than 200,000 characters becomes {"large": [type, length, digest]}, with "" for the digest of a value
+    of another type or of more than MAX_DIGEST_ITEMS items. Raises ValueTooLargeError beyond 60 levels.
+    """
+    writer = ValueWriter()
+    try:
+        return writer.write(value), writer.is_plain
+    except ValueTooLargeError:
+        if writer.is_nested_too_deeply:
+            raise
+    kind, length, digest = type(value), 0, ""
+    if kind in _WRITERS_BY_TYPE:
+        length = len(value) if hasattr(value, "__len__") else 0
+        try:
+            small = length <= MAX_DIGEST_ITEMS or kind in {str, bytes, bytearray}
+            digest = value_digest(value) if small else ""
+        except TypeError:  # it contains an object of another type
+            digest = ""
+    return f'{{"large":[{quoted(str(kind.__name__)[:MAX_NAME_CHARACTERS])},{length},"{digest}"]}}', False
 
 
 def _format_error(error: BaseException) -> str:
@@ -158,13 +274,13 @@ def _format_error(error: BaseException) -> str:
             line = trace.tb_lineno
         trace = trace.tb_next
     try:
-        message = (error.msg if isinstance(error, SyntaxError) else str(error))[:300]
+        message = (error.msg if isinstance(error, SyntaxError) else str(error))[:MAX_ERROR_CHARACTERS]
     except BaseException:  # noqa: BLE001 - the candidate may have defined the exception
         message = ""
     if isinstance(error, SystemExit):
         return f"ended itself (exit status {message or 0}) before it answered"
     location = f" (line {line})" if isinstance(line, int) else ""
-    return f"{type(error).__name__}{': ' if message else ''}{message}{location}"
+    return f"{type(error).__name__[:MAX_NAME_CHARACTERS]}{': ' if message else ''}{message}{location}"
 
 
 def _send_record(results: int, *parts: str) -> None:
@@ -173,13 +289,14 @@ def _send_record(results: int, *parts: str) -> None:
         data = data[os.write(results, data) :]
 
 
-def _send_error(results: int, index: int, seconds: str, error: BaseException) -> None:
+def _describe_error(error: BaseException) -> tuple[str, str]:
+    """Return kind and message of an error as JSON."""
     kind = '"memory"' if isinstance(error, MemoryError) else '"error"'
     try:
         message = str(error) if isinstance(error, ValueTooLargeError) else _format_error(error)
     except BaseException:  # noqa: BLE001 - as above
         message = "an error that cannot be shown"
-    _send_record(results, '"error"', str(index), seconds, kind, quoted(message))
+    return kind, quoted(message)
 
 
 def _load_candidate(code: str, preamble: str) -> dict[str, Any]:
@@ -214,16 +331,32 @@ class _Namespaces:
         return self._scopes[scope]
 
 
-def _evaluate_call(names: dict[str, Any], setup: str, source: str, token: str | None, mode: str) -> tuple[str, str]:
+def _evaluate_call(
+    names: dict[str, Any], setup: str, source: str, token: str | None, wider: str, mode: str
+) -> tuple[str, tuple[str, ...]]:
+    """Run one call; return the event and the contents of its record."""
     if setup:
         exec(compile(setup, "<set-up of the test>", "exec", dont_inherit=True), names)  # noqa: S102
     if token is not None or mode == "step":
         exec(compile(source, "<test>", "exec", dont_inherit=True), names)  # noqa: S102
-        return ('"held"', quoted(token)) if token is not None else ('"value"', "null")
+        return ('"held"', (quoted(token),)) if token is not None else ('"value"', ("null",))
     if mode == "outcome":
-        return '"value"', ValueWriter().write(_run_statements(names, source))
-    value = eval(compile(source, "<test>", "eval", dont_inherit=True), names)  # noqa: S307
-    return '"value"', ValueWriter().write(value)
+        return '"value"', (_write_value(_run_statements(names, source))[0],)
+    value = _evaluate_expression(names, source)
+    text, is_plain = _write_value(value)
+    if not wider or is_plain:
+        return '"value"', (text,)
+    names[VALUE_NAME] = value
+    try:
+        return '"value"', (text, '"value"', _write_value(_evaluate_expression(names, wider))[0])
+    except BaseException as error:  # noqa: BLE001 - as below
+        return '"value"', (text, *_describe_error(error))
+    finally:
+        names.pop(VALUE_NAME, None)
+
+
+def _evaluate_expression(names: dict[str, Any], source: str) -> Any:
+    return eval(compile(source, "<test>", "eval", dont_inherit=True), names)  # noqa: S307
 
 
 def _run_statements(names: dict[str, Any], source: str) -> tuple[str, tuple[str, ...], str, str]:
@@ -254,7 +387,7 @@ def _run_statements(names: dict[str, Any], source: str) -> tuple[str, tuple[str,
 
 
 def run_child(code: str, calls: list[Call], preamble: str) -> None:
-    """Run `preamble`, `code` and the calls, each of index, set-up, source, token, scope and mode.
+    """Run `preamble`, `code` and the calls, each of index, set-up, source, token, `wider`, scope and mode.
 
     An assert that runs as a whole has a token. The mode is `value` for an expression, `step` for statements that run
     without a result, `outcome` for statements whose displayed text or exception is the result.
@@ -266,17 +399,16 @@ def run_child(code: str, calls: list[Call], preamble: str) -> None:
     try:
         names = _load_candidate(code, preamble)
     except BaseException as error:  # noqa: BLE001 - any exception is the candidate's result
-        _send_error(results, -1, f"{clock() - started:.6f}", error)
+        _send_record(results, '"error"', "-1", f"{clock() - started:.6f}", *_describe_error(error))
     else:
         _send_record(results, '"loaded"')
         namespaces = _Namespaces(names)
-        for at, setup, source, token, scope, mode in calls:
+        for at, setup, source, token, wider, scope, mode in calls:
             _send_record(results, '"begin"', str(at))
             started = clock()
             try:
-                event, value = _evaluate_call(namespaces[scope], setup, source, token, mode)
+                event, contents = _evaluate_call(namespaces[scope], setup, source, token, wider, mode)
             except BaseException as error:  # noqa: BLE001 - as above
-                _send_error(results, at, f"{clock() - started:.6f}", error)
-            else:
-                _send_record(results, event, str(at), f"{clock() - started:.6f}", value)
+                event, contents = '"error"', _describe_error(error)
+            _send_record(results, event, str(at), f"{clock() - started:.6f}", *contents)
     os._exit(0)  # without waiting for the candidate's threads and exit handlers

@@ -11,7 +11,8 @@ import doctest
 from typing import Any
 
 from common.syntax import parse_python
-from evaluate.test_runner.calls import INVALID_RESULT_MESSAGE, CallResult, joined_error
+from evaluate.test_runner.calls import INVALID_RESULT_MESSAGE, CallResult
+from evaluate.test_runner.explain import joined_error
 from evaluate.test_runner.result import TestResult, one_line, shorten
 from tasks.problem import Outcome, ScriptTest
 

@@ -1,26 +1,13 @@
-"""TestResult, messages about how a program ended, and decoding of the values that the sandbox's child sends.
+"""TestResult, and the texts about tests: bounded, printable, and without anything that a page or a file refuses.
 
-The child writes values as JSON (evaluate/test_runner/child.py). None, booleans, text and small numbers stand for
-themselves, a list is a list; everything else is an object with one key, its type:
-
-    {"int": "0x..."} {"float": "nan"} {"complex": ["0x1p+0", "0x0p+0"]} {"bytes": "hex"} {"str": "hex of UTF-8"}
-    {"tuple": [...]} {"set": [...]} {"frozenset": [...]} {"dict": [[key, value], ...]}
-    {"fraction": ["0x1", "0x2"]} {"decimal": "1.5"} {"other": "name of the type"}
-
-An instance of a subclass arrives as the data of its base (a Counter as a dict, a NumPy number as a number), so no
-method of the candidate, such as `__eq__`, takes part in comparisons. Any other object arrives as the name of its
-type: an `OpaqueValue`, equal to nothing. Decoding is bounded in length, depth and digits, and evaluates nothing.
+Every text of a result may come from a candidate, so it is escaped and shortened where the result is made: control and
+format characters, lone surrogates and blanks other than a space are written as in Python's `repr`.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
 import sys
 from dataclasses import dataclass
-from decimal import Decimal
-from fractions import Fraction
 from typing import Any, Literal
 
 from common.format import format_bytes
@@ -28,7 +15,9 @@ from evaluate.sandbox.types import ExecutionResult, Limits
 
 TestKind = Literal["call", "stdio", "assert"]
 MAX_TEXT = 1_000  # characters of a field: a run stores one result per test, candidate and problem
+MAX_REASON = 600  # characters of a message
 MAX_MESSAGE_TEXT = 120  # characters of a value inside a message
+_TEXT_BEFORE_DIFFERENCE = 40  # characters before the first difference of two long values
 _OUTPUT_LIMIT_MESSAGE = "printed more than {size}"
 
 
@@ -39,8 +28,8 @@ class TestResult:
     `kind` is how it ran: `call` (the child sent a value, compared here), `stdio` (a program run, compared here) or
     `assert` (the whole statement ran in the child, expected value included: `protected` is False). `given`, `expected`
     and `got` are texts, shortened in the middle; `got` is '' if nothing was returned. `reason` is '' if the test
-    passed, else a message. `status` is that of evaluate.sandbox.types.ExecutionResult, `ok` for a wrong answer too.
-    `seconds` is the time of this test alone, if it is known.
+    passed, else a message of one line. `status` is that of evaluate.sandbox.types.ExecutionResult, `ok` for a wrong
+    answer too. `seconds` is the time of this test alone, if it is known.
     """
 
     __test__ = False  # keeps pytest from collecting it
@@ -55,6 +44,27 @@ class TestResult:
     protected: bool = True
     seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("given", "expected", "got"):
+            object.__setattr__(self, name, shorten(printable(getattr(self, name), keep="\n\t")))
+        object.__setattr__(self, "reason", shorten(printable(self.reason), MAX_REASON))
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return `text` with characters that cannot be printed escaped as in Python, except those in `keep`.
+
+    At most a little more than MAX_TEXT characters of a longer text are read: the rest is cut out of its middle.
+    """
+    if len(text) > 2 * MAX_TEXT:
+        text = shorten(text, 2 * MAX_TEXT)
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each in keep else _escape(each) for each in text)
+
+
+def _escape(character: str) -> str:
+    return repr(character)[1:-1]
+
 
 def shorten(text: str, max_length: int = MAX_TEXT) -> str:
     """Shorten `text` to at most `max_length` characters by cutting out its middle."""
@@ -65,8 +75,44 @@ def shorten(text: str, max_length: int = MAX_TEXT) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return `text` as one short line, for use inside a message."""
-    return shorten(" ".join(text.split()), MAX_MESSAGE_TEXT)
+    """Return `text`, source or an error, as one short line for use inside a message: its blanks are joined."""
+    return shorten(printable(" ".join(shorten(text, 2 * MAX_TEXT).split())), MAX_MESSAGE_TEXT)
+
+
+def contrast(left: str, right: str) -> tuple[str, str]:
+    """Shorten two texts of values for one message so that their first difference is visible; blanks stay as they are.
+
+    The texts are equal only if `left` and `right` are.
+    """
+    left, right = _printable_all(left), _printable_all(right)
+    if max(len(left), len(right)) <= MAX_MESSAGE_TEXT:
+        return left, right
+    differ = (at for at, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
+    first = next(differ, min(len(left), len(right)))
+    begin = max(0, first - _TEXT_BEFORE_DIFFERENCE)
+    return _window(left, begin), _window(right, begin)
+
+
+def _printable_all(text: str) -> str:
+    return text if text.isprintable() else "".join(each if each.isprintable() else _escape(each) for each in text)
+
+
+def _window(text: str, begin: int) -> str:
+    """Return at most MAX_MESSAGE_TEXT characters of `text` from `begin` on, with ... for what is left out."""
+    if len(text) <= MAX_MESSAGE_TEXT:
+        return text
+    begin = min(begin, len(text) - MAX_MESSAGE_TEXT + 1)
+    head = "…" if begin > 0 else ""
+    piece = text[begin : begin + MAX_MESSAGE_TEXT - 2]
+    return head + piece + ("…" if begin + len(piece) < len(text) else "")
+
+
+def format_value(value: Any) -> str:
+    """Return the `repr` of a decoded value, or a description if Python refuses to print it."""
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001 - ValueError for an int of more digits than Python writes
+        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "a value too long to write"
 
 
 def strip_python_path(text: str) -> str:
@@ -108,117 +154,3 @@ def last_error(stderr: str) -> str:
 def _limit_reason(execution: ExecutionResult) -> str:
     reason = execution.limit or (last_error(execution.stderr) if execution.status == "refused" else "")
     return f" ({one_line(reason)})" if reason else ""
-
-
-MAX_CHARACTERS = 200_000  # of one value; the same as MAX_VALUE_CHARACTERS of the child
-MAX_DEPTH = 60
-_HEX_PATTERN = re.compile(r"-?0x[0-9a-f]+")
-_DECIMAL_PATTERN = re.compile(r"-?(?:\d{1,1000}(?:\.\d{1,1000})?(?:E[+-]?\d{1,4})?|Infinity|NaN)")
-_SPECIAL_FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-
-
-class InvalidValueError(ValueError):
-    """The child sent something that is not an encoded value."""
-
-
-@dataclass(frozen=True, eq=False)
-class OpaqueValue:
-    """An object of which only the type's name is known. Equal to nothing, itself included."""
-
-    type_name: str
-
-    def __eq__(self, other: object) -> bool:
-        return False
-
-    __hash__ = object.__hash__
-
-    def __repr__(self) -> str:
-        return f"an object of type {self.type_name}"
-
-
-def decode_value(encoded: Any) -> Any:
-    """Decode a value from parsed JSON. Raises InvalidValueError if it is not an encoded value."""
-    try:
-        return _decode(encoded, 0)
-    except InvalidValueError:
-        raise
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise InvalidValueError(str(error)) from error
-
-
-def parse_json_line(line: str) -> Any:
-    """Parse one line of JSON. Raises InvalidValueError if it is invalid, too long or too deeply nested."""
-    if len(line) > MAX_CHARACTERS + 1_000:
-        raise InvalidValueError("too long")
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InvalidValueError(str(error)) from error
-
-
-def format_value(value: Any) -> str:
-    """Return the `repr` of a decoded value, or a description if Python refuses to print it."""
-    try:
-        return repr(value)
-    except ValueError:  # an int of more digits than Python writes
-        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "a value too long to write"
-
-
-def _decode(encoded: Any, depth: int) -> Any:
-    if depth > MAX_DEPTH:
-        raise InvalidValueError("nested too deeply")
-    if encoded is None or isinstance(encoded, bool | int | float | str):
-        return encoded
-    if isinstance(encoded, list):
-        return [_decode(item, depth + 1) for item in encoded]
-    if not isinstance(encoded, dict) or len(encoded) != 1:
-        raise InvalidValueError("not a tagged value")
-    ((tag, content),) = encoded.items()
-    if tag in _SCALAR_DECODERS:
-        return _SCALAR_DECODERS[tag](content)
-    if not isinstance(content, list):
-        raise InvalidValueError(f"not the content of a {tag}")
-    if tag == "dict":
-        return {_decode(key, depth + 1): _decode(value, depth + 1) for key, value in content}
-    if tag not in _CONTAINER_TYPES:
-        raise InvalidValueError("unknown tag")
-    return _CONTAINER_TYPES[tag](_decode(item, depth + 1) for item in content)
-
-
-def _decode_int(text: Any) -> int:
-    if not isinstance(text, str) or not _HEX_PATTERN.fullmatch(text):
-        raise InvalidValueError("not a whole number")
-    return int(text, 16)
-
-
-def _decode_fraction(pair: Any) -> Fraction:
-    numerator, denominator = pair
-    return Fraction(_decode_int(numerator), _decode_int(denominator))
-
-
-def _decode_decimal(text: Any) -> Decimal:
-    if not isinstance(text, str) or not _DECIMAL_PATTERN.fullmatch(text):
-        raise InvalidValueError("not a decimal")
-    return Decimal(text)
-
-
-def _decode_complex(pair: Any) -> complex:
-    real, imaginary = pair
-    return complex(float.fromhex(real), float.fromhex(imaginary))
-
-
-_SCALAR_DECODERS: dict[str, Any] = {
-    "int": _decode_int,
-    "float": lambda name: _SPECIAL_FLOATS[name] if name in _SPECIAL_FLOATS else _raise_invalid_float(),
-    "complex": _decode_complex,
-    "bytes": bytes.fromhex,
-    "str": lambda text: bytes.fromhex(text).decode("utf-8", "surrogatepass"),
-    "fraction": _decode_fraction,
-    "decimal": _decode_decimal,
-    "other": lambda name: OpaqueValue(str(name)[:100]),
-}
-_CONTAINER_TYPES: dict[str, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}
-
-
-def _raise_invalid_float() -> float:
-    raise InvalidValueError("not a number")

@@ -8,7 +8,8 @@ No expected value enters the sandbox, with the one exception named below:
 - ScriptTests are one script, which runs in order and keeps its state (script.py).
 
 All split asserts of a candidate share one process, in order, as in MBPP's own harness: the code runs once, a test's
-set-up before each test. Values are compared by Python's `==`: 1, 1.0 and True are equal, a list and a tuple are not.
+set-up before each test. Values are compared by Python's `==` (1, 1.0, True are equal, a list and a tuple are not) or
+by the rules in comparison.py.
 The code runs as `__main__` in a program run, and as a module for calls. LeetCode's `class Solution` finds the names
 that LeetCode imports for it (entry_point.py).
 
@@ -32,9 +33,11 @@ from common.syntax import parse_python
 from evaluate.sandbox.sandbox import Sandbox
 from evaluate.sandbox.types import ExecutionResult, Limits, Program, require_run
 from evaluate.test_runner.asserts import AssertPlan, BrokenTestError, plan_assert
-from evaluate.test_runner.calls import CallResult, ChildCall, explain_assert, explain_whole_assert, run_calls
+from evaluate.test_runner.calls import CallResult, ChildCall, run_calls
+from evaluate.test_runner.comparison import EXACT, ComparisonRules
 from evaluate.test_runner.entry_point import NoEntryPointError, code_prelude, resolve_entry_point
-from evaluate.test_runner.result import TestResult, end_reason, one_line, shorten
+from evaluate.test_runner.explain import explain_assert, explain_whole_assert, run_split_asserts
+from evaluate.test_runner.result import TestResult, contrast, end_reason, one_line, shorten
 from evaluate.test_runner.script import run_script
 from tasks.datasets.apps import CALL_HELPERS, CODE_PRELUDE
 from tasks.problem import AssertTest, ScriptTest, StdioTest, Test
@@ -83,13 +86,19 @@ _WorkUnit = tuple[int, list[int], Callable[[], list[TestResult]]]
 
 
 def run_tests(
-    code: str, tests: Sequence[Test], sandbox: Sandbox, limits: Limits = DEFAULT_LIMITS, workers: int | None = None
+    code: str,
+    tests: Sequence[Test],
+    sandbox: Sandbox,
+    limits: Limits = DEFAULT_LIMITS,
+    workers: int | None = None,
+    rules: ComparisonRules = EXACT,
 ) -> list[TestResult]:
     """Run `tests` on `code` and return their results in order. Never raises for any code, only SandboxError.
 
     `limits` apply to each call and each program run. `workers` processes run at a time (default: one per core).
+    `rules` decide which values of calls are equal to those expected.
     """
-    return next(run_tests_many([(code, tests)], sandbox, workers, limits))[1]
+    return next(run_tests_many([(code, tests)], sandbox, workers, limits, rules))[1]
 
 
 def run_tests_many(
@@ -97,6 +106,7 @@ def run_tests_many(
     sandbox: Sandbox,
     workers: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    rules: ComparisonRules = EXACT,
 ) -> Iterator[tuple[int, list[TestResult]]]:
     """Run tests of many candidates in parallel; yield each candidate's index and its results when they are complete.
 
@@ -107,7 +117,7 @@ def run_tests_many(
     running: dict[Future[list[TestResult]], tuple[int, list[int]]] = {}
     with ThreadPoolExecutor(workers, "check") as pool:
         try:
-            for candidate, indices, work in _work_units(candidates, results, sandbox, limits):
+            for candidate, indices, work in _work_units(candidates, results, sandbox, limits, rules):
                 running[pool.submit(work)] = candidate, indices
                 if not indices or len(running) >= MAX_QUEUED_PER_WORKER * workers:
                     yield from _collect_finished(running, results)
@@ -122,6 +132,7 @@ def _work_units(
     results: dict[int, list[TestResult | None]],
     sandbox: Sandbox,
     limits: Limits,
+    rules: ComparisonRules,
 ) -> Iterator[_WorkUnit]:
     """Yield what can run independently: each program run, all asserts of one candidate, and its script.
 
@@ -132,11 +143,15 @@ def _work_units(
         error = _syntax_error(code)
         asserts = {index: test for index, test in enumerate(tests) if isinstance(test, AssertTest)}
         if asserts or not tests:
-            run = partial(_run_asserts, code, list(asserts.values()), error, sandbox, limits)
+            run = partial(_run_asserts, code, list(asserts.values()), error, sandbox, limits, rules)
             yield candidate, list(asserts), run
         script = {index: test for index, test in enumerate(tests) if isinstance(test, ScriptTest)}
         if script:
-            yield candidate, list(script), partial(_run_script, code, list(script.values()), error, sandbox, limits)
+            yield (
+                candidate,
+                list(script),
+                partial(_run_script, code, list(script.values()), error, sandbox, limits, rules),
+            )
         for index, test in enumerate(tests):
             if isinstance(test, StdioTest):
                 yield candidate, [index], partial(_run_stdio, code, test, error, sandbox, limits)
@@ -172,48 +187,50 @@ def _syntax_error(code: str) -> str:
 
 
 def _run_asserts(
-    code: str, tests: Sequence[AssertTest], syntax_error: str, sandbox: Sandbox, limits: Limits
+    code: str,
+    tests: Sequence[AssertTest],
+    syntax_error: str,
+    sandbox: Sandbox,
+    limits: Limits,
+    rules: ComparisonRules,
 ) -> list[TestResult]:
     plans = [_plan_or_error(test) for test in tests]
-    split = [plan for plan in plans if isinstance(plan, AssertPlan) and not plan.whole_statement]
-    calls = [
-        ChildCall("" if number else plan.setup, expression)
-        for plan in split
-        for number, expression in enumerate(plan.child_expressions)
-    ]
+    split = [plan for plan in plans if isinstance(plan, AssertPlan) and not plan.unprotected_reason]
     preamble = code_prelude(code) or (CODE_PRELUDE if any(test.setup == CALL_HELPERS for test in tests) else "")
-    call_results = iter(_run_calls_checked(code, calls, syntax_error, sandbox, limits, preamble))
+
+    def run(calls: Sequence[ChildCall], preamble: str = "") -> list[CallResult]:
+        if syntax_error:
+            return [CallResult(error=syntax_error, status="error", is_load_error=True)] * len(calls)
+        return run_calls(code, calls, sandbox, limits, preamble) if calls else []
+
+    outcomes = iter(run_split_asserts(split, partial(run, preamble=preamble), rules))
     results: list[TestResult] = []
     for plan in plans:
         if isinstance(plan, TestResult):
             results.append(plan)
-        elif plan.whole_statement:
-            call = ChildCall(plan.setup, plan.whole_statement, secrets.token_hex(16))
-            result = _run_calls_checked(code, [call], syntax_error, sandbox, limits, preamble)[0]
-            results.append(explain_whole_assert(plan, result))
-        else:
-            results.append(explain_assert(plan, [next(call_results) for _ in plan.child_expressions]))
+            continue
+        reason = plan.unprotected_reason
+        if not reason:
+            call_results, outcome = next(outcomes)
+            if not outcome.is_unknown:
+                results.append(explain_assert(plan, call_results, outcome))
+                continue
+            reason = "it uses a value of which only the sandbox knows all"
+        call = ChildCall(plan.whole_setup, plan.statement, secrets.token_hex(16))
+        results.append(explain_whole_assert(plan, run([call], preamble)[0], reason))
     return results
 
 
 def _run_script(
-    code: str, tests: Sequence[ScriptTest], syntax_error: str, sandbox: Sandbox, limits: Limits
+    code: str, tests: Sequence[ScriptTest], syntax_error: str, sandbox: Sandbox, limits: Limits, rules: ComparisonRules
 ) -> list[TestResult]:
     reason = syntax_error
     if not reason:
         try:
-            return run_script(code, resolve_entry_point(code, tests), sandbox, limits, code_prelude(code))
+            return run_script(code, resolve_entry_point(code, tests), sandbox, limits, code_prelude(code), rules)
         except NoEntryPointError as error:
             reason = str(error)
     return [TestResult(False, "call", shorten(test.code), "", "", reason, "error") for test in tests]
-
-
-def _run_calls_checked(
-    code: str, calls: Sequence[ChildCall], syntax_error: str, sandbox: Sandbox, limits: Limits, preamble: str = ""
-) -> list[CallResult]:
-    if syntax_error:
-        return [CallResult(error=syntax_error, status="error", is_load_error=True)] * len(calls)
-    return run_calls(code, calls, sandbox, limits, preamble) if calls else []
 
 
 def _plan_or_error(test: AssertTest) -> AssertPlan | TestResult:
@@ -239,8 +256,10 @@ def _compare_output(result: TestResult, test: StdioTest, execution: ExecutionRes
     if number is None:
         return replace(result, passed=True)
     wanted, printed = comparable_lines(test.expected), comparable_lines(execution.stdout)
-    expected = f"'{one_line(wanted[number - 1])}'" if number <= len(wanted) else "no such line"
-    got = f"printed '{one_line(printed[number - 1])}'" if number <= len(printed) else "printed no such line"
+    line = printed[number - 1] if number <= len(printed) else ""
+    got, expected = (f"'{text}'" for text in contrast(line, wanted[number - 1] if number <= len(wanted) else ""))
+    expected = expected if number <= len(wanted) else "no such line"
+    got = f"printed {got}" if number <= len(printed) else "printed no such line"
     if not printed:
         return replace(result, reason=f"printed nothing, expected {expected}")
     return replace(result, reason=f"line {number}: {got}, expected {expected}")

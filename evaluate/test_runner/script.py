@@ -10,66 +10,82 @@ that each test has a result.
 
 from __future__ import annotations
 
+import ast
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from common.syntax import parse_python
 from evaluate.sandbox.sandbox import Sandbox
 from evaluate.sandbox.types import Limits
 from evaluate.test_runner.asserts import AssertPlan, BrokenTestError, plan_assert
-from evaluate.test_runner.calls import (
-    CallResult,
-    ChildCall,
-    explain_assert,
-    explain_whole_assert,
-    joined_error,
-    run_calls,
-)
+from evaluate.test_runner.calls import CallResult, ChildCall, run_calls
+from evaluate.test_runner.comparison import EXACT, ComparisonRules
+from evaluate.test_runner.explain import evaluate_assert, explain_assert, explain_whole_assert, joined_error
 from evaluate.test_runner.outcomes import explain_outcome, is_protected_outcome
 from evaluate.test_runner.result import TestResult, one_line, shorten
+from evaluate.test_runner.setup_code import UnprotectedAssert, analyze_setup
 from tasks.problem import AssertTest, ScriptTest, Step
+
+UNKNOWN_VALUE = "it uses a value of which only the sandbox knows all"
 
 
 @dataclass(frozen=True)
 class _PlannedTest:
-    """A test with its plan; without one it has an outcome."""
+    """A test with its plan; without one it has an outcome. `whole_reason` says why the assert runs whole, '' if not."""
 
     test: ScriptTest
     plan: AssertPlan | None
+    whole_reason: str = ""
 
     @property
     def protected(self) -> bool:
         if self.plan is not None:
-            return not self.plan.whole_statement
+            return not self.whole_reason
         return is_protected_outcome(self.test)
 
     def calls(self) -> Iterator[ChildCall]:
         """Yield the calls of the test itself, after those of its steps."""
         if self.plan is None:
             yield ChildCall("", self.test.code, scope=self.test.scope, mode="outcome")
-        elif self.plan.whole_statement:
-            yield ChildCall("", self.plan.whole_statement, secrets.token_hex(16), self.test.scope)
+        elif self.whole_reason:
+            yield ChildCall("", self.plan.statement, secrets.token_hex(16), scope=self.test.scope)
         else:
-            for expression in self.plan.child_expressions:
-                yield ChildCall("", expression, scope=self.test.scope)
+            for at, each in enumerate(self.plan.expressions):
+                setup = "" if at else self.plan.setup
+                yield ChildCall(setup, each.source, wider=each.wider, scope=self.test.scope)
 
 
 def run_script(
-    code: str, tests: Sequence[ScriptTest], sandbox: Sandbox, limits: Limits, preamble: str = ""
+    code: str,
+    tests: Sequence[ScriptTest],
+    sandbox: Sandbox,
+    limits: Limits,
+    preamble: str = "",
+    rules: ComparisonRules = EXACT,
 ) -> list[TestResult]:
     """Run the tests as one script after `code` and return their results in order. Never raises for any code."""
     planned: list[_PlannedTest] = []
     broken: dict[int, str] = {}
+    steps: list[Step] = []
     for at, test in enumerate(tests):
+        steps += test.steps
+        earlier = "\n".join(step.source for step in steps if step.scope in ("", test.scope))
         try:
-            planned.append(_PlannedTest(test, _plan(test)))
+            planned.append(_plan(test, earlier))
         except BrokenTestError as error:
             broken[at] = str(error)
             planned.append(_PlannedTest(replace(test, code="pass"), None))
-    run = _ScriptRun(code, planned, sandbox, limits, preamble)
-    results = run.results(include_unprotected=False)
+    run = _ScriptRun(code, planned, sandbox, limits, preamble, rules)
+    results, unknown = run.results(include_unprotected=False)
+    if unknown:
+        planned = [
+            replace(each, whole_reason=UNKNOWN_VALUE) if at in unknown else each for at, each in enumerate(planned)
+        ]
+        run = replace(run, planned=planned)
+        results, _ = run.results(include_unprotected=False)
     if not all(each.protected for each in planned):
-        whole = run.results(include_unprotected=True)
+        whole, _ = run.results(include_unprotected=True)
         results = [_combine(*pair, protected=p.protected) for *pair, p in zip(results, whole, planned, strict=True)]
     for at, reason in broken.items():
         given = shorten(tests[at].code)
@@ -77,8 +93,11 @@ def run_script(
     return results
 
 
-def _plan(test: ScriptTest) -> AssertPlan | None:
-    return plan_assert(AssertTest(test.code)) if test.outcome is None else None
+def _plan(test: ScriptTest, earlier: str) -> _PlannedTest:
+    if test.outcome is not None:
+        return _PlannedTest(test, None)
+    plan = plan_assert(AssertTest(test.code), earlier_setup=earlier)
+    return _PlannedTest(test, plan, plan.unprotected_reason)
 
 
 def _combine(first: TestResult, second: TestResult, *, protected: bool) -> TestResult:
@@ -97,13 +116,22 @@ class _ScriptRun:
     sandbox: Sandbox
     limits: Limits
     preamble: str
+    rules: ComparisonRules
 
-    def results(self, *, include_unprotected: bool) -> list[TestResult]:
-        """Run the script in a child; an unprotected test has a meaningless result where it is not included."""
+    def results(self, *, include_unprotected: bool) -> tuple[list[TestResult], set[int]]:
+        """Run the script in a child; return the results, and the tests whose values the host does not know.
+
+        An unprotected test has a meaningless result where it is not included. Steps that only hold constants for the
+        comparisons on the host are left out then, so that the child does not know these.
+        """
         calls: list[ChildCall] = []
+        needed, is_protected = ({}, True) if include_unprotected else _needed_steps(self.planned)
         ends: list[tuple[int, int]] = []  # of each test: the number of calls up to its steps' end, and to its own end
         for each in self.planned:
-            calls += [ChildCall("", step.source, scope=step.scope, mode="step") for step in each.test.steps]
+            calls += [
+                ChildCall("", step.source if needed.get(id(step), True) else "pass", scope=step.scope, mode="step")
+                for step in each.test.steps
+            ]
             steps_end = len(calls)
             if include_unprotected or each.protected:
                 calls += each.calls()
@@ -111,8 +139,9 @@ class _ScriptRun:
         results = run_calls(self.code, calls, self.sandbox, self.limits, self.preamble, stateful=True)
         reported: list[TestResult] = []
         ended: dict[str, str] = {}  # scopes that an error of a step ended, with the message
+        unknown: set[int] = set()
         start = 0
-        for each, (steps_end, end) in zip(self.planned, ends, strict=True):
+        for at, (each, (steps_end, end)) in enumerate(zip(self.planned, ends, strict=True)):
             failed = next(
                 (
                     (step, result)
@@ -123,29 +152,65 @@ class _ScriptRun:
             )
             own = results[steps_end:end]
             start = end
-            reported.append(_explain(each, own, failed, ended) if own else _not_run(each, "", "ok"))
-        return reported
+            is_split = own and failed is None and each.plan is not None and not each.whole_reason
+            if is_split and each.plan is not None and evaluate_assert(each.plan, own, self.rules).is_unknown:
+                unknown.add(at)
+            result = self._explain(each, own, failed, ended) if own else _not_run(each, "", "ok")
+            reported.append(result if is_protected else replace(result, protected=False))
+        return reported, unknown
+
+    def _explain(
+        self,
+        each: _PlannedTest,
+        own: Sequence[CallResult],
+        failed: tuple[Step, CallResult] | None,
+        ended: dict[str, str],
+    ) -> TestResult:
+        test = each.test
+        earlier = ended.get("") or ended.get(test.scope)
+        if earlier and test.outcome is None:
+            return _not_run(each, earlier, "error")
+        if failed is not None:
+            step, error = failed
+            if error.is_load_error:
+                return _not_run(each, error.error, error.status)
+            message = f"{one_line(step.source)} {joined_error(error)}"
+            ended[step.scope] = f"was not reached, because {message}"
+            return _not_run(each, message, error.status)
+        if each.plan is None:
+            return explain_outcome(test, own[0])
+        if each.whole_reason:
+            return explain_whole_assert(each.plan, own[0], each.whole_reason)
+        return explain_assert(each.plan, own, evaluate_assert(each.plan, own, self.rules))
 
 
-def _explain(
-    each: _PlannedTest, own: Sequence[CallResult], failed: tuple[Step, CallResult] | None, ended: dict[str, str]
-) -> TestResult:
-    test = each.test
-    earlier = ended.get("") or ended.get(test.scope)
-    if earlier and test.outcome is None:
-        return _not_run(each, earlier, "error")
-    if failed is not None:
-        step, error = failed
-        if error.is_load_error:
-            return _not_run(each, error.error, error.status)
-        message = f"{one_line(step.source)} {joined_error(error)}"
-        ended[step.scope] = f"was not reached, because {message}"
-        return _not_run(each, message, error.status)
-    if each.plan is None:
-        return explain_outcome(test, own[0])
-    if each.plan.whole_statement:
-        return explain_whole_assert(each.plan, own[0])
-    return explain_assert(each.plan, own)
+def _needed_steps(planned: Sequence[_PlannedTest]) -> tuple[dict[int, bool], bool]:
+    """Return which steps the child needs for the protected tests, by identity, and whether none holds a constant.
+
+    A constant counts unless it is an argument of the candidate's own calls.
+    """
+    steps = [step for each in planned for step in each.test.steps]
+    try:
+        setup = analyze_setup("\n".join(step.source for step in steps))
+        counts = [len(parse_python(step.source).body) for step in steps]
+        calls, others = [], []
+        for each in planned:
+            if each.plan is None:
+                body = parse_python(each.test.code)
+                calls += [node for node in ast.walk(body) if isinstance(node, ast.expr)]
+            elif not each.whole_reason:
+                calls += [parse_python(expression.source, "eval").body for expression in each.plan.expressions]
+                others += [parse_python(e.wider, "eval").body for e in each.plan.expressions if e.wider]
+    except (UnprotectedAssert, SyntaxError, ValueError, MemoryError, RecursionError):
+        return {}, False
+    if sum(counts) != len(setup.statements):
+        return {}, False
+    statements, is_protected = setup.needed_statements(calls, others)
+    needed, start = {}, 0
+    for step, count in zip(steps, counts, strict=True):
+        needed[id(step)] = any(statements[start : start + count])
+        start += count
+    return needed, is_protected
 
 
 def _not_run(each: _PlannedTest, reason: str, status: str) -> TestResult:

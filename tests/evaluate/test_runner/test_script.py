@@ -80,12 +80,12 @@ CASES = {
     "no local name leaks": (
         "def text(x): return str(x)",
         "def test_a():\n    str = text(1)\n    assert str == '1'\ndef test_b():\n    assert text(2) == '2'",
-        "PP",
+        "UP",
     ),
     "a local helper": (
         SQUARE,
         "def test_a():\n    base = [2]\n    def twice(): return [square(x) for x in base] * 2\n    assert twice() == [4, 4]",
-        "P",
+        "U",
     ),
     "each test function anew": (
         STACK,
@@ -152,13 +152,13 @@ CASES = {
         "        self.assertRaises(TypeError, square, 'b')\n"
         "        for x, y in [(1, 1), (2, 5)]:\n            with self.subTest(x=x):\n                self.assertEqual(square(x), y)\n"
         "if __name__ == '__main__':\n    unittest.main()",
-        "PPPF" + "PPPPFPPPPPP",
+        "UUUF" + "UUUUFUUUUUU",
     ),
     "a TestCase with helpers": (
         SQUARE,
         "import unittest\nclass T(unittest.TestCase):\n    def verify(self, x, y):\n        self.assertEqual(square(x), y)\n"
         "    def test_a(self):\n        self.verify(2, 4)\n        self.assertEqual(square(3), 9)\n",
-        "P",
+        "U",
     ),
     "LeetCode": (
         "class Solution:\n    def twoSum(self, nums: List[int], target: int) -> List[int]:\n        return [0, 1]",
@@ -196,7 +196,7 @@ CASES = {
         "class Solution:\n    def rev(self, head: Optional[ListNode]) -> Optional[ListNode]:\n        p = None\n"
         "        while head: head.next, p, head = p, head, head.next\n        return p",
         "Input: head = [1,2,3]\nOutput: [3,2,1]\nInput: head = []\nOutput: []",
-        "PP",
+        "UU",
     ),
     "a tree": (
         "class Solution:\n    def depth(self, root: Optional[TreeNode]) -> int:\n"

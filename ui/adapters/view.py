@@ -187,7 +187,8 @@ def _training_facts(manifest: Manifest) -> list[list[str]]:
         ["Seed", str(manifest.seed)],
         ["Weights", quote_untrusted(manifest.weights_digest, 40) or _NOT_STATED],
     ]
-    settings = [f"learning rate {rate:g}" if rate else "", f"at most {epochs:g} epoch{'' if epochs == 1 else 's'}" if epochs else ""]
+    plural = "" if epochs == 1 else "s"
+    settings = [f"learning rate {rate:g}" if rate else "", f"at most {epochs:g} epoch{plural}" if epochs else ""]
     training = ", ".join(part for part in settings if part)
     return [*facts, ["Training", training]] if training else facts
 

@@ -3,8 +3,9 @@
 Definition: Ren et al., arXiv 2009.10297: the mean of four parts, each in [0, 1]: BLEU over tokens; the same with
 weighted unigrams, keywords five times as much as the rest; the share of the reference's subtrees that the candidate
 has; the share of the reference's data-flow items that the candidate has. The parts are those of the `codebleu`
-package (0.7.0): its parser, data-flow rules and formulas. They are computed once per snippet (trees in
-codebleu_trees.py), and combined here with these differences:
+package (0.7.0): its keywords, data-flow rules and formulas, without the package itself, which cannot be installed on
+every Python. They are computed once per snippet (trees in codebleu_trees.py, data flow in data_flow.py), and combined
+here with these differences:
 
 - tokens are those of Python's own lexer without comments, line ends and indentation (the package splits at blanks, so
   that `print(sum(x))` is one token); code that does not lex is split by a pattern;
@@ -21,7 +22,8 @@ codebleu_trees.py), and combined here with these differences:
 The n-gram parts follow section 3.1 as the package computes them, to the last bit: BLEU with a count of 0 taken as 0.1
 (Chen and Cherry's method 1), and the same over the recall of n-grams with weighted unigrams.
 
-`codebleu_package_score` is the package's own total, for comparison with published figures. Never mix the two.
+`codebleu_package_score` is the package's own total where it is installed, for comparison with published figures. Never
+mix the two.
 """
 
 from __future__ import annotations
@@ -164,6 +166,13 @@ def _bleu(parts: list[tuple[int, int]], brevity: float) -> float:
 
 MAX_CODE_CHARACTERS = 20_000  # only the beginning of longer code is scored; 1,024 tokens are about 4,000 characters
 KEYWORD_WEIGHT = 5
+# Those of the package, the same on every Python.
+PYTHON_KEYWORDS = frozenset({
+    "False", "None", "True", "and", "as", "assert", "async", "await", "break", "class", "continue", "def",
+    "del", "elif", "else", "except", "finally", "for", "from", "global", "if", "import", "in", "is", "lambda",
+    "nonlocal", "not", "or", "pass", "raise", "return", "try", "while", "with", "yield", "match", "case",
+    "type",
+})  # fmt: skip
 _UNENCODABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -195,7 +204,7 @@ def codebleu(reference: str, candidate: str) -> CodeBleu:
     cand = _code_features(candidate)
     if not cand.ngrams.length or not ref.ngrams.length:
         return _combine(0.0, 0.0, 0.0, 0.0 if ref.trees.flow else None)
-    ngram, weighted = bleu_scores(ref.ngrams, cand.ngrams, _python_keywords(), KEYWORD_WEIGHT)
+    ngram, weighted = bleu_scores(ref.ngrams, cand.ngrams, PYTHON_KEYWORDS, KEYWORD_WEIGHT)
     syntax = sum(subtree in cand.subtree_set for subtree in ref.trees.subtrees) / len(ref.trees.subtrees)
     flow: float | None = None
     if ref.trees.flow:
@@ -204,15 +213,19 @@ def codebleu(reference: str, candidate: str) -> CodeBleu:
 
 
 def codebleu_package_score(reference: str, candidate: str) -> float | None:
-    """Compute the unmodified score of the `codebleu` package, including its defects; None if the package fails.
+    """Compute the unmodified score of the `codebleu` package, including its defects.
 
-    It depends on PYTHONHASHSEED, and is 0.25 for an empty answer.
+    None if the package fails or is not installed (Python 3.13 and newer, ARM). The score depends on PYTHONHASHSEED, and
+    is 0.25 for an empty answer.
     """
+    package = _codebleu_package()
+    if package is None:
+        return None
     longest = max(len(reference), len(candidate))
     if longest > MAX_CODE_CHARACTERS or not (_is_bounded(reference) and _is_bounded(candidate)):
         return None  # the package would take minutes, or overflow the C stack
     try:
-        return float(_codebleu_package().calc_codebleu([reference], [candidate], "python")["codebleu"])
+        return float(package.calc_codebleu([reference], [candidate], "python")["codebleu"])
     except Exception:  # noqa: BLE001 - a failure of the package must not end a run
         return None
 
@@ -239,19 +252,15 @@ def _is_bounded(code: str) -> bool:
 
 @cache
 def _codebleu_package() -> Any:
-    """Import `codebleu.codebleu` and silence its warning about missing data flow."""
-    import codebleu.codebleu as package
-    from codebleu import dataflow_match
-
+    """Import `codebleu.codebleu` and silence its warning about missing data flow; None if it is not installed."""
+    try:
+        import codebleu.codebleu as package
+        from codebleu import dataflow_match
+    except ImportError:
+        return None
     # Its `logging.warning` would also configure the root logger of the program. The logger is not registered, because
     # a configuration of logging (uvicorn's) would enable a registered one again.
     quiet = logging.Logger("codebleu")  # noqa: LOG001
     quiet.disabled = True
     dataflow_match.logging = quiet
     return package
-
-
-@cache
-def _python_keywords() -> frozenset[str]:
-    folder = _codebleu_package().PACKAGE_DIR / "keywords"
-    return frozenset((folder / "python.txt").read_text(encoding="utf-8").split())

@@ -27,6 +27,7 @@ from evaluate.generate import (
     package_versions,
     parse_methods,
 )
+from evaluate.metrics.basic import add_in_order
 from evaluate.results import Run, diff_settings, open_run, problem_record, read_run, scores_path, to_json_types
 from evaluate.retry import DEFAULT_RETRIES, RetryPolicy
 from evaluate.scoring import score_run
@@ -260,8 +261,8 @@ def _make_comparison(
     return ScoreComparison(
         metric=metric.partition("@")[0],
         other=baseline,
-        adapter_score=sum(adapter_values.values()) / len(adapter_values),
-        other_score=sum(baseline_values.values()) / len(baseline_values),
+        adapter_score=add_in_order(adapter_values.values()) / len(adapter_values),
+        other_score=add_in_order(baseline_values.values()) / len(baseline_values),
         value=difference.value,
         low=difference.low,
         high=difference.high,

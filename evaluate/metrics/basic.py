@@ -18,10 +18,18 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from errors import PromptOrTuneError
 from tasks.extract import is_valid_python, syntax_tree
+
+
+def add_in_order(values: Iterable[float]) -> float:
+    """Return the sum of floats, added from left to right; from Python 3.12 on, `sum` rounds in another way."""
+    total = 0.0
+    for value in values:
+        total += value
+    return total
 
 
 def exact_match(reference: str, candidate: str) -> bool:
@@ -107,4 +115,4 @@ def test_pass_rate(samples: Sequence[Sequence[bool]]) -> float:
         )
     if len(counts) > 1:
         raise PromptOrTuneError("The share of tests passed is undefined where samples had different numbers of tests.")
-    return sum(sum(sample) / len(sample) for sample in samples) / len(samples)
+    return add_in_order(sum(sample) / len(sample) for sample in samples) / len(samples)

@@ -3,11 +3,12 @@
 Definition: Ren et al., arXiv 2009.10297: the mean of four parts, each in [0, 1]: BLEU over tokens; the same with
 weighted unigrams, keywords five times as much as the rest; the share of the reference's subtrees that the candidate
 has; the share of the reference's data-flow items that the candidate has. The parts are those of the `codebleu`
-package (0.7.0): its parser, data-flow rules and formulas. They are computed once per snippet (trees in
-codebleu_trees.py), and combined here with these differences:
+package (0.7.0): its keywords, data-flow rules and formulas, without the package itself, which cannot be installed on
+every Python. They are computed once per snippet (tokens in lexer.py, trees in codebleu_trees.py, data flow in
+data_flow.py), and combined here with these differences:
 
-- tokens are those of Python's own lexer without comments, line ends and indentation (the package splits at blanks, so
-  that `print(sum(x))` is one token); code that does not lex is split by a pattern;
+- tokens are those of Python's lexer without comments, line ends and indentation (the package splits at blanks, so that
+  `print(sum(x))` is one token); code that does not lex is split by a pattern;
 - the BLEU order is at most the reference's number of tokens;
 - token weights are 5 and 1, not 1 and 0.2: the ratio is the same, but the package uses at least 1 as the sum of the
   reference's weights, so that a short reference without keywords could not be matched in full;
@@ -16,92 +17,30 @@ codebleu_trees.py), and combined here with these differences:
 - data flow is undefined if the reference has none: the other three parts then weigh a third each (the package counts
   such a part, and also a candidate's true 0, as 1);
 - an empty answer scores 0, one that equals the reference after stripping scores 1, and no input raises;
-- the same pair has the same score in every process (codebleu_trees.py explains what varied).
+- the same pair has the same score in every process, on every Python, to the last bit.
 
 The n-gram parts follow section 3.1 as the package computes them, to the last bit: BLEU with a count of 0 taken as 0.1
 (Chen and Cherry's method 1), and the same over the recall of n-grams with weighted unigrams.
 
-`codebleu_package_score` is the package's own total, for comparison with published figures. Never mix the two.
+`codebleu_package_score` is the package's own total where it is installed, for comparison with published figures. Never
+mix the two.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import re
 import textwrap
-import tokenize
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
+from evaluate.metrics.basic import add_in_order
 from evaluate.metrics.codebleu_trees import TreeFeatures, tree_features
-
-_LAYOUT_TOKENS = {
-    tokenize.COMMENT,
-    tokenize.NL,
-    tokenize.NEWLINE,
-    tokenize.INDENT,
-    tokenize.DEDENT,
-    tokenize.ENCODING,
-    tokenize.ENDMARKER,
-}
-# Python 3.12 lexes inside f-strings and 3.14 inside t-strings; both are one token here, as in 3.11, so that scores do
-# not depend on the interpreter.
-_STRING_START_TOKENS = {getattr(tokenize, name, None) for name in ("FSTRING_START", "TSTRING_START")} - {None}
-_STRING_END_TOKENS = {getattr(tokenize, name, None) for name in ("FSTRING_END", "TSTRING_END")} - {None}
-
-_FALLBACK_PATTERN = re.compile(
-    r"""
-    \#[^\n]*                                        # a comment, left out below
-    | [A-Za-z]{0,2}(?:\"{3}.*?(?:\"{3}|\Z)|'{3}.*?(?:'{3}|\Z))
-    | [A-Za-z]{0,2}(?:"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?)
-    | [^\W\d]\w*
-    | \d[\w.]*
-    | \*\*=? | //=? | <<=? | >>=? | -> | := | \.\.\. | [-+*/%@&|^=<>!]=
-    | \S
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-
-
-def python_tokens(code: str) -> tuple[str, ...]:
-    """Return the tokens of `code` in order, without comments and layout."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return tuple(_tokenize(code))
-    except (tokenize.TokenError, SyntaxError, ValueError):
-        return tuple(token for token in _FALLBACK_PATTERN.findall(code) if not token.startswith("#"))
-
-
-def _tokenize(code: str) -> Iterator[str]:
-    lines = io.StringIO(code).readlines()  # not splitlines(): the lexer's lines end at a line feed alone
-    depth, start = 0, (1, 0)
-    for kind, string, first, last, _ in tokenize.generate_tokens(iter(lines).__next__):
-        if kind == tokenize.ERRORTOKEN:
-            raise tokenize.TokenError
-        if kind in _STRING_START_TOKENS:
-            depth += 1
-            start = first if depth == 1 else start
-        elif kind in _STRING_END_TOKENS:
-            depth -= 1
-            if depth == 0:
-                yield _source_between(lines, start, last)
-        elif depth == 0 and kind not in _LAYOUT_TOKENS:
-            yield string
-
-
-def _source_between(lines: list[str], start: tuple[int, int], end: tuple[int, int]) -> str:
-    (first, left), (last, right) = start, end
-    if first == last:
-        return lines[first - 1][left:right]
-    return "".join([lines[first - 1][left:], *lines[first : last - 1], lines[last - 1][:right]])
-
+from evaluate.metrics.lexer import python_tokens
 
 MAX_ORDER = 4
 EPSILON = 0.1
@@ -164,6 +103,13 @@ def _bleu(parts: list[tuple[int, int]], brevity: float) -> float:
 
 MAX_CODE_CHARACTERS = 20_000  # only the beginning of longer code is scored; 1,024 tokens are about 4,000 characters
 KEYWORD_WEIGHT = 5
+# Those of the package, the same on every Python.
+PYTHON_KEYWORDS = frozenset({
+    "False", "None", "True", "and", "as", "assert", "async", "await", "break", "class", "continue", "def",
+    "del", "elif", "else", "except", "finally", "for", "from", "global", "if", "import", "in", "is", "lambda",
+    "nonlocal", "not", "or", "pass", "raise", "return", "try", "while", "with", "yield", "match", "case",
+    "type",
+})  # fmt: skip
 _UNENCODABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -195,7 +141,7 @@ def codebleu(reference: str, candidate: str) -> CodeBleu:
     cand = _code_features(candidate)
     if not cand.ngrams.length or not ref.ngrams.length:
         return _combine(0.0, 0.0, 0.0, 0.0 if ref.trees.flow else None)
-    ngram, weighted = bleu_scores(ref.ngrams, cand.ngrams, _python_keywords(), KEYWORD_WEIGHT)
+    ngram, weighted = bleu_scores(ref.ngrams, cand.ngrams, PYTHON_KEYWORDS, KEYWORD_WEIGHT)
     syntax = sum(subtree in cand.subtree_set for subtree in ref.trees.subtrees) / len(ref.trees.subtrees)
     flow: float | None = None
     if ref.trees.flow:
@@ -204,22 +150,26 @@ def codebleu(reference: str, candidate: str) -> CodeBleu:
 
 
 def codebleu_package_score(reference: str, candidate: str) -> float | None:
-    """Compute the unmodified score of the `codebleu` package, including its defects; None if the package fails.
+    """Compute the unmodified score of the `codebleu` package, including its defects.
 
-    It depends on PYTHONHASHSEED, and is 0.25 for an empty answer.
+    None if the package fails or is not installed (Python 3.13 and newer, ARM). The score depends on PYTHONHASHSEED, and
+    is 0.25 for an empty answer.
     """
+    package = _codebleu_package()
+    if package is None:
+        return None
     longest = max(len(reference), len(candidate))
     if longest > MAX_CODE_CHARACTERS or not (_is_bounded(reference) and _is_bounded(candidate)):
         return None  # the package would take minutes, or overflow the C stack
     try:
-        return float(_codebleu_package().calc_codebleu([reference], [candidate], "python")["codebleu"])
+        return float(package.calc_codebleu([reference], [candidate], "python")["codebleu"])
     except Exception:  # noqa: BLE001 - a failure of the package must not end a run
         return None
 
 
 def _combine(ngram: float, weighted: float, syntax: float, dataflow: float | None) -> CodeBleu:
     parts = [ngram, weighted, syntax] if dataflow is None else [ngram, weighted, syntax, dataflow]
-    return CodeBleu(sum(parts) / len(parts), ngram, weighted, syntax, dataflow)
+    return CodeBleu(add_in_order(parts) / len(parts), ngram, weighted, syntax, dataflow)
 
 
 @lru_cache(maxsize=2048)  # the references of a test set, used for every method
@@ -239,19 +189,15 @@ def _is_bounded(code: str) -> bool:
 
 @cache
 def _codebleu_package() -> Any:
-    """Import `codebleu.codebleu` and silence its warning about missing data flow."""
-    import codebleu.codebleu as package
-    from codebleu import dataflow_match
-
+    """Import `codebleu.codebleu` and silence its warning about missing data flow; None if it is not installed."""
+    try:
+        import codebleu.codebleu as package
+        from codebleu import dataflow_match
+    except ImportError:
+        return None
     # Its `logging.warning` would also configure the root logger of the program. The logger is not registered, because
     # a configuration of logging (uvicorn's) would enable a registered one again.
     quiet = logging.Logger("codebleu")  # noqa: LOG001
     quiet.disabled = True
     dataflow_match.logging = quiet
     return package
-
-
-@cache
-def _python_keywords() -> frozenset[str]:
-    folder = _codebleu_package().PACKAGE_DIR / "keywords"
-    return frozenset((folder / "python.txt").read_text(encoding="utf-8").split())

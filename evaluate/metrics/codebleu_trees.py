@@ -1,17 +1,24 @@
 """Syntax-tree and data-flow parts of CodeBLEU, as plain values of one snippet.
 
 Source: Ren et al., arXiv 2009.10297, sections 3.2 and 3.3, as the `codebleu` package (0.7.0) computes them with
-tree-sitter. Its parser, its tokens and its data-flow rules (`DFG_python`) are used unchanged. The rest is implemented
-here, because in the package
+tree-sitter. They are implemented here, because in the package
 
-- the names in a data-flow item pass through `set`, so that their order, and the score, depend on PYTHONHASHSEED;
+- the names in a data-flow item pass through `set`, so that their order, and the score, depend on PYTHONHASHSEED
+  (data_flow.py);
 - a string that begins a statement is cut like a docstring, so that `"a".join(x)` and `"b".join(x)` are the same;
 - byte columns index into characters, so that names after a non-ASCII character are wrong;
 - nesting costs without bound: every `for` doubles the work on its body, and subtrees are compared as texts.
+
+The package needs a release of tree-sitter that has no wheels for Python 3.13 and newer, nor its grammar for ARM.
+requirements.txt pins newer releases there. Both grammars read valid Python the same way, except for escapes in strings
+and for operators of two words; `_TreeWalker` reads those as the older grammar does, so that scores do not depend on the
+machine. Code with syntax errors may have another tree. No score of the stored runs differs
+(tests/evaluate/metrics/test_stored_scores.py).
 """
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
 from dataclasses import dataclass
@@ -19,49 +26,21 @@ from functools import cache
 from hashlib import blake2b
 from typing import Any
 
-ByteSpan = tuple[int, int]  # in bytes
-FlowItem = tuple[str, str, tuple[str, ...]]
+from evaluate.metrics.data_flow import ByteSpan, FlowItem, extract_data_flow
 
-
-def extract_data_flow(root: Any, leaves: list[ByteSpan], data: bytes) -> Counter[FlowItem]:
-    """Return the normalised data-flow items of one snippet (arXiv 2009.10297, section 3.3)."""
-    # Offsets count bytes: in Latin-1 every byte is one character. The package joins the lines of a token.
-    texts = [data[start:end].decode("latin-1").replace("\n", "") for start, end in leaves]
-    try:
-        items, _ = _package_dataflow_rules()(root, {span: (leaf, texts[leaf]) for leaf, span in enumerate(leaves)}, {})
-    except Exception:  # noqa: BLE001 - on trees with errors it can fail with any exception: no data flow then
-        return Counter()
-    related = {item[1] for item in items if item[4]} | {parent for item in items for parent in item[4]}
-    merged: dict[int, tuple[str, set[int]]] = {}
-    for _, leaf, relation, _, parents in sorted(items, key=lambda item: item[1]):
-        if leaf in related:
-            merged[leaf] = (relation, merged.get(leaf, ("", set()))[1] | set(parents))
-    # The parents' names are taken from their positions in the code, because the package's own list of names has the
-    # order of a set.
-    names: dict[str, str] = {}
-    flow: Counter[FlowItem] = Counter()
-    for leaf in sorted(merged):
-        relation, parent_leaves = merged[leaf]
-        parents = [names.setdefault(texts[parent], f"var_{len(names)}") for parent in sorted(parent_leaves)]
-        name = names.setdefault(texts[leaf], f"var_{len(names)}")
-        flow[name, relation, tuple(dict.fromkeys(parents))] += 1
-    return flow
-
-
-@cache
-def _package_dataflow_rules() -> Any:
-    from codebleu.parser import DFG_python
-
-    return DFG_python
-
-
-MAX_TREE_DEPTH = 250  # DFG_python and its helpers recurse once per level
+MAX_TREE_DEPTH = 250  # the data-flow rules recurse once per level
 MAX_DATAFLOW_STEPS = 50_000_000  # estimated; the references of CoNaLa, CodeAlpacaPy and MBPP take at most 1.2 million
 
 _ASSIGNMENTS = {"assignment", "augmented_assignment", "for_in_clause", "for_statement", "default_parameter"}
 _LOOPS = {"for_statement", "while_statement"}
+_TWO_WORD_OPERATORS = {
+    "not in",
+    "is not",
+}  # two leaves of this type in older grammars, a node of two words in newer ones
+_SHORT_OCTAL_ESCAPE = re.compile(rb"\\\d{1,2}")
 _TARGET_FIELDS = {"left", "name"}
-# `DFG_python` reads these child by child: in them, and on the sides of an assignment, tokens such as commas count.
+# The data-flow rules read these child by child: in them, and on the sides of an assignment, tokens such as commas
+# count.
 _FLOW_NODE_TYPES = {*_ASSIGNMENTS, *_LOOPS, "if_statement"}
 _ASSIGNMENT_FIELDS = {"left", "right", "name", "value"}
 
@@ -94,9 +73,10 @@ def tree_features(code: str) -> TreeFeatures:
 
 @cache
 def _language() -> Any:
-    from codebleu.utils import get_tree_sitter_language
+    import tree_sitter_python
+    from tree_sitter import Language
 
-    return get_tree_sitter_language("python")
+    return Language(tree_sitter_python.language())
 
 
 class _ThreadParsers(threading.local):
@@ -119,7 +99,7 @@ def _parser() -> Any:
 
 
 class _Leaf:
-    """A node without children as a Python object, because `DFG_python` reads the attributes of nodes often.
+    """A node without children as a Python object, because the data-flow rules read the attributes of nodes often.
 
     Its points are byte offsets. `is_own_type` marks tokens whose type is their text, such as `(` and `in`, which play
     no part in the data flow.
@@ -139,7 +119,7 @@ class _Leaf:
 
 
 class _Node:
-    """A node with children, also for `DFG_python`.
+    """A node with children, also for the data-flow rules.
 
     During the walk `child_shapes` has the digests of its children, `num_children` the number of children without
     comments, `leaves` its number of leaves, and `assignment_sides` how many of those are assigned to.
@@ -199,11 +179,17 @@ class _TreeWalker:
         down, across, up = self._cursor.goto_first_child, self._cursor.goto_next_sibling, self._cursor.goto_parent
         while True:
             node = self._cursor.node
-            if node.child_count:
-                self._enter_node(node)
+            kind: str = node.type
+            if not node.child_count or (kind == "string_content" and all(map(self._is_newer_escape, node.children))):
+                if not self._stack or self._stack[-1].type != "string_content" or not self._is_newer_escape(node):
+                    self._visit_leaf(node, kind)
+            elif kind in _TWO_WORD_OPERATORS:
+                for word in node.children:
+                    self._visit_leaf(word, kind)
+            else:
+                self._enter_node(node, kind)
                 down()
                 continue
-            self._visit_leaf(node)
             while not across():
                 if not up():
                     self.work = self._nodes * max(len(self.leaves), 1) + self._loop_products
@@ -214,8 +200,7 @@ class _TreeWalker:
         self._loops += more
         self._weight = 1 << min(self._loops, 40)
 
-    def _enter_node(self, node: Any) -> None:
-        kind: str = node.type
+    def _enter_node(self, node: Any, kind: str) -> None:
         counted = node.is_named and kind != "comment"
         if kind == "expression_statement":
             counted = counted and not self._is_docstring(node)
@@ -227,9 +212,18 @@ class _TreeWalker:
         self._nodes += self._weight
         self._stack.append(made)
 
-    def _visit_leaf(self, node: Any) -> None:
+    def _is_newer_escape(self, node: Any) -> bool:
+        """Return whether a part of a string's text is a node in newer grammars only.
+
+        They have nodes for escapes of one and two digits, and for the backslash of an invalid escape.
+        """
+        return not node.is_named or (
+            node.type == "escape_sequence"
+            and _SHORT_OCTAL_ESCAPE.fullmatch(self._data, node.start_byte, node.end_byte) is not None
+        )
+
+    def _visit_leaf(self, node: Any, kind: str) -> None:
         """Visit a node without children; it is a leaf unless it is a comment or part of a string."""
-        kind: str = node.type
         start: int = node.start_byte
         end: int = node.end_byte
         missing: bool = start == end and node.is_missing  # a node inserted by the parser has no length

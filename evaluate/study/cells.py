@@ -13,6 +13,7 @@ from typing import Any
 from errors import PromptOrTuneError
 from evaluate.aggregate import metric_values, summarize
 from evaluate.generate import make_sampling_params
+from evaluate.metrics.basic import add_in_order
 from evaluate.results import Result, Run, read_run
 from evaluate.stats import Interval
 from evaluate.study.jobs import StudyJob, required_adapters, run_path, training_facts
@@ -57,7 +58,7 @@ class FinishedJob:
     def mean(self, metric: str) -> float | None:
         """Return the mean over the problems that have the metric; None without any."""
         values = list(metric_values(self.results, metric).values())
-        return sum(values) / len(values) if values else None
+        return add_in_order(values) / len(values) if values else None
 
     @property
     def is_apps_test_split(self) -> bool:

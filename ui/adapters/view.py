@@ -19,7 +19,7 @@ import gradio as gr
 from adapters.manifest import Manifest
 from adapters.store import AdapterStatus, Store
 from adapters.weights import read_limited
-from common.format import format_bytes, quote_untrusted
+from common.format import format_bytes, quantization_label, quote_untrusted
 from errors import PromptOrTuneError
 from models.identity import BaseIdentity
 from ui import components
@@ -50,7 +50,6 @@ _TECHNIQUES = {
     "prompt-tuning": "Prompt tuning",
     "prefix-tuning": "Prefix tuning",
 }
-_QUANTIZATIONS = {"nf4": "NF4", "int8": "int8", "none": "not quantized"}
 _NOT_STATED = "not stated"
 
 
@@ -109,7 +108,7 @@ def score_conditions(score: Mapping[str, Any]) -> str:
     """Return the conditions of a score, such as 'conala test, base NF4, beam, 10 candidates'."""
     data = " ".join(quote_untrusted(score[key], 40) for key in ("dataset", "split") if score.get(key))
     quantization = str(score.get("quantization") or "")
-    base = f"base {_QUANTIZATIONS.get(quantization, quote_untrusted(quantization, 20))}" if quantization else ""
+    base = f"base {quantization_label(quote_untrusted(quantization, 20))}" if quantization else ""
     decoding = quote_untrusted(score["decoding"], 40) if score.get("decoding") else ""
     return ", ".join(part for part in (data, base, decoding) if part)
 
@@ -177,7 +176,7 @@ def _training_facts(manifest: Manifest) -> list[list[str]]:
         ["Base", f"{quote_untrusted(manifest.base_id)} (revision {quote_untrusted(manifest.base_revision, 60)})"],
         [
             "Base in training",
-            _QUANTIZATIONS.get(manifest.trained_quantization, quote_untrusted(manifest.trained_quantization)),
+            quantization_label(quote_untrusted(manifest.trained_quantization)),
         ],
         ["Data", f"{quote_untrusted(manifest.dataset)} ({quote_untrusted(manifest.dataset_digest, 40)})"],
         [

@@ -102,7 +102,7 @@ def test_file_with_errors_is_mapped_reported_restored_and_submitted(
     page.choose("#train-intent-column", "wish")
     page.choose("#train-code-column", "gold")
 
-    report = page.report("my_rows.csv: 29 rows, 23 to learn, 3 held out")
+    report = page.report("my-rows.csv: 29 rows, 23 to learn, 3 held out")
     assert "3 rows left out" in report
     for line in ("line 3: column 'gold' is empty.", "line 5: column 'wish' is empty.", "line 6: has 4 cells"):
         assert line in report
@@ -119,14 +119,14 @@ def test_file_with_errors_is_mapped_reported_restored_and_submitted(
     assert page.console_errors() == []
     page.open()
     page.console_errors()  # drop the errors of requests that the refresh interrupts
-    page.report("my_rows.csv: 29 rows", 20)
+    page.report("my-rows.csv: 29 rows", 20)
     until(lambda: page.value("#train-intent-column") == "wish")
     assert page.value("#train-adapter-name") == "qlora-my-rows"
 
     page.find("#train-start").click()
     until(lambda: "qlora-my-rows is queued below" in page.text("#train-start-note"))
     (job,) = JobService(served[1]).list_jobs()
-    assert (job.adapter, job.data_name, job.state) == ("qlora-my-rows", "my_rows.csv", "queued")
+    assert (job.adapter, job.data_name, job.state) == ("qlora-my-rows", "my-rows.csv", "queued")
     assert (job.config["intent_column"], job.config["code_column"]) == ("wish", "gold")
     until(lambda: "qlora-my-rows" in page.text("#train-jobs"), 20, "the panel does not display the job")
     assert "owned" not in page.driver.title

@@ -1,4 +1,4 @@
-"""Thread-safe ast.parse."""
+"""Python syntax: thread-safe ast.parse, and names joined by dots."""
 
 from __future__ import annotations
 
@@ -24,3 +24,13 @@ def parse_python(source: str, mode: Literal["exec", "eval"] = "exec") -> ast.AST
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(source, mode=mode)
+
+
+def dotted_name(node: ast.expr) -> str:
+    """Return 'math.isclose' for that expression; '' for anything but names joined by dots."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        owner = dotted_name(node.value)
+        return f"{owner}.{node.attr}" if owner else ""
+    return ""

@@ -204,12 +204,22 @@ def _byte_offset(code: str, node: ast.stmt) -> int:
 
 def _are_repeated(calls: Sequence[ast.expr], node: ast.expr) -> bool:
     """Return whether Python may evaluate one of the calls in `node` another number of times than once."""
-    repeated: set[int] = set()
+    parts: list[ast.AST] = []
     for each in ast.walk(node):
-        if isinstance(each, _SCOPES):
-            first = None if isinstance(each, ast.Lambda) else each.generators[0].iter
-            once = set() if first is None else {id(part) for part in ast.walk(first)}
-            repeated |= {id(part) for part in ast.walk(each)} - once - {id(each)}
+        match each:
+            case ast.Lambda():
+                parts.append(each.body)
+            case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
+                first = each.generators[0]
+                parts += [child for child in ast.iter_child_nodes(each) if child is not first]
+                parts += [child for child in ast.iter_child_nodes(first) if child is not first.iter]
+            case ast.BoolOp():
+                parts += each.values[1:]
+            case ast.IfExp():
+                parts += [each.body, each.orelse]
+            case ast.Compare():
+                parts += each.comparators[1:]
+    repeated = {id(inner) for part in parts for inner in ast.walk(part)}
     return any(id(call) in repeated and isinstance(call, ast.Call) for call in calls)
 
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.syntax import dotted_name
 from evaluate.test_runner.asserts import AssertPlan, Placeholder, SourcedExpr, is_constant
 from evaluate.test_runner.calls import CallResult, ChildCall
 from evaluate.test_runner.child import MAX_VALUE_CHARACTERS
 from evaluate.test_runner.comparison import EXACT, ComparisonRules
 from evaluate.test_runner.host_functions import OpaqueArithmeticError, UnknownValueError, UnsupportedExprError
-from evaluate.test_runner.interpreter import Interpreter, dotted_name
+from evaluate.test_runner.interpreter import Interpreter
 from evaluate.test_runner.result import MAX_MESSAGE_TEXT, TestResult, contrast, format_value, one_line, shorten
 from evaluate.test_runner.values import LargeValue, OpaqueValue, SubclassValue
 

@@ -12,6 +12,7 @@ import ast
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from common.syntax import dotted_name
 from evaluate.test_runner.host_functions import (
     ATTRIBUTES,
     COMPARE_OPS,
@@ -37,17 +38,6 @@ from evaluate.test_runner.host_functions import (
     size_of,
 )
 from evaluate.test_runner.values import LargeValue, OpaqueValue, SubclassValue
-
-
-def dotted_name(node: ast.expr) -> str:
-    """Return 'math.isclose' for that expression; '' for anything but names joined by dots."""
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute):
-        owner = dotted_name(node.value)
-        return f"{owner}.{node.attr}" if owner else ""
-    return ""
-
 
 _IMPLIED_NAMES = {"np": "numpy", "isclose": "math.isclose"}  # also without the import
 

@@ -28,6 +28,7 @@ from evaluate.test_runner.setup_code import UnprotectedAssert, analyze_setup
 from tasks.problem import AssertTest, ScriptTest, Step
 
 UNKNOWN_VALUE = "it uses a value of which only the sandbox knows all"
+OPTIONAL_CALL = "Python calls the right side of its 'or' only if the left one is false"
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,11 @@ def run_script(
     """Run the tests as one script after `code` and return their results in order. Never raises for any code."""
     planned: list[_PlannedTest] = []
     broken: dict[int, str] = {}
-    steps: list[Step] = []
+    lines: list[Step] = []  # the steps, and the tests themselves, which may change values too
     for at, test in enumerate(tests):
-        steps += test.steps
-        earlier = "\n".join(step.source for step in steps if step.scope in ("", test.scope))
+        lines += test.steps
+        earlier = "\n".join(line.source for line in lines if line.scope in ("", test.scope))
+        lines.append(Step(test.code, test.scope))
         try:
             planned.append(_plan(test, earlier))
         except BrokenTestError as error:
@@ -97,7 +99,8 @@ def _plan(test: ScriptTest, earlier: str) -> _PlannedTest:
     if test.outcome is not None:
         return _PlannedTest(test, None)
     plan = plan_assert(AssertTest(test.code), earlier_setup=earlier)
-    return _PlannedTest(test, plan, plan.unprotected_reason)
+    is_optional = any(expression.optional for expression in plan.expressions)
+    return _PlannedTest(test, plan, plan.unprotected_reason or (OPTIONAL_CALL if is_optional else ""))
 
 
 def _combine(first: TestResult, second: TestResult, *, protected: bool) -> TestResult:

@@ -59,6 +59,8 @@ class TestSetup:
     constants: Mapping[str, ast.expr] = field(default_factory=dict)
     definitions: frozenset[str] = frozenset()  # other functions and classes
     results: frozenset[str] = frozenset()  # variables with what an own function returned
+    captured: frozenset[str] = frozenset()  # names that functions load
+    rebound: frozenset[str] = frozenset()  # names that functions assign, as globals
     statements: tuple[_Statement, ...] = ()
 
     @property
@@ -177,12 +179,13 @@ def _loaded_names(node: ast.AST) -> set[str]:
 
 
 def _loose_names(node: ast.AST, setup: TestSetup) -> set[str]:
-    """Return the names that `node` loads outside of own calls."""
+    """Return the names that `node` loads, deletes, or changes by `+=`, outside of own calls."""
     if is_own_call(node, setup):
         return set()
-    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-        return {node.id}
-    return {name for child in ast.iter_child_nodes(node) for name in _loose_names(child, setup)}
+    if isinstance(node, ast.Name):
+        return set() if isinstance(node.ctx, ast.Store) else {node.id}
+    found = {name for child in ast.iter_child_nodes(node) for name in _loose_names(child, setup)}
+    return found | {node.target.id} if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name) else found
 
 
 def _has_loose_constant(node: ast.AST, setup: TestSetup) -> bool:
@@ -223,6 +226,7 @@ def _add_statement(setup: TestSetup, node: ast.stmt, code: str) -> TestSetup:
     constants = {name: each for name, each in setup.constants.items() if name not in binds}
     definitions, results = set(setup.definitions - binds), set(setup.results - binds)
     is_definition = is_droppable = False
+    captured, rebound = setup.captured | _captured_names(node), setup.rebound | _global_names(node)
     match node:
         case ast.Import() | ast.ImportFrom():
             imports |= _imported_names(node)
@@ -233,7 +237,9 @@ def _add_statement(setup: TestSetup, node: ast.stmt, code: str) -> TestSetup:
             if code != CALL_HELPERS:
                 definitions.add(name)
         case ast.Assign(targets=[ast.Name(id=name)], value=value) if _is_host_constant(value, imports):
-            constants[name], is_definition, is_droppable = value, True, True
+            is_definition, is_droppable = True, True
+            if name not in rebound and (name not in captured or _is_immutable(value)):
+                constants[name] = value
         case ast.Assign(targets=[ast.Name(id=name)], value=value) if not own_calls(value, setup):
             is_definition = True
             results.add(name)
@@ -243,9 +249,8 @@ def _add_statement(setup: TestSetup, node: ast.stmt, code: str) -> TestSetup:
             results |= binds
     calls = own_calls(node, setup)
     in_calls = {name for call in calls for name in _loaded_names(call)}
-    for name in in_calls & constants.keys():  # the candidate may change it
-        if not _is_immutable(constants[name]):
-            del constants[name]
+    for name in _changeable_names(node, constants) - binds:
+        constants.pop(name, None)
     statement = _Statement(
         node,
         _source_of(node, code),
@@ -262,8 +267,59 @@ def _add_statement(setup: TestSetup, node: ast.stmt, code: str) -> TestSetup:
         constants,
         frozenset(definitions),
         frozenset(results),
+        captured,
+        rebound,
         (*setup.statements, statement),
     )
+
+
+# Built-in functions that neither change nor keep their arguments.
+_READING_FUNCTIONS = frozenset(
+    {
+        *("abs", "all", "any", "bool", "dict", "float", "frozenset", "int", "isinstance", "len", "list", "max", "min"),
+        *("repr", "round", "set", "sorted", "str", "sum", "tuple"),
+    }
+)
+
+
+def _changeable_names(node: ast.AST, constants: Mapping[str, ast.expr]) -> frozenset[str]:
+    """Return the names of constants of which `node` may change the value, now or when a function in it is called.
+
+    A mutable value may be changed wherever its name is used otherwise than in a comparison or, if no part of the value
+    is mutable, an index, a loop or a function that only reads it.
+    """
+    mutable = {name for name, value in constants.items() if not _is_immutable(value)}
+    flat = {name for name in mutable if all(_is_immutable(part) for part in ast.iter_child_nodes(constants[name]))}
+    compared: set[int] = set()
+    read: set[int] = set()
+    for each in ast.walk(node):
+        match each:
+            case ast.Compare():
+                compared |= {id(side) for side in (each.left, *each.comparators)}
+            case ast.Subscript(ctx=ast.Load()):
+                read.add(id(each.value))
+            case ast.For() | ast.comprehension():
+                read.add(id(each.iter))
+            case ast.Call(func=ast.Name(id=function)) if function in _READING_FUNCTIONS:
+                read |= {id(argument) for argument in each.args}
+    return _global_names(node) | {
+        each.id
+        for each in ast.walk(node)
+        if isinstance(each, ast.Name)
+        and each.id in mutable
+        and id(each) not in compared
+        and not (each.id in flat and id(each) in read)
+    }
+
+
+def _captured_names(node: ast.AST) -> frozenset[str]:
+    """Return the names that functions and classes in `node` load: what calls them may change their values."""
+    scopes = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+    return frozenset(name for each in ast.walk(node) if isinstance(each, scopes) for name in _loaded_names(each))
+
+
+def _global_names(node: ast.AST) -> frozenset[str]:
+    return frozenset(name for each in ast.walk(node) if isinstance(each, ast.Global) for name in each.names)
 
 
 def _source_of(node: ast.stmt, code: str) -> str:
@@ -298,15 +354,19 @@ def _is_host_constant(node: ast.expr, imports: Mapping[str, str]) -> bool:
     return True
 
 
-def _is_immutable(node: ast.expr) -> bool:
+def _is_immutable(node: ast.AST) -> bool:
     kinds = (ast.Constant, ast.Tuple, ast.UnaryOp, ast.BinOp, ast.Load, ast.operator, ast.unaryop)
     return all(isinstance(each, kinds) for each in ast.walk(node))
 
 
 def _is_inlinable(node: ast.FunctionDef) -> bool:
-    """Return whether a function only returns an expression over parameters without * or keyword-only ones."""
+    """Return whether a function only returns an expression over parameters without * or keyword-only ones.
+
+    The defaults of its parameters must be immutable constants, because Python evaluates them once.
+    """
     body = [each for each in node.body if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))]
     simple = not (node.args.vararg or node.args.kwarg or node.args.kwonlyargs or node.decorator_list)
+    simple = simple and all(map(_is_immutable, node.args.defaults))
     return simple and len(body) == 1 and isinstance(body[0], ast.Return) and body[0].value is not None
 
 

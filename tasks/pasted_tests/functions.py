@@ -7,8 +7,9 @@ import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from common.syntax import dotted_name
 from tasks.pasted_tests.binding import Bindings
-from tasks.pasted_tests.text import dotted_name, line_error, truncate
+from tasks.pasted_tests.text import line_error, truncate
 
 CHECK = "check"  # HumanEval's function, which gets the candidate's
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 
+from common.syntax import dotted_name
 from tasks.pasted_tests.binding import Bindings, bind, fold_literals, unroll
 from tasks.pasted_tests.classes import TestClass
 from tasks.pasted_tests.functions import (
@@ -32,7 +33,7 @@ from tasks.pasted_tests.functions import (
 )
 from tasks.pasted_tests.rewrite import TEST_CASE, RaisesToTry, Rewriter, info_assignment, raises_call
 from tasks.pasted_tests.script import MAX_TESTS, ScriptBuilder
-from tasks.pasted_tests.text import dotted_name, is_literal, line_error, names, parse_source, truncate
+from tasks.pasted_tests.text import is_literal, line_error, names, parse_source, truncate
 from tasks.problem import ENTRY_POINT, Outcome
 
 MAX_DEPTH = 10  # of test functions that call each other
@@ -141,7 +142,7 @@ class PythonTests:
                 self.builder.add_step(statement_source(node), node.lineno, frame.scope)
 
     def _import(self, node: ast.Import | ast.ImportFrom, frame: Frame) -> None:
-        """Add an import; one of the module that the answer is said to be in becomes one of the answer."""
+        """Add an import; one of the module that stands for the answer becomes one of the answer."""
         if isinstance(node, ast.ImportFrom):
             if node.module in {"pytest", "unittest", "doctest", "__future__"} and not node.level:
                 return

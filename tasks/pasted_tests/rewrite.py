@@ -11,7 +11,8 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tasks.pasted_tests.text import dotted_name, is_literal, parse_expression
+from common.syntax import dotted_name
+from tasks.pasted_tests.text import is_literal, parse_expression
 
 RAISES = "__raises__"
 TEST_CASE = "unittest.TestCase"

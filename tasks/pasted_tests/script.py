@@ -34,6 +34,7 @@ class ScriptBuilder:
         self._bound: set[str] = set()  # names that the steps define
         self._objects: set[str] = set()  # functions, classes and modules among them
         self._of_answer: set[str] = set()  # names among them whose value depends on the answer
+        self._used_with: dict[str, set[str]] = {}  # for each of them, those in the same statement or function
 
     def add_step(
         self, source: str, line: int, scope: str = "", *, optional: bool = False, of_answer: bool = False
@@ -47,14 +48,24 @@ class ScriptBuilder:
         loaded, stored = names(tree, ast.Load), names(tree, ast.Store) | _defined_names(tree)
         self._objects = (self._objects - names(tree, ast.Store)) | _defined_names(tree)
         self._bound |= stored
+        for statement in tree.body:
+            together = (
+                names(statement, ast.Load) | names(statement, ast.Store) | _defined_names(statement)
+            ) & self._bound
+            for name in together:
+                self._used_with.setdefault(name, set()).update(together)
         if of_answer or self._uses_answer(tree):
-            self._of_answer |= stored | (loaded & self._bound)
+            self._of_answer |= stored
+            self._mark_changeable(loaded)
 
     def add_assert(self, source: str, line: int, scope: str = "", *, checked: bool = True) -> None:
         """Add an assert, or a statement with asserts. Raises DataError if it tests nothing (unless not `checked`)."""
         if checked:
             self._refuse_empty(source, line)
         self.add(ScriptTest(source, self._take_steps(), scope))
+        tree = parse_python(source)
+        if self._uses_answer(tree):
+            self._mark_changeable(names(tree, ast.Load))
 
     def add_outcome(self, source: str, outcome: Outcome, line: int, scope: str = "", *, checked: bool = True) -> None:
         """Add statements that must display or raise something, as add_assert adds an assert."""
@@ -87,6 +98,15 @@ class ScriptBuilder:
         steps = tuple(pending.step for pending in self._steps)
         self._steps.clear()
         return steps
+
+    def _mark_changeable(self, loaded: set[str]) -> None:
+        """Mark the variables that a call of the answer may have changed: its arguments, and what is used with these."""
+        reached: set[str] = set()
+        pending = loaded & self._bound
+        while pending:
+            reached |= pending
+            pending = {other for name in pending for other in self._used_with.get(name, ())} - reached
+        self._of_answer |= reached - self._objects
 
     def _uses_answer(self, tree: ast.AST) -> bool:
         """Return whether the code uses a name that only the answer can define, or a value that depends on it."""

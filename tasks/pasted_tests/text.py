@@ -114,13 +114,3 @@ def string_lines(lines: list[str]) -> list[bool]:
 def names(node: ast.AST, context: type[ast.expr_context]) -> set[str]:
     """Return the names that are loaded or stored anywhere in `node`."""
     return {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, context)}
-
-
-def dotted_name(node: ast.expr) -> str:
-    """Return 'pytest.raises' for that expression; '' for anything but names joined by dots."""
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute):
-        owner = dotted_name(node.value)
-        return f"{owner}.{node.attr}" if owner else ""
-    return ""

@@ -99,10 +99,16 @@ def real_app(home: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactor
     broken = folder / "adapters" / BROKEN_ADAPTER
     broken.mkdir(parents=True)
     (broken / "adapter_config.json").write_text("{ this is no JSON", encoding="utf-8")
+    with running_app(folder, data_dir, tmp_path_factory.mktemp("log") / "app.log") as address:
+        yield address
+
+
+@contextmanager
+def running_app(home: Path, data_dir: Path, log: Path, **variables: str) -> Iterator[str]:
+    """Run app.py with this home and further environment variables; yield its address."""
     port = free_port()
-    log = tmp_path_factory.mktemp("log") / "app.log"
     command = [sys.executable, "app.py", "--port", str(port), "--data-dir", str(data_dir)]
-    environment = {**os.environ, "PROMPT_OR_TUNE_HOME": str(folder)}
+    environment = {**os.environ, "PROMPT_OR_TUNE_HOME": str(home), **variables}
     with log.open("w") as out:
         app = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
@@ -111,7 +117,8 @@ def real_app(home: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactor
         wait_for(app, port, log)
         yield f"http://127.0.0.1:{port}/"
     finally:
-        os.killpg(app.pid, signal.SIGTERM)
+        if app.poll() is None:
+            os.killpg(app.pid, signal.SIGTERM)
         app.wait(20)
 
 

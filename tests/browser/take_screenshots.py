@@ -18,7 +18,6 @@ import io
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -41,7 +40,7 @@ from evaluate.results import Result, Run, read_run
 from jobs.api import JobService
 from tasks.datasets.registry import STARTER, load_examples, load_problems
 from tasks.problem import Problem
-from tests.browser.conftest import browser, free_port, wait_for
+from tests.browser.conftest import browser, running_app
 from tests.browser.page import ComparePage, until
 from tests.browser.test_train_real import end_workers
 from tests.conftest import ROOT
@@ -474,27 +473,17 @@ SECTIONS: dict[str, Callable[[Session], None]] = {
 
 
 @contextmanager
-def running_app(home: Path, data_dir: Path, hub_url: str, token: str) -> Iterator[str]:
+def logged_in_app(home: Path, data_dir: Path, hub_url: str, token: str) -> Iterator[str]:
     """Run app.py with this home, logged in on the Hub at `hub_url`; yield its address."""
     cache = cache_dir()
     if (cache / "bases").is_dir():
         (home / "bases").symlink_to(cache / "bases")
     if (cache / "indexes").is_dir():
         shutil.copytree(cache / "indexes", home / "indexes")
-    port, log = free_port(), home / "app.log"
-    environment = {**os.environ, "PROMPT_OR_TUNE_HOME": str(home), "HF_ENDPOINT": hub_url, "HF_TOKEN": token}
-    command = [sys.executable, "app.py", "--port", str(port), "--data-dir", str(data_dir)]
-    with log.open("w") as out:
-        app = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-        )
     try:
-        wait_for(app, port, log)
-        yield f"http://127.0.0.1:{port}/"
+        with running_app(home, data_dir, home / "app.log", HF_ENDPOINT=hub_url, HF_TOKEN=token) as address:
+            yield address
     finally:
-        if app.poll() is None:
-            os.killpg(app.pid, signal.SIGTERM)
-        app.wait(20)
         end_workers(home)
 
 
@@ -518,7 +507,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         home.mkdir()
         work.mkdir()
         with (
-            running_app(home, options.data_dir, hub.url, token) as url,
+            logged_in_app(home, options.data_dir, hub.url, token) as url,
             browser(Path(folder, "chromium")) as driver,
         ):
             session = Session(driver, url, home, options.data_dir, work, Camera(options.output))

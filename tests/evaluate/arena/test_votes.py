@@ -43,7 +43,8 @@ def test_stored_vote_is_read_back_completely(votes: VoteStore) -> None:
     votes.add(vote)
     (record,) = VoteStore(votes.path).export()
     assert record["problem"] == {
-        "id": "p7", "intent": "intent 7", "reference": "x = 1", "tests": [{"code": "assert x == 1", "setup": "", "tolerance": 0.0}],
+        "id": "p7", "intent": "intent 7", "reference": "x = 1",
+        "tests": [{"code": "assert x == 1", "setup": "", "tolerance": 0.0}],
         "entry_point": None, "difficulty": None, "comparison": "exact",
     }  # fmt: skip
     assert (record["base_id"], record["base_revision"], record["quantization"]) == ("org/base", "abc", "nf4")

@@ -108,7 +108,7 @@ def test_invalid_storage_is_ignored(page: ComparePage) -> None:
     page.run()
     page.finish()
     assert {card["state"] for card in page.cards()} == {"done"}
-    assert len(page.history()) == 1
+    until(lambda: len(page.history()) == 1)
 
 
 def test_storage_of_an_earlier_version_is_migrated(page: ComparePage) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from serve.types import Candidate
-from tasks.prompt import INSTRUCTION, RESPONSE
+from tasks.extract import END_MARKS, find_mark
 
-# A text line that begins with one of these starts another turn and is not part of the answer (see tasks/extract.py).
-_TURN_MARKERS = (INSTRUCTION, RESPONSE, "<|im_start|>", "<|im_end|>")
+_FIRST_CHARACTERS = frozenset(mark[0] for mark in END_MARKS)
+_LONGEST_MARK = max(map(len, END_MARKS))
 
 
 def find_stop(text: str, stops: Sequence[str], begin: int = 0) -> int | None:
@@ -27,16 +27,20 @@ def find_stop(text: str, stops: Sequence[str], begin: int = 0) -> int | None:
 def stable_prefix(text: str, stops: Sequence[str] = (), *, raw: bool = False) -> str:
     """Return the part of an unfinished answer that no further token can remove.
 
-    Left out are a suffix that may be the beginning of a stop string and, unless the answer is `raw` text, a last text
-    line that is, or may become, the marker of another turn.
+    Left out is a suffix that may be the beginning of a stop string. Unless the answer is `raw` text, so are the
+    beginning of a mark that ends the answer, and the last line from such a mark on, which may turn out to be in a
+    string.
     """
     end = min((_partial_stop_start(text, stop) for stop in stops), default=len(text))
-    if not raw:
-        line_start = text.rfind("\n") + 1
-        line = text[line_start:].lstrip(" \t")
-        if any(marker.startswith(line) or line.startswith(marker) for marker in _TURN_MARKERS):
-            end = min(end, line_start)
-    return text[:end]
+    if raw:
+        return text[:end]
+    line_start = text.rfind("\n") + 1
+    mark = find_mark(text, line_start)
+    if not _FIRST_CHARACTERS.isdisjoint(text[-_LONGEST_MARK:]):
+        end = min(end, *(_partial_stop_start(text, end_mark) for end_mark in END_MARKS))
+    end = end if mark is None else min(end, mark)
+    # A mark at the beginning of a line includes the blanks before it.
+    return text[:line_start] if line_start < end and not text[line_start:end].strip() else text[:end]
 
 
 def _partial_stop_start(text: str, stop: str) -> int:

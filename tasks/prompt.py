@@ -42,7 +42,8 @@ class PromptStyle:
 
     `system` is the system turn of a chat, or the first line of a plain prompt; `intent_template` is the text around the
     intent; with `fenced`, answers (of examples, and in training) are in a Markdown fence; with `prefill` the prompt
-    already opens that fence, so that a small base cannot write prose before its code.
+    already opens that fence, so that a small base cannot write prose before its code. `opens_thinking` says of a
+    rendered prompt that it ends where thinking begins, as some chat templates do; it changes no text.
     """
 
     name: str
@@ -51,6 +52,7 @@ class PromptStyle:
     intent_template: str = "{intent}"
     fenced: bool = False
     prefill: bool = False
+    opens_thinking: bool = False
 
     @property
     def fingerprint(self) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapters.manifest import UNKNOWN
 from adapters.store import AdapterFolder, Store
 from errors import BusyError, EngineError, PromptError, PromptOrTuneError, PromptTooLongError
 from serve.engine.adapter_cache import AdapterCache, Lease
 from serve.types import Backend, Request, RequestOutput, Row, SamplingParams
+from tasks.extract import prompt_opens_thinking
 from tasks.methods import FixedExamples, Method, NearestExamples
 from tasks.problem import Example
 from tasks.prompt import PromptStyle, choose_style, get_style, render_prompt
@@ -122,6 +123,8 @@ class InputProcessor:
             *_omission_note(len(request.turns), len(turns), "earlier turns"),
             *_quantization_notes(adapter, base.quantization),
         )
+        if style is not None and prompt_opens_thinking(prompt):
+            style = replace(style, opens_thinking=True)
         output = RequestOutput(
             index, request, prompt=prompt, style=style, examples=tuple(examples), prompt_tokens=tokens, notes=notes
         )

@@ -75,6 +75,20 @@ def test_fine_tuned_base_gets_the_prompt_style_of_its_training(
     assert engine.answer([_request("zero-shot")], SamplingParams())[0].style == STYLES["plain-short"]
 
 
+def test_rows_know_whether_their_prompt_opens_thinking(
+    engine: LLMEngine, backend: CountingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = replace(_request("zero-shot"), style=STYLES["chat"])
+    for prompt, opens in (("<|assistant|>\n<think>\n", True), ("<|assistant|>\n", False)):
+        monkeypatch.setattr(backend, "apply_chat_template", lambda _, prompt=prompt: prompt)
+        (answer,) = engine.answer([request], SamplingParams())
+        style = backend.rows[-1].style
+        assert style is not None
+        assert style.opens_thinking is opens
+        assert answer.style == style
+        assert style.fingerprint == STYLES["chat"].fingerprint
+
+
 def test_failing_request_does_not_affect_the_others(engine: LLMEngine) -> None:
     answers = engine.answer([_request(name) for name in ("broken", "zero-shot", "gone", "rag-2")], SamplingParams())
     assert [answer.index for answer in answers] == [0, 1, 2, 3]

@@ -1,7 +1,7 @@
 """Beam search over a batch of rows: each prompt is prefilled once and its KV cache is shared by the beams.
 
 The search is that of transformers (length penalty 1, `early_stopping=False`; tests compare with `generate`) with two
-differences: a prompt is not computed once per beam, and a beam ends where its answer ends (tasks/extract.py), not only
+differences: a prompt is not computed once per beam, and a beam ends where its answer ends (tasks/extract), not only
 at the end token. Otherwise a base that goes on after its answer fills the beams with one code and many continuations.
 """
 

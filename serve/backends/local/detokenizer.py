@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Literal
 
 from serve.generated_text import find_stop
 from serve.types import Candidate
-from tasks.extract import answer_end, extract_code
+from tasks.extract import answer_end, extract_code, may_have_ended
 from tasks.prompt import PromptStyle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# An answer can only end right after one of these characters (see tasks/extract.py): other tokens need no check.
-_END_CHARACTERS = frozenset("`:>\n")
+# An answer can only end right after one of these characters (see tasks/extract): other tokens need no check.
+_END_CHARACTERS = frozenset("`~:>]}'\"\n")
 # At most this many tokens are decoded again with each new one.
 _WINDOW_TOKENS = 16
 _REPLACEMENT_CHARACTER = "\ufffd"
@@ -63,7 +63,7 @@ class Detokenizer:
         return self._may_end[token]
 
     def is_finished(self, tokens: Sequence[int], style: PromptStyle | None) -> bool:
-        """Return whether the answer `tokens` is finished: by the end token or by its text (tasks/extract.py).
+        """Return whether the answer `tokens` is finished: by the end token or by its text (tasks/extract).
 
         Raw text, which has no style, ends with the end token only.
         """
@@ -74,7 +74,10 @@ class Detokenizer:
 
     def ends_answer(self, token: int, text: str, style: PromptStyle) -> bool:
         """Return whether the answer `text`, whose last token is `token`, ends with it."""
-        return self.may_end(token) and answer_end(text, style) is not None
+        if not self.may_end(token):
+            return False
+        begin = max(0, len(text) - len(self.token_text(token)) - 1)
+        return may_have_ended(text, begin) and answer_end(text, style) is not None
 
     def _decode_with_special_tokens(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))

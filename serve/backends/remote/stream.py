@@ -23,7 +23,7 @@ from errors import BusyError, EngineError, PromptOrTuneError
 from serve.backends.remote.client import MAX_BODY_BYTES, ServerClient, SSEDecoder, decode_json
 from serve.generated_text import dedupe_candidates, find_stop, stable_prefix
 from serve.types import Candidate, PartialOutput, Row, RowOutput, SamplingParams, TokenLogprob
-from tasks.extract import answer_end, extract_code
+from tasks.extract import answer_end, extract_code, may_have_ended
 from tasks.prompt import PromptStyle
 
 # A chunk has one token or more, seldom none: a stream is cut at this many chunks beyond twice the limit of tokens.
@@ -35,7 +35,7 @@ _MAX_TOKEN_CHARACTERS = 256
 
 
 class StreamedCandidate:
-    """One candidate of a row; it ends by `answer_end` (tasks/extract.py), at a stop string, or by the server.
+    """One candidate of a row; it ends by `answer_end` (tasks/extract), at a stop string, or by the server.
 
     The server knows no `answer_end`: its stream is closed when the text received so far shows the answer's end.
     """
@@ -85,14 +85,14 @@ class StreamedCandidate:
         """Add one chunk of a `choices` list."""
         if self.is_finished:
             return
-        text = choice.get("text")
+        text, length = choice.get("text"), len(self._text)
         if isinstance(text, str) and text:
             self._text += text
             self._chunks += 1
         for token in parse_logprobs(choice.get("logprobs")):
             self._tokens.append(token)
             self._logprob += token.logprob
-        self._end = self._find_end()
+        self._end = self._find_end(length)
         reason = choice.get("finish_reason")
         self.ended_by_server = reason is not None
         if self._end is not None or reason is not None:
@@ -116,9 +116,11 @@ class StreamedCandidate:
             token_logprobs=tuple(self._tokens) if self._decoding.top_logprobs is not None else (),
         )
 
-    def _find_end(self) -> int | None:
+    def _find_end(self, new_from: int) -> int | None:
         text = self._text[: find_stop(self._text, self._decoding.stop)]
-        end = None if self._style is None else answer_end(text, self._style)
+        end = None
+        if self._style is not None and may_have_ended(text, min(new_from, len(text))):
+            end = answer_end(text, self._style)
         return end if end is not None or len(text) == len(self._text) else len(text)
 
     def _exceeds_limits(self) -> bool:

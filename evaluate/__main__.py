@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from common.command import EXIT_INTERRUPTED, run_command
 from common.files import atomic_write
 from errors import PromptOrTuneError
+from evaluate.code_again import read_code_again
 from evaluate.generate import EvaluationPlan, ProgressBar, generate_results, package_versions, parse_methods
 from evaluate.inspection import check_command, extract_command
 from evaluate.options import (
@@ -107,6 +108,7 @@ def _generate_and_score(
         again = command.replace(" --overwrite", "")
         missing = sum(not run.has_result(method.name, problem.id) for method in methods for problem in plan.problems)
         progress = ProgressBar(missing)
+        _read_code_again(run)
         try:
             generate_results(engine, plan, methods, run, progress.update)
         except KeyboardInterrupt:
@@ -157,9 +159,15 @@ def _open_sandbox(options: argparse.Namespace, needed: bool) -> AbstractContextM
         raise PromptOrTuneError(f"{str(error).rstrip('.')}; --no-tests goes without.") from error
 
 
+def _read_code_again(run: Run) -> None:
+    if changed := read_code_again(run):
+        print(f"{run.path}: the code of {changed} answers was read again, and is scored anew.", file=sys.stderr)
+
+
 def _score_missing(run: Run, command: str, sandbox: Sandbox | None, comparison: str | None) -> bool:
     """Score what is not scored yet; if interrupted, print how to continue and return False."""
     try:
+        _read_code_again(run)
         with _close_sandbox_on_interrupt(sandbox):
             score_run(run, ProgressBar, sandbox, comparison=comparison)
     except KeyboardInterrupt:

@@ -24,9 +24,10 @@ from evaluate.retry import DEFAULT_RETRIES, Retries, RetryPolicy, call_with_retr
 from models.identity import BaseIdentity
 from models.memory import PeakMemory
 from serve.types import Request, RequestOutput, SamplingParams
+from tasks.extract import EXTRACTION_VERSION
 from tasks.methods import Method, parse_method
 from tasks.problem import Problem
-from tasks.prompt import PROMPT_VERSION
+from tasks.prompt import PROMPT_VERSION, PromptStyle
 
 DECODING_MODES = ("beam", "sample", "greedy")
 _MAX_ERROR_LENGTH = 300  # characters of an exception in a message
@@ -167,6 +168,10 @@ def register_methods(
         )
 
 
+def _style_values(style: PromptStyle) -> dict[str, Any]:
+    return {"style": style.name, "fingerprint": style.fingerprint, "extraction": EXTRACTION_VERSION}
+
+
 def generate_results(
     engine: EngineProtocol,
     plan: EvaluationPlan,
@@ -198,7 +203,7 @@ def generate_results(
                 requests = [Request(problem, method, plan.data) for problem in asked]
                 answers, failure = ask(engine, requests, plan.sampling_params)
                 for style in {answer.style for answer in answers if answer.style is not None}:
-                    run.set_method(method.name, {"style": style.name, "fingerprint": style.fingerprint})
+                    run.set_method(method.name, _style_values(style))
                 run.add(make_results(asked, answers, method.name))
                 added = sum(run.has_result(method.name, problem.id) for problem in missing)
                 if added:

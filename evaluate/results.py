@@ -322,6 +322,12 @@ class Run:
             self.sandbox_failures.discard((method, problem))
         self._results[method, problem] = replace(result, scores=merged, checks=checks or result.checks)
 
+    def replace_candidates(self, method: str, problem: str, candidates: Sequence[Mapping[str, Any]]) -> None:
+        """Replace a result's candidates and drop its scores; `rewrite` stores them."""
+        self._results[method, problem] = replace(
+            self._results[method, problem], candidates=candidates, scores={}, checks=()
+        )
+
     def clear_scores(self) -> None:
         """Remove all scores and test records."""
         for key, result in self._results.items():
@@ -337,6 +343,15 @@ class Run:
         elif self._pending:
             journal.append(self._pending)
         self._pending = []
+
+    def rewrite(self) -> None:
+        """Replace the run's file by one with all its records; leave the file locked only if it was before."""
+        was_open = self._journal is not None
+        self._journal = self._journal or Journal.open(self.path)
+        self._journal.replace(self._records())
+        self._pending = []
+        if not was_open:
+            self.close()
 
     def close(self) -> None:
         """Release the file for other processes."""

@@ -30,8 +30,12 @@ from tasks.extract.syntax import is_valid_python, syntax_tree
 from tasks.extract.wrapped import code_in_json
 from tasks.prompt import PromptStyle
 
+# Increase when other code can be read from the same text: stored answers are then read again (evaluate/code_again.py).
+EXTRACTION_VERSION = 2
+
 __all__ = [
     "END_MARKS",
+    "EXTRACTION_VERSION",
     "ExtractedCode",
     "answer_end",
     "extract_code",

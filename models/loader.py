@@ -17,6 +17,7 @@ from common.format import quantization_label
 from common.paths import ProgressFn
 from errors import BaseModelError, unknown_name_error
 from models.identity import BaseIdentity
+from models.kinds import check_kind, layer_size
 from models.source import Source, is_commit, resolve
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ def _load(
         dtype = torch.bfloat16 if device == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
     try:
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
+        check_kind(source, config)
         model_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
         model = model_class.from_pretrained(
@@ -183,6 +185,8 @@ def _load(
             f"The base '{source.id}' does not fit the GPU's memory: "
             "try --quantization nf4, a smaller base, or --device cpu."
         ) from error
+    except BaseModelError:
+        raise
     except Exception as error:
         load_error = _load_error(source, error, trust_remote_code)
         if load_error is None:
@@ -260,14 +264,13 @@ def _base_identity(
         if isinstance(module, torch.nn.Linear)
     }
     style, fingerprint = _trained_style(source.folder)
-    context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048
     return BaseIdentity(
         id=source.id,
         revision=source.revision,
         architecture=type(model).__name__,
         quantization=quantization,
         device=device,
-        context_length=int(context),
+        context_length=context_length(config),
         has_chat_template=bool(tokenizer.chat_template),
         is_encoder_decoder=bool(config.is_encoder_decoder),
         prompt_style=style,
@@ -283,16 +286,17 @@ def _trained_style(folder: Path) -> tuple[str, str]:
     return str(values.get("prompt_style") or ""), str(values.get("prompt_fingerprint") or "")
 
 
+def context_length(config: Any) -> int:
+    """Return the most tokens of a prompt and its answer; 2048 where the configuration does not say."""
+    return layer_size(config.get_text_config(), "max_position_embeddings", "n_positions") or 2048
+
+
 def _sizes(config: Any) -> dict[str, int]:
     """Return the sizes of virtual tokens and key/value prefixes; those of the decoder for encoder-decoder bases."""
-
-    def size(*names: str) -> int:
-        return next((int(value) for name in names if (value := getattr(config, name, None))), 0)
-
-    hidden, heads = size("hidden_size"), size("num_attention_heads")
+    hidden, heads = layer_size(config, "hidden_size"), layer_size(config, "num_attention_heads")
     return {
         "hidden_size": hidden,
-        "num_layers": size("num_decoder_layers", "num_hidden_layers"),
-        "num_key_value_heads": size("num_key_value_heads") or heads,
-        "head_dim": size("head_dim") or hidden // max(heads, 1),
+        "num_layers": layer_size(config, "num_decoder_layers", "num_hidden_layers"),
+        "num_key_value_heads": layer_size(config, "num_key_value_heads") or heads,
+        "head_dim": layer_size(config, "head_dim") or hidden // max(heads, 1),
     }

@@ -78,7 +78,7 @@ def _refusal_reason(config: Any) -> str | None:
     if type(config) not in mapping:
         if getattr(config, "auto_map", None):
             return None
-        return "is not a model that continues or translates text alone"
+        return "is not a model that answers text with text"
     if config.is_encoder_decoder:
         return None
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", True):

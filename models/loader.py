@@ -255,14 +255,7 @@ def _guard_state_dict(model: PreTrainedModel) -> None:
 def _base_identity(
     source: Source, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, quantization: str, device: str
 ) -> BaseIdentity:
-    import torch
-
     config = model.config
-    shapes = {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
     style, fingerprint = _trained_style(source.folder)
     return BaseIdentity(
         id=source.id,
@@ -275,9 +268,26 @@ def _base_identity(
         is_encoder_decoder=bool(config.is_encoder_decoder),
         prompt_style=style,
         prompt_fingerprint=fingerprint,
-        shapes=shapes,
+        shapes=linear_shapes(model),
         **_sizes(config.get_text_config()),
     )
+
+
+def linear_shapes(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
+    """Return (out_features, in_features) of every linear layer by its module's name.
+
+    GPT-2's layers are linear too; their weight is stored as (in_features, out_features).
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    shapes: dict[str, tuple[int, int]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            shapes[name] = (module.out_features, module.in_features)
+        elif isinstance(module, Conv1D):
+            shapes[name] = (module.nf, module.nx)
+    return shapes
 
 
 def _trained_style(folder: Path) -> tuple[str, str]:

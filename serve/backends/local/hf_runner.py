@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# Tokens per forward of a long prompt; a cancel takes effect between two chunks.
+# Tokens per forward of a long prompt; a cancel takes effect between two chunks. A base with states reads a prompt at
+# once: Mamba and Jamba begin each chunk with an empty state.
 PREFILL_CHUNK = 512
 # Prompts are prefilled together when the shorter one has at least this share of the longer one's tokens,
 MIN_LENGTH_RATIO = 0.6
@@ -98,10 +99,11 @@ class HFCausalRunner:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, num_prefix_columns:]
         applied_adapters = [prompt.applied_adapter for prompt in prompts]
         logits = torch.empty(0)
-        for begin in range(0, ids.shape[1], PREFILL_CHUNK):
+        chunk = ids.shape[1] if has_states(cache) else PREFILL_CHUNK
+        for begin in range(0, ids.shape[1], chunk):
             if begin:
                 yield None
-            end = min(begin + PREFILL_CHUNK, ids.shape[1])
+            end = min(begin + chunk, ids.shape[1])
             logits = self._forward(
                 cache, applied_adapters, ids[:, begin:end], mask[:, : num_prefix_columns + end], positions[:, begin:end]
             )

@@ -9,6 +9,7 @@ not sandboxed: it may do everything that the user may.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -172,8 +173,9 @@ def _load(
         check_kind(source, config)
         model_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
-        model = model_class.from_pretrained(
+        model, loading = model_class.from_pretrained(
             source.folder,
+            output_loading_info=True,
             dtype=dtype,
             device_map=device,
             trust_remote_code=trust_remote_code,
@@ -192,9 +194,21 @@ def _load(
         if load_error is None:
             raise
         raise load_error from error
+    _check_weights(source, model, loading["missing_keys"])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
+
+
+def _check_weights(source: Source, model: PreTrainedModel, missing: Collection[str]) -> None:
+    """Raise BaseModelError where the files lack a weight: transformers would fill it with random values."""
+    lacking = sorted(name for name, _ in model.named_parameters() if name in missing)
+    if lacking:
+        raise BaseModelError(
+            f"The base '{source.id}' has no {lacking[0]}, which a {type(model).__name__} needs"
+            f"{f' ({len(lacking)} weights are missing)' if len(lacking) > 1 else ''}: "
+            "give a base that was saved with its output layer."
+        )
 
 
 def _load_error(source: Source, error: Exception, trust_remote_code: bool) -> BaseModelError | None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from adapters.store import Store
 from errors import BaseModelError, TrainingError
@@ -203,6 +203,14 @@ def _check_sentence(kind: str, sentence: str) -> None:
     assert sentence.startswith(f"The base '{kind}' ({kind}) ")
     assert sentence.endswith('choose a base of another kind (docs/serving.md, "Bases").')
     assert "\n" not in sentence
+
+
+def test_a_base_without_an_output_layer_is_refused(tmp_path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_config(make_config("llama"))
+    model.save_pretrained(tmp_path / "classifier")
+    tokenizer().save_pretrained(tmp_path / "classifier")
+    with pytest.raises(BaseModelError, match=messages.LACKS_WEIGHTS):
+        _load(tmp_path / "classifier")
 
 
 def test_encoder_decoder_bases_pass_the_trial(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def load_base(
     if training:
         _disable_repacking(model)
     else:
-        _guard_state_dict(model)
+        _guard_packed_weights(model)
     if trust_remote_code and auto_map_entries(source.folder):
         smoke_test(source, model)
     return LoadedBase(model, tokenizer, _base_identity(source, model, tokenizer, quantization, resolved_device))
@@ -247,23 +247,30 @@ def _disable_repacking(model: PreTrainedModel) -> None:
         layer.support_avx512bf16_for_cpu = False
 
 
-def _guard_state_dict(model: PreTrainedModel) -> None:
-    """Work around two errors of bitsandbytes 0.50.2 on CPUs with AVX-512 bfloat16.
+def _guard_packed_weights(model: PreTrainedModel) -> None:
+    """Work around three errors of bitsandbytes 0.50.2 on CPUs with AVX-512 bfloat16.
 
-    The repacking kernel asserts on shapes that are no multiple of its block: those layers are not repacked.
-    `state_dict()` silently unpacks weights without their scales, which damages the base for all later requests: it
-    raises RuntimeError instead (docs/bitsandbytes-state-dict.md).
+    The repacking kernel asserts on shapes that are no multiple of its block: those layers are not repacked. The kernel
+    of repacked weights reads its input as if it were contiguous, which that of Jamba's Mamba layers is not: it gets a
+    copy. `state_dict()` silently unpacks weights without their scales, which damages the base for all later requests:
+    it raises RuntimeError instead (docs/bitsandbytes-state-dict.md).
     """
     layers = _four_bit_layers(model)
     for layer in layers:
         if layer.out_features % 32 or layer.in_features % 64:
             layer.support_avx512bf16_for_cpu = False
+        if layer.support_avx512bf16_for_cpu:
+            layer.register_forward_pre_hook(_make_contiguous)
 
     def refuse(*_: object) -> None:
         raise RuntimeError("state_dict() must not be called on a base that serves: it damages quantized weights.")
 
     if layers:
         model.register_state_dict_pre_hook(refuse)
+
+
+def _make_contiguous(_layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return inputs[0].contiguous(), *inputs[1:]
 
 
 def _base_identity(

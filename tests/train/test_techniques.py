@@ -274,7 +274,6 @@ def test_ia3_agrees_with_pefts_own_mapping(name: str, kind: str) -> None:
         ("falcon", "dense query_key_value", "dense_4h_to_h"),
         ("starcoder2", "k_proj o_proj q_proj v_proj", "c_proj"),
         ("gpt2", "attn.c_proj c_attn", "mlp.c_proj"),
-        ("lfm2", "conv.in_proj k_proj out_proj q_proj v_proj", "w2"),
     ],
 )
 def test_target_modules_of_other_architectures_are_found(kind: str, attention: str, feedforward: str) -> None:

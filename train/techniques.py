@@ -192,6 +192,11 @@ class Technique:
                 f"{self.title} puts virtual tokens before the prompt, and this base does not keep the keys and values "
                 "of tokens far back (it has a sliding window, or states): choose --technique lora or ia3."
             )
+        if self.name == "prefix-tuning" and getattr(base_config, "kv_lora_rank", None):
+            raise TrainingError(
+                f"{self.title} learns keys and values of one size, and the latent attention of this base has two "
+                "sizes: choose --technique prompt-tuning, lora or ia3."
+            )
 
     def validate(self, config: TrainConfig) -> None:
         """Raise TrainingError for settings that this technique cannot train with."""

@@ -16,6 +16,8 @@ _COMMON: dict[str, Any] = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+# As many keys and values as queries: a configuration of these families has no such setting.
+_ALL_HEADS = {"num_key_value_heads": 4}
 # Shorter than most prompts.
 _WINDOW = {"sliding_window": 8}
 _SLIDING = {**_WINDOW, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
@@ -49,8 +51,8 @@ SERVED: dict[str, dict[str, Any]] = {
     "granite": {},
     "olmo2": {},
     "smollm3": {},
-    "gpt2": {},
-    "gpt_neox": {},
+    "gpt2": _ALL_HEADS,
+    "gpt_neox": _ALL_HEADS,
     "stablelm": {},
     "glm4": {"head_dim": 8},
     "ernie4_5": {"head_dim": 8},

@@ -62,21 +62,22 @@ def _load(folder: Path, quantization: str = "none", training: bool = False) -> L
     return load_base(str(folder), quantization, "cpu", lambda _: None, training=training, dtype=torch.float32)
 
 
-def _make(kind: str, root: Path, quantization: str = "none", **changes: Any) -> Family:
-    """Make a base and an adapter with random weights on the targets that training chooses for it."""
+def _make(kind: str, root: Path, quantization: str = "none", technique: str = "lora", **changes: Any) -> Family:
+    """Make a base, and an adapter with random weights on the layers that training chooses for it."""
     folder = make_family(kind, root / kind)
     loaded = _load(folder, quantization)
     check_base(loaded)
     backend = LocalBackend(loaded)
-    technique = "lora" if quantization == "none" else "qlora-4bit"
-    config = TECHNIQUES[technique].make_peft_config(tiny_config(root, technique=technique, **changes), backend.base)
-    assert isinstance(config, LoraConfig)
-    config.init_lora_weights = False
+    train_config = tiny_config(root, technique=technique, quantization=quantization, **changes)
+    config = TECHNIQUES[technique].make_peft_config(train_config, backend.base)
+    assert config is not None
+    if isinstance(config, LoraConfig):
+        config.init_lora_weights = False
     model = _load(folder, quantization, training=True).model
-    make_adapter(root / "store" / "lora", backend.base, model, config, 1)
-    backend.load_adapter(Store((root / "store",), fingerprints=FINGERPRINTS).open("lora", backend.base))
+    make_adapter(root / "store" / "adapter", backend.base, model, config, 1)
+    backend.load_adapter(Store((root / "store",), fingerprints=FINGERPRINTS).open("adapter", backend.base))
     reference = _load(folder, quantization, training=True).model
-    return Family(backend, PeftModel.from_pretrained(reference, root / "store" / "lora").eval())
+    return Family(backend, PeftModel.from_pretrained(reference, root / "store" / "adapter").eval())
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +100,7 @@ def _alone(model: Any, prompt: str, **settings: Any) -> tuple[list[str], float]:
 
 def _check_answers(family: Family, tolerance: float) -> None:
     """Compare a batch with and without the adapter with `generate` for each prompt alone; `tolerance` is in nats."""
-    rows = [Row(prompt, PLAIN, adapter) for prompt in PROMPTS for adapter in (None, "lora")]
+    rows = [Row(prompt, PLAIN, adapter) for prompt in PROMPTS for adapter in (None, "adapter")]
     outputs = family.generate(rows, SamplingParams(max_new_tokens=TOKENS))
     for row, output in zip(rows, outputs, strict=True):
         if row.adapter is None:
@@ -123,7 +124,7 @@ def test_a_family_answers_in_a_batch_as_alone(family: Family) -> None:
 
 @pytest.mark.parametrize("kind", QUANTIZED)
 def test_a_quantized_family_answers_in_a_batch_as_alone(kind: str, tmp_path: Path) -> None:
-    _check_answers(_make(kind, tmp_path, "nf4"), 0.1)  # its kernel rounds one row otherwise than several
+    _check_answers(_make(kind, tmp_path, "nf4", "qlora-4bit"), 0.1)  # its kernel rounds one row otherwise than several
 
 
 @pytest.mark.parametrize("family", BEAMS, indirect=True)
@@ -134,6 +135,21 @@ def test_beams_of_a_family_match_generate(family: Family) -> None:
             texts, _ = _alone(family.peft, prompt, num_beams=3, num_return_sequences=3)
         expected = list(dict.fromkeys(text.strip() for text in texts))
         assert [candidate.text.strip() for candidate in output.candidates] == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "technique"),
+    [
+        ("gpt2", "ia3"),
+        ("qwen3_moe", "ia3"),
+        ("lfm2", "ia3"),
+        ("gemma4_text", "ia3"),
+        ("gpt2", "prompt-tuning"),
+        ("qwen3_moe", "prefix-tuning"),
+    ],
+)
+def test_other_techniques_answer_in_a_batch_as_alone(kind: str, technique: str, tmp_path: Path) -> None:
+    _check_answers(_make(kind, tmp_path, technique=technique), 5e-3)
 
 
 def test_gpt2_with_dora_answers_in_a_batch_as_alone(tmp_path: Path) -> None:
@@ -238,6 +254,12 @@ def test_training_refuses_virtual_tokens_that_would_not_be_seen(kind: str, tmp_p
         for run in (train, run_preflight):
             with pytest.raises(TrainingError, match=messages.SLIDING_WINDOW):
                 run(tiny_config(tmp_path, technique=technique), lambda _: None)
+
+
+def test_training_refuses_a_prefix_for_latent_attention(tmp_path: Path) -> None:
+    make_family("deepseek_v3", tmp_path / "base")
+    with pytest.raises(TrainingError, match=messages.LATENT_ATTENTION):
+        run_preflight(tiny_config(tmp_path, technique="prefix-tuning"), lambda _: None)
 
 
 def test_a_refused_base_ends_a_command_with_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

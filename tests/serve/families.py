@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
 from tests.serve.tiny import tokenizer
 
@@ -105,9 +105,11 @@ _REFUSED: dict[str, dict[str, Any]] = {
     "rwkv": {},
     "openai-gpt": {},
     "deepseek_v32": {**_ROUTED, **_LATENT},
+    "deepseek_v4": {},
 }
 # or when they are run: a cache of another class, states in the model itself, positions that count the padding.
 _REFUSED_IN_TRIAL: dict[str, dict[str, Any]] = {
+    "xlstm": {},
     "minimax": {"head_dim": 8, "num_local_experts": 4, "block_size": 8},
     "recurrent_gemma": {"lru_width": 32, "attention_window_size": 8},
     "bart": {
@@ -122,6 +124,23 @@ def make_config(kind: str) -> PreTrainedConfig:
     special = {**SERVED, **_REFUSED, **_REFUSED_IN_TRIAL}[kind]
     config: PreTrainedConfig = AutoConfig.for_model(kind, **{**_COMMON, **special})
     return config
+
+
+def make_vision_language(kind: str, folder: Path) -> Any:
+    """Save a tiny vision-language model, "gemma3" or "qwen3_5", with a tokenizer to `folder`, and return it."""
+    vision = {"hidden_size": 32, "intermediate_size": 48}
+    if kind == "gemma3":
+        vision |= {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    else:
+        vision |= {"depth": 1, "num_heads": 2, "out_hidden_size": 32, "num_position_embeddings": 16}
+    text = make_config(f"{kind}_text").to_dict()
+    torch.manual_seed(0)
+    model: Any = AutoModelForImageTextToText.from_config(
+        AutoConfig.for_model(kind, text_config=text, vision_config=vision)
+    )
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return model.eval()
 
 
 def make_family(kind: str, folder: Path) -> Path:

@@ -27,7 +27,7 @@ from serve.options import ModelOptions
 from serve.types import Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests import messages
-from tests.serve.families import SERVED, make_config, make_family
+from tests.serve.families import SERVED, make_config, make_family, make_vision_language
 from tests.serve.tiny import make_adapter, make_base, tokenizer
 from tests.train.runs import tiny_config
 from train.preflight import run_preflight
@@ -189,6 +189,7 @@ def test_lora_targets_of_attention_and_state_layers(kind: str, targets: str) -> 
         ("rwkv", messages.TAKES_NO_CACHE),
         ("openai-gpt", messages.TAKES_NO_CACHE),
         ("deepseek_v32", messages.CACHE_NOT_JOINED),
+        ("deepseek_v4", messages.CACHE_NOT_JOINED),
     ],
 )
 def test_a_configuration_of_another_kind_is_refused_in_one_sentence(kind: str, message: str) -> None:
@@ -201,6 +202,7 @@ def test_a_configuration_of_another_kind_is_refused_in_one_sentence(kind: str, m
     ("kind", "quantization", "message"),
     [
         ("minimax", "none", messages.CACHE_OF_ITS_OWN),
+        ("xlstm", "none", messages.STATES_OF_ITS_OWN),
         ("recurrent_gemma", "none", messages.STATES_OUTSIDE_CACHE),
         ("bart", "none", messages.OTHER_IN_BATCH),
         ("mamba", "nf4", messages.TRY_UNQUANTIZED),
@@ -219,6 +221,18 @@ def _check_sentence(kind: str, sentence: str) -> None:
     assert sentence.startswith(f"The base '{kind}' ({kind}) ")
     assert sentence.endswith('choose a base of another kind (docs/serving.md, "Bases").')
     assert "\n" not in sentence
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "qwen3_5"])
+def test_the_text_half_of_a_vision_language_model_is_served(kind: str, tmp_path: Path) -> None:
+    model = make_vision_language(kind, tmp_path / kind)
+    loaded = _load(tmp_path / kind)
+    check_base(loaded)
+    assert loaded.identity.context_length == 512
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        ours: Any = loaded.model
+        assert torch.allclose(ours(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-5)
 
 
 def test_a_base_without_an_output_layer_is_refused(tmp_path: Path) -> None:

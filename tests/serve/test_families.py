@@ -40,7 +40,7 @@ PLAIN = STYLES["plain"]
 FINGERPRINTS = {name: style.fingerprint for name, style in STYLES.items()}
 # Of different lengths, two of them equal; the longest is read in several chunks.
 PROMPTS = ["sort a list", "x", "open the file `a.txt` and count its lines", "add a list!"]
-TOKENS = 10
+TOKENS = 8
 # Families whose adapters are also checked on an NF4 base, and those whose beams are compared: one of each kind.
 QUANTIZED = ("gpt2", "gemma2", "qwen3_moe", "lfm2", "falcon_h1", "jamba", "qwen3_5_text")
 BEAMS = ("gemma3_text", "gemma4_text", "lfm2", "falcon_h1", "qwen3_5_text", "mamba2")

@@ -19,7 +19,8 @@ MAX_ALPHA = 65_536
 MAX_VIRTUAL_TOKENS = 512
 # Initialisations that leave the base's weights unchanged; PiSSA, OLoRA, LoftQ and CorDA train a changed base.
 _INIT_VALUES = (None, True, False, "gaussian", "orthogonal", "eva")
-# Settings that are applied, or that have no effect after training. Any other must be off.
+# Settings that are applied, or that have no effect after training: `fan_in_fan_out` says how the base stores a weight,
+# which the base's own layer knows. Any other must be off.
 _COMMON_SETTINGS = frozenset(
     {
         "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision",
@@ -28,11 +29,11 @@ _COMMON_SETTINGS = frozenset(
 )  # fmt: skip
 _LORA_SETTINGS = frozenset(
     {
-        "bias", "eva_config", "init_lora_weights", "lora_alpha", "lora_dropout", "megatron_core", "qalora_group_size",
-        "r", "runtime_config", "target_modules", "use_dora", "use_rslora",
+        "bias", "eva_config", "fan_in_fan_out", "init_lora_weights", "lora_alpha", "lora_dropout", "megatron_core",
+        "qalora_group_size", "r", "runtime_config", "target_modules", "use_dora", "use_rslora",
     }
 )  # fmt: skip
-_IA3_SETTINGS = frozenset({"feedforward_modules", "init_ia3_weights", "target_modules"})
+_IA3_SETTINGS = frozenset({"fan_in_fan_out", "feedforward_modules", "init_ia3_weights", "target_modules"})
 _VIRTUAL_TOKEN_SETTINGS = frozenset(
     {"num_attention_heads", "num_layers", "num_transformer_submodules", "num_virtual_tokens", "token_dim"}
 )

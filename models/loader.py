@@ -9,6 +9,7 @@ not sandboxed: it may do everything that the user may.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,7 @@ from common.format import quantization_label
 from common.paths import ProgressFn
 from errors import BaseModelError, unknown_name_error
 from models.identity import BaseIdentity
+from models.kinds import check_kind, layer_size
 from models.source import Source, is_commit, resolve
 
 if TYPE_CHECKING:
@@ -140,7 +142,7 @@ def load_base(
     if training:
         _disable_repacking(model)
     else:
-        _guard_state_dict(model)
+        _guard_packed_weights(model)
     if trust_remote_code and auto_map_entries(source.folder):
         smoke_test(source, model)
     return LoadedBase(model, tokenizer, _base_identity(source, model, tokenizer, quantization, resolved_device))
@@ -168,10 +170,12 @@ def _load(
         dtype = torch.bfloat16 if device == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
     try:
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
+        check_kind(source, config)
         model_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
-        model = model_class.from_pretrained(
+        model, loading = model_class.from_pretrained(
             source.folder,
+            output_loading_info=True,
             dtype=dtype,
             device_map=device,
             trust_remote_code=trust_remote_code,
@@ -183,14 +187,28 @@ def _load(
             f"The base '{source.id}' does not fit the GPU's memory: "
             "try --quantization nf4, a smaller base, or --device cpu."
         ) from error
+    except BaseModelError:
+        raise
     except Exception as error:
         load_error = _load_error(source, error, trust_remote_code)
         if load_error is None:
             raise
         raise load_error from error
+    _check_weights(source, model, loading["missing_keys"])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
+
+
+def _check_weights(source: Source, model: PreTrainedModel, missing: Collection[str]) -> None:
+    """Raise BaseModelError where the files lack a weight: transformers would fill it with random values."""
+    lacking = sorted(name for name, _ in model.named_parameters() if name in missing)
+    if lacking:
+        raise BaseModelError(
+            f"The base '{source.id}' has no {lacking[0]}, which a {type(model).__name__} needs"
+            f"{f' ({len(lacking)} weights are missing)' if len(lacking) > 1 else ''}: "
+            "give a base that was saved with its output layer."
+        )
 
 
 def _load_error(source: Source, error: Exception, trust_remote_code: bool) -> BaseModelError | None:
@@ -229,17 +247,20 @@ def _disable_repacking(model: PreTrainedModel) -> None:
         layer.support_avx512bf16_for_cpu = False
 
 
-def _guard_state_dict(model: PreTrainedModel) -> None:
-    """Work around two errors of bitsandbytes 0.50.2 on CPUs with AVX-512 bfloat16.
+def _guard_packed_weights(model: PreTrainedModel) -> None:
+    """Work around three errors of bitsandbytes 0.50.2 on CPUs with AVX-512 bfloat16.
 
-    The repacking kernel asserts on shapes that are no multiple of its block: those layers are not repacked.
-    `state_dict()` silently unpacks weights without their scales, which damages the base for all later requests: it
-    raises RuntimeError instead (docs/bitsandbytes-state-dict.md).
+    The repacking kernel asserts on shapes that are no multiple of its block: those layers are not repacked. The kernel
+    of repacked weights reads its input as if it were contiguous, which that of Jamba's Mamba layers is not: it gets a
+    copy. `state_dict()` silently unpacks weights without their scales, which damages the base for all later requests:
+    it raises RuntimeError instead (docs/bitsandbytes-state-dict.md).
     """
     layers = _four_bit_layers(model)
     for layer in layers:
         if layer.out_features % 32 or layer.in_features % 64:
             layer.support_avx512bf16_for_cpu = False
+        if layer.support_avx512bf16_for_cpu:
+            layer.register_forward_pre_hook(_make_contiguous)
 
     def refuse(*_: object) -> None:
         raise RuntimeError("state_dict() must not be called on a base that serves: it damages quantized weights.")
@@ -248,33 +269,46 @@ def _guard_state_dict(model: PreTrainedModel) -> None:
         model.register_state_dict_pre_hook(refuse)
 
 
+def _make_contiguous(_layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return inputs[0].contiguous(), *inputs[1:]
+
+
 def _base_identity(
     source: Source, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, quantization: str, device: str
 ) -> BaseIdentity:
-    import torch
-
     config = model.config
-    shapes = {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
     style, fingerprint = _trained_style(source.folder)
-    context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048
     return BaseIdentity(
         id=source.id,
         revision=source.revision,
         architecture=type(model).__name__,
         quantization=quantization,
         device=device,
-        context_length=int(context),
+        context_length=context_length(config),
         has_chat_template=bool(tokenizer.chat_template),
         is_encoder_decoder=bool(config.is_encoder_decoder),
         prompt_style=style,
         prompt_fingerprint=fingerprint,
-        shapes=shapes,
+        shapes=linear_shapes(model),
         **_sizes(config.get_text_config()),
     )
+
+
+def linear_shapes(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
+    """Return (out_features, in_features) of every linear layer by its module's name.
+
+    GPT-2's layers are linear too; their weight is stored as (in_features, out_features).
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    shapes: dict[str, tuple[int, int]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            shapes[name] = (module.out_features, module.in_features)
+        elif isinstance(module, Conv1D):
+            shapes[name] = (module.nf, module.nx)
+    return shapes
 
 
 def _trained_style(folder: Path) -> tuple[str, str]:
@@ -283,16 +317,17 @@ def _trained_style(folder: Path) -> tuple[str, str]:
     return str(values.get("prompt_style") or ""), str(values.get("prompt_fingerprint") or "")
 
 
+def context_length(config: Any) -> int:
+    """Return the most tokens of a prompt and its answer; 2048 where the configuration does not say."""
+    return layer_size(config.get_text_config(), "max_position_embeddings", "n_positions") or 2048
+
+
 def _sizes(config: Any) -> dict[str, int]:
     """Return the sizes of virtual tokens and key/value prefixes; those of the decoder for encoder-decoder bases."""
-
-    def size(*names: str) -> int:
-        return next((int(value) for name in names if (value := getattr(config, name, None))), 0)
-
-    hidden, heads = size("hidden_size"), size("num_attention_heads")
+    hidden, heads = layer_size(config, "hidden_size"), layer_size(config, "num_attention_heads")
     return {
         "hidden_size": hidden,
-        "num_layers": size("num_decoder_layers", "num_hidden_layers"),
-        "num_key_value_heads": size("num_key_value_heads") or heads,
-        "head_dim": size("head_dim") or hidden // max(heads, 1),
+        "num_layers": layer_size(config, "num_decoder_layers", "num_hidden_layers"),
+        "num_key_value_heads": layer_size(config, "num_key_value_heads") or heads,
+        "head_dim": layer_size(config, "head_dim") or hidden // max(heads, 1),
     }

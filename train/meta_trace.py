@@ -19,9 +19,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.pytorch_utils import Conv1D
 
 from models.identity import BaseIdentity
-from models.loader import LoadedBase
+from models.loader import LoadedBase, linear_shapes
 from train.config import TrainConfig
 from train.model import build_peft_model
 from train.tokenize import IGNORE_INDEX
@@ -234,10 +235,11 @@ def trace_step(config: TrainConfig, base: Any, batch: BatchShape, device: str = 
 
     Wraps and changes `base`. Raises what a base's own code raises on tensors without values.
     """
-    shapes = {name: (m.out_features, m.in_features) for name, m in base.named_modules() if hasattr(m, "out_features")}
     quantized = {id(layer.weight) for layer in quantizable_layers(base)} if config.quantization != "none" else set()
     identity = BaseIdentity(
-        *("", "", type(base).__name__, "none", "meta", 0, False), base.config.is_encoder_decoder, shapes=shapes
+        *("", "", type(base).__name__, "none", "meta", 0, False),
+        base.config.is_encoder_decoder,
+        shapes=linear_shapes(base),
     )
     loaded = LoadedBase(base, None, identity)  # no tokenizer: there is no text
     with torch.device("meta"):
@@ -282,7 +284,7 @@ def trace_step(config: TrainConfig, base: Any, batch: BatchShape, device: str = 
 def quantizable_layers(base: Any) -> list[Any]:
     """Return the linear layers that bitsandbytes quantizes: all but the output layer."""
     head = base.get_output_embeddings()
-    return [module for module in base.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    return [module for module in base.modules() if isinstance(module, torch.nn.Linear | Conv1D) and module is not head]
 
 
 def _meta_inputs(base: Any, batch: BatchShape) -> dict[str, torch.Tensor]:

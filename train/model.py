@@ -105,6 +105,7 @@ def build_peft_model(config: TrainConfig, loaded: LoadedBase, samples: Sequence[
     """Wrap the base with the technique's adapter, or return the base for full fine-tuning. Sets the seed."""
     from peft import get_peft_model
     from transformers import set_seed
+    from transformers.pytorch_utils import Conv1D
 
     set_seed(config.seed)
     technique = get_technique(config.technique)
@@ -112,6 +113,9 @@ def build_peft_model(config: TrainConfig, loaded: LoadedBase, samples: Sequence[
     if peft_config is None:
         model: Any = loaded.model.requires_grad_(requires_grad=True)
     else:
+        if hasattr(peft_config, "fan_in_fan_out"):
+            # PEFT would set it, with a warning.
+            peft_config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in loaded.model.modules())
         model = get_peft_model(loaded.model.requires_grad_(requires_grad=False), peft_config)
         cast_outputs(model, loaded.model.dtype)
         if technique.uses_virtual_tokens:
@@ -289,11 +293,24 @@ def _seq2seq_loss(
 def _causal_loss(
     model: Any, base: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    hidden = base.get_decoder()(**_prepend_virtual_tokens(model, base, input_ids, attention_mask)).last_hidden_state
-    hidden = hidden[:, -input_ids.shape[1] :]
+    """Return the logits of the label tokens, (label tokens, vocabulary), and these tokens.
+
+    The base's own forward computes them, because some scale or cap what the output layer returns (Gemma 2, Granite,
+    Cohere, Falcon-H1); only the output layer's input is reduced to the label tokens.
+    """
     # The token at position i + 1 is predicted from the hidden state at position i.
     is_label = labels[:, 1:] != IGNORE_INDEX
-    return base.get_output_embeddings()(hidden[:, :-1][is_label]), labels[:, 1:][is_label]
+
+    def select_labels(_head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        return (inputs[0][:, -input_ids.shape[1] :][:, :-1][is_label][None],)
+
+    handle = base.get_output_embeddings().register_forward_pre_hook(select_labels)
+    try:
+        inputs = _prepend_virtual_tokens(model, base, input_ids, attention_mask)
+        logits = type(base).forward(base, **inputs).logits
+    finally:
+        handle.remove()
+    return logits[0], labels[:, 1:][is_label]
 
 
 def _prepend_virtual_tokens(

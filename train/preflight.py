@@ -14,7 +14,8 @@ from typing import Any
 
 from common.paths import ProgressFn
 from errors import BaseModelError
-from models.loader import auto_map_entries, broken_error, check_remote_code, untrusted_error
+from models.kinds import check_kind
+from models.loader import auto_map_entries, broken_error, check_remote_code, context_length, untrusted_error
 from models.source import Source, resolve
 from train.config import TrainConfig
 from train.data import (
@@ -34,7 +35,7 @@ from train.data import (
     make_issue,
 )
 from train.model import count_steps
-from train.techniques import get_technique
+from train.techniques import Technique, get_technique
 from train.tokenize import LabelSpan, TokenizedData, TokenizedSplit, TokenizerInfo, label_spans, tokenize_data
 
 # Shares of the rows for which the report states the max_length they need.
@@ -115,7 +116,7 @@ def run_preflight(config: TrainConfig, report: ProgressFn, estimate_fn: Estimate
     technique.validate(config)
     data = load_training_data(config)
     source = resolve(config.base, report, config.trust_remote_code)
-    tokenizer_info = load_tokenizer_info(source, config.trust_remote_code)
+    tokenizer_info = load_tokenizer_info(source, config.trust_remote_code, technique)
     report(f"Encoding {len(data.train)} training and {len(data.validation)} validation rows ...")
     prepared = tokenize_data(config, data, tokenizer_info)
     train_split, validation_split = data.train_split, data.validation_split or data.train_split
@@ -150,8 +151,11 @@ def run_preflight(config: TrainConfig, report: ProgressFn, estimate_fn: Estimate
     )
 
 
-def load_tokenizer_info(source: Source, trust_remote_code: bool) -> TokenizerInfo:
-    """Load the base's tokenizer and configuration, without its weights. Raises BaseModelError."""
+def load_tokenizer_info(source: Source, trust_remote_code: bool, technique: Technique) -> TokenizerInfo:
+    """Load the base's tokenizer and configuration, without its weights.
+
+    Raises BaseModelError, or TrainingError for a base that could not be served with an adapter of the technique.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
     check_remote_code(source, trust_remote_code)
@@ -165,8 +169,9 @@ def load_tokenizer_info(source: Source, trust_remote_code: bool) -> TokenizerInf
             raise untrusted_error(source) from error
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise BaseModelError(f"The tokenizer of base '{source.id}' cannot be loaded: {reason}") from error
-    context = getattr(base, "max_position_embeddings", None) or getattr(base, "n_positions", None) or 2048
-    return TokenizerInfo(source.id, tokenizer, bool(base.is_encoder_decoder), int(context))
+    check_kind(source, base)
+    technique.check_base(base)
+    return TokenizerInfo(source.id, tokenizer, bool(base.is_encoder_decoder), context_length(base))
 
 
 def _row_counts(data: TrainingData) -> dict[str, int]:

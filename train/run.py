@@ -9,6 +9,7 @@ from common.paths import ProgressFn, make_dir
 from errors import PromptOrTuneError, TrainingError
 from models.loader import LoadedBase, load_base
 from models.source import resolve
+from serve.backends.local.backend import check_base
 from tasks.datasets.registry import dataset_digest
 from train.checkpoints import RunDirectory, run_directory
 from train.config import TrainConfig
@@ -16,6 +17,7 @@ from train.data import TrainingData, load_training_data
 from train.estimate import Estimate, compare_with_actual, try_estimate
 from train.model import build_peft_model, build_trainer
 from train.save import TrainingResult, save_adapter
+from train.techniques import get_technique
 from train.tokenize import TokenizedData, TokenizerInfo, tokenize_data
 
 
@@ -42,6 +44,8 @@ def train(config: TrainConfig, report: ProgressFn, resume: bool = False, finish:
     loaded = load_base(
         config.base, config.quantization, config.device, report, config.trust_remote_code, True, _weights_dtype(config)
     )
+    get_technique(config.technique).check_base(loaded.model.config)
+    check_base(loaded)
     identity = loaded.identity
     tokenizer_info = TokenizerInfo(identity.id, loaded.tokenizer, identity.is_encoder_decoder, identity.context_length)
     dataset = tokenize_data(config, data, tokenizer_info)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from errors import TrainingError, unknown_name_error
 from models.identity import BaseIdentity
+from models.kinds import keeps_all_tokens
 from train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -29,45 +30,73 @@ class _ArchitectureModules:
     out: str
     # Projections of keys and values; if all three share one projection, that one.
     kv: tuple[str, ...]
-    # The output layer of the feed-forward block; IA3 rescales its input.
+    # The output layer of the feed-forward block; IA3 rescales its input. "" if it is no module of its own: the weights
+    # of all experts of a mixture are one tensor.
     feedforward: str
 
 
+_QKV, _KV = ("q_proj", "k_proj", "v_proj"), ("k_proj", "v_proj")
 _ARCHITECTURES = (
-    # Llama, CodeLlama, Qwen2, Mistral, Gemma
-    _ArchitectureModules(("q_proj", "k_proj", "v_proj"), "o_proj", ("k_proj", "v_proj"), "down_proj"),
+    # Llama, CodeLlama, Qwen, Mistral, Gemma, OLMo, Granite, Cohere
+    _ArchitectureModules(_QKV, "o_proj", _KV, "down_proj"),
     # CodeGen and CodeGen2
     _ArchitectureModules(("qkv_proj",), "out_proj", ("qkv_proj",), "fc_out"),
     # T5 and CodeT5+
     _ArchitectureModules(("q", "k", "v"), "o", ("k", "v"), "wo"),
     # GPT-J; CodeGen has the same feed-forward names
-    _ArchitectureModules(("q_proj", "k_proj", "v_proj"), "out_proj", ("k_proj", "v_proj"), "fc_out"),
+    _ArchitectureModules(_QKV, "out_proj", _KV, "fc_out"),
     # OPT, BART and PLBART
-    _ArchitectureModules(("q_proj", "k_proj", "v_proj"), "out_proj", ("k_proj", "v_proj"), "fc2"),
+    _ArchitectureModules(_QKV, "out_proj", _KV, "fc2"),
+    # LFM2, whose convolutions have an out_proj too
+    _ArchitectureModules(_QKV, "out_proj", _KV, "w2"),
     # Phi-1 and Phi-2, StarCoder2
-    _ArchitectureModules(("q_proj", "k_proj", "v_proj"), "dense", ("k_proj", "v_proj"), "fc2"),
-    _ArchitectureModules(("q_proj", "k_proj", "v_proj"), "o_proj", ("k_proj", "v_proj"), "c_proj"),
+    _ArchitectureModules(_QKV, "dense", _KV, "fc2"),
+    _ArchitectureModules(_QKV, "o_proj", _KV, "c_proj"),
     # Phi-3
     _ArchitectureModules(("qkv_proj",), "o_proj", ("qkv_proj",), "down_proj"),
-    # StarCoder; GPT-2 has the same names, but its layers are not linear layers
+    # GPT-2 and StarCoder
     _ArchitectureModules(("c_attn",), "attn.c_proj", ("c_attn",), "mlp.c_proj"),
     # GPT-NeoX, Falcon, BLOOM
     _ArchitectureModules(("query_key_value",), "dense", ("query_key_value",), "dense_4h_to_h"),
+    # DeepSeek: queries, keys and values are each computed from a smaller vector (V2-Lite has whole queries)
+    _ArchitectureModules(
+        ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"), "o_proj", ("kv_b_proj",), "down_proj"
+    ),
+    _ArchitectureModules(("q_proj", "kv_a_proj_with_mqa", "kv_b_proj"), "o_proj", ("kv_b_proj",), "down_proj"),
+    # Mixtures of experts: Mixtral, Qwen3-MoE, gpt-oss
+    _ArchitectureModules(_QKV, "o_proj", _KV, ""),
 )
+# Input and output projections of layers that keep a state instead of keys and values: LFM2, Mamba and hybrids with it,
+# Qwen3.5, Qwen3-Next. The output projection of Mamba is not one of them: its kernel reads the weight itself, without
+# an adapter's layer (PEFT refuses it too).
+_STATE_MODULES = (
+    "conv.in_proj", "mamba.in_proj", "mixer.in_proj", "linear_attn.in_proj_qkv", "linear_attn.in_proj_z",
+    "linear_attn.in_proj_qkvz", "linear_attn.out_proj",
+)  # fmt: skip
 
 
 def attention_target_modules(base: BaseIdentity) -> list[str]:
-    """Return the suffixes of all attention projections. Raises TrainingError for an unknown architecture."""
+    """Return the suffixes of all projections of attention and state layers.
+
+    Raises TrainingError for an unknown architecture.
+    """
+    states = _state_modules(base)
+    if states and not _has_attention(base):
+        return states
     architecture = _find_architecture(base)
-    return sorted((*architecture.qkv, architecture.out))
+    return sorted((*architecture.qkv, architecture.out, *states))
 
 
 def paper_lora_target_modules(base: BaseIdentity) -> list[str]:
     """Return the study's LoRA targets: queries, keys and values, without the attention's output projection.
 
     With rank 16 they have Table 3's number of parameters for every base (arXiv 2308.10462; 12.5M for CodeLlama-7B).
+    State layers have their input projections.
     """
-    return sorted(_find_architecture(base).qkv)
+    states = [name for name in _state_modules(base) if not name.endswith("out_proj")]
+    if states and not _has_attention(base):
+        return states
+    return sorted((*_find_architecture(base).qkv, *states))
 
 
 def ia3_target_modules(base: BaseIdentity) -> tuple[list[str], list[str]]:
@@ -76,24 +105,39 @@ def ia3_target_modules(base: BaseIdentity) -> tuple[list[str], list[str]]:
     As in (IA)^3 (arXiv 2205.05638) and in PEFT's mapping for Llama and T5. If queries, keys and values share one
     projection, all three are rescaled. The study does not name its modules, and Table 3 counts more parameters: its
     0.16M for CodeGen-350M are all attention projections and the feed-forward's output, where these targets have 0.14M.
+    Experts of a mixture are not rescaled.
     """
     architecture = _find_architecture(base)
-    return sorted((*architecture.kv, architecture.feedforward)), [architecture.feedforward]
+    feedforward = [architecture.feedforward] if architecture.feedforward else []
+    return sorted((*architecture.kv, *feedforward)), feedforward
 
 
 def ia3_attention_target_modules(base: BaseIdentity) -> list[str]:
     """Return all attention projections and no feed-forward layer: the best choice in PEFT's own comparison."""
-    return attention_target_modules(base)
+    architecture = _find_architecture(base)
+    return sorted((*architecture.qkv, architecture.out))
+
+
+def _state_modules(base: BaseIdentity) -> list[str]:
+    return sorted(suffix for suffix in _STATE_MODULES if _has_module(base, suffix))
+
+
+def _has_module(base: BaseIdentity, suffix: str) -> bool:
+    return any(f".{name}".endswith(f".{suffix}") for name in base.shapes)
+
+
+def _has_attention(base: BaseIdentity) -> bool:
+    return any(all(_has_module(base, suffix) for suffix in architecture.qkv) for architecture in _ARCHITECTURES)
 
 
 def _find_architecture(base: BaseIdentity) -> _ArchitectureModules:
-    dotted = [f".{name}" for name in base.shapes]
     for architecture in _ARCHITECTURES:
-        suffixes = (*architecture.qkv, architecture.out, architecture.feedforward)
-        if all(any(name.endswith(f".{suffix}") for name in dotted) for suffix in suffixes):
+        suffixes = (*architecture.qkv, architecture.out, *([architecture.feedforward] * bool(architecture.feedforward)))
+        if all(_has_module(base, suffix) for suffix in suffixes):
             return architecture
     raise TrainingError(
-        f"The attention projections of {base.architecture} are not known here: name them with --target-modules."
+        f"The attention projections of {base.architecture} are not known here: name them with --lora-target-modules or "
+        "--ia3-target-modules."
     )
 
 
@@ -140,6 +184,19 @@ class Technique:
         if preset not in PRESETS:
             raise unknown_name_error("preset", preset, PRESETS)
         return {**_PAPER_SETTINGS, **self.paper_settings} if preset == "paper" else dict(self.default_settings)
+
+    def check_base(self, base_config: Any) -> None:
+        """Raise TrainingError if a base of this transformers configuration could not be served with the adapter."""
+        if self.uses_virtual_tokens and not base_config.is_encoder_decoder and not keeps_all_tokens(base_config):
+            raise TrainingError(
+                f"{self.title} puts virtual tokens before the prompt, and this base does not keep the keys and values "
+                "of tokens far back (it has a sliding window, or states): choose --technique lora or ia3."
+            )
+        if self.name == "prefix-tuning" and getattr(base_config, "kv_lora_rank", None):
+            raise TrainingError(
+                f"{self.title} learns keys and values of one size, and the latent attention of this base has two "
+                "sizes: choose --technique prompt-tuning, lora or ia3."
+            )
 
     def validate(self, config: TrainConfig) -> None:
         """Raise TrainingError for settings that this technique cannot train with."""

@@ -37,11 +37,12 @@ def build_engine(
     backend: Backend
     if remote is None:
         from models.loader import load_base
-        from serve.backends.local.backend import LocalBackend
+        from serve.backends.local.backend import LocalBackend, check_base
 
         loaded = load_base(
             options.base or EMBEDDED, options.quantization, options.device, report, options.trust_remote_code
         )
+        check_base(loaded)
         backend = LocalBackend(loaded)
         release_thread_pool()
     else:

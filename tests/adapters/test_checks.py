@@ -98,7 +98,6 @@ def test_invalid_config_file_is_refused(good: Path, text: str, expected: str) ->
         ({"rank_pattern": {"q_proj": 8}}, "sets rank_pattern"),
         ({"alpha_pattern": {"q_proj": 8}}, "sets alpha_pattern"),
         ({"layer_replication": [[0, 1]]}, "sets layer_replication"),
-        ({"fan_in_fan_out": True}, "sets fan_in_fan_out"),
         ({"lora_bias": True}, "sets lora_bias"),
         ({"some_future_setting": 1}, "sets some_future_setting"),
         ({"r": 0}, "has rank r = 0: 1 to 256 is served"),

@@ -97,7 +97,6 @@ def test_adapter_of_every_technique_opens(
         (IA3, {"target_modules": ".*"}, "target_modules must be a list of module names"),
         (IA3, {"target_modules": ["k_proj"]}, "which is not in target_modules (k_proj)"),
         (IA3, {"modules_to_save": ["lm_head"]}, "sets modules_to_save, which this version does not apply"),
-        (IA3, {"fan_in_fan_out": True}, "sets fan_in_fan_out"),
         (IA3, {"r": 8}, "sets r, which this version does not apply"),
         (PROMPT, {"num_virtual_tokens": 0}, "has num_virtual_tokens = 0: 1 to 512 is served"),
         (PROMPT, {"num_virtual_tokens": 513}, "has num_virtual_tokens = 513"),

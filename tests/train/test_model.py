@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from models.loader import LoadedBase, load_base
+from tests.serve.families import make_family
 from tests.serve.tiny import make_base
 from tests.train.runs import tiny_config
 from train.model import build_peft_model, sample_example_ids
-from train.tokenize import TokenizedExample
+from train.tokenize import IGNORE_INDEX, TokenizedExample
 
 SAMPLES = [
     TokenizedExample([10, 11, 12, 13], [14, 2]),
@@ -85,3 +86,17 @@ def test_vocabulary_and_random_initialization_depend_on_the_seed(tmp_path: Path)
     random = initial_values("random")
     assert not any(torch.equal(row, embedding) for row in random for embedding in table)
     assert torch.equal(initial_values("random"), random)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "granite", "cohere2", "falcon_h1", "mamba"])
+def test_the_loss_is_that_of_the_base_itself(tmp_path: Path, kind: str) -> None:
+    """Some bases scale or cap the logits after their output layer, or compute between layers in 32 bits."""
+    folder = make_family(kind, tmp_path / "base")
+    loaded = load_base(str(folder), "none", "cpu", lambda _: None, training=True, dtype=torch.float32)
+    ids = torch.randint(3, 200, (2, 9), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+    batch["labels"][:, :4] = IGNORE_INDEX
+    with torch.no_grad():
+        expected = float(loaded.model(**batch).loss)
+        model = build_peft_model(tiny_config(tmp_path, technique="lora"), loaded, SAMPLES).eval()
+        assert float(model(**batch)["loss"]) == pytest.approx(expected, rel=1e-4)

@@ -25,6 +25,7 @@ from train.data import (
 )
 from train.preflight import Preflight, load_tokenizer_info, render_preflight, run_preflight
 from train.settings import make_config
+from train.techniques import get_technique
 from train.tokenize import tokenize_data
 
 pytestmark = pytest.mark.slow
@@ -120,7 +121,7 @@ def test_preflight_and_run_have_the_same_rows(base: Path, tmp_path: Path) -> Non
     page = run_preflight(settings, lambda _: None)
     from models.source import resolve
 
-    tokenizer_info = load_tokenizer_info(resolve(str(base), lambda _: None), trust_remote_code=False)
+    tokenizer_info = load_tokenizer_info(resolve(str(base), lambda _: None), False, get_technique("lora"))
     prepared = tokenize_data(settings, load_training_data(settings), tokenizer_info)
     assert sum(len(sample.response_ids) for sample in prepared.train.samples) == page.response_tokens.total
     assert len(prepared.train.lengths) - len(prepared.train.selected_indices) == page.too_long.train.count
@@ -246,6 +247,7 @@ def test_preflight_loads_no_weights(base: Path, tmp_path: Path) -> None:
 import sys, transformers
 from train.preflight import run_preflight
 from train.settings import make_config
+from train.techniques import get_technique
 def refuse(*_, **__): raise AssertionError("weights were loaded")
 transformers.PreTrainedModel.from_pretrained = refuse
 config = make_config(adapter_name="tiny", dataset_name={str(path)!r}, model_name_or_path={str(base)!r})

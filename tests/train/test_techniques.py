@@ -27,7 +27,7 @@ from transformers import (
 from adapters.store import Store
 from errors import TrainingError
 from models.identity import BaseIdentity
-from models.loader import load_base
+from models.loader import linear_shapes, load_base
 from serve.backends.local.backend import LocalBackend
 from serve.types import Row, RowOutput, SamplingParams
 from tasks.datasets.registry import load_problems
@@ -173,12 +173,9 @@ def _model(name: str) -> Any:
 
 
 def _base(model: Any) -> BaseIdentity:
-    shapes = {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-    return BaseIdentity("x", "y", type(model).__name__, "none", "cpu", 512, has_chat_template=False, shapes=shapes)
+    return BaseIdentity(
+        "x", "y", type(model).__name__, "none", "cpu", 512, has_chat_template=False, shapes=linear_shapes(model)
+    )
 
 
 def _trainable(model: Any) -> int:
@@ -276,6 +273,7 @@ def test_ia3_agrees_with_pefts_own_mapping(name: str, kind: str) -> None:
         ("gpt_neox", "dense query_key_value", "dense_4h_to_h"),
         ("falcon", "dense query_key_value", "dense_4h_to_h"),
         ("starcoder2", "k_proj o_proj q_proj v_proj", "c_proj"),
+        ("gpt2", "attn.c_proj c_attn", "mlp.c_proj"),
     ],
 )
 def test_target_modules_of_other_architectures_are_found(kind: str, attention: str, feedforward: str) -> None:
@@ -290,6 +288,6 @@ def test_target_modules_of_other_architectures_are_found(kind: str, attention: s
 )
 def test_unknown_architecture_raises_a_training_error(modules: Any) -> None:
     with torch.device("meta"):
-        base = _base(AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2")))
+        base = _base(AutoModelForCausalLM.from_config(AutoConfig.for_model("mpt")))
     with pytest.raises(TrainingError, match=messages.TARGET_MODULES_UNKNOWN):
         modules(base)

@@ -16,6 +16,7 @@ from serve.backends.local.fused_llama import FusedLlama, can_fuse
 from serve.backends.local.fused_runner import FusedModelRunner, share_model
 from serve.backends.local.hf_runner import HFCausalRunner, HFSeq2SeqRunner
 from serve.backends.local.prefix_cache import PrefixCache
+from serve.backends.local.trial import check_batch
 from serve.types import Batch, PartialOutput, Row, RowOutput, SamplingParams
 from tasks.prompt import Message, get_style
 
@@ -143,13 +144,22 @@ def _without_system(messages: Sequence[Message]) -> list[Message]:
 
 def make_runner_factory(model: PreTrainedModel, pad_token: int, prefix_cache: PrefixCache) -> Callable[[], ModelRunner]:
     """Return a function that makes empty runners of the kind that fits the model."""
-    modules = dict(model.named_modules())
-    if model.config.is_encoder_decoder:
-        return lambda: HFSeq2SeqRunner(model, pad_token, modules)
     if can_fuse(model):
-        base = share_model(FusedLlama(model), modules, prefix_cache)
+        base = share_model(FusedLlama(model), dict(model.named_modules()), prefix_cache)
         return lambda: FusedModelRunner(base)
-    return lambda: HFCausalRunner(model, pad_token, modules)
+    return _unfused_runner_factory(model, pad_token)
+
+
+def _unfused_runner_factory(model: PreTrainedModel, pad_token: int) -> Callable[[], ModelRunner]:
+    runner_class = HFSeq2SeqRunner if model.config.is_encoder_decoder else HFCausalRunner
+    modules = dict(model.named_modules())
+    return lambda: runner_class(model, pad_token, modules)
+
+
+def check_base(loaded: LoadedBase) -> None:
+    """Raise BaseModelError if a small batch on the base fails or gives other answers than each row alone."""
+    if not can_fuse(loaded.model):
+        check_batch(loaded, _unfused_runner_factory(loaded.model, loaded.tokenizer.pad_token_id))
 
 
 def check_trained_style(base: BaseIdentity) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from serve.backends.local.kv_cache import is_plain, new_cache
+from models.kinds import cache_argument
+from serve.backends.local.kv_cache import concat_caches, has_keys, has_states, new_cache, pad_left, select_rows
 from serve.backends.local.lora.batch import adapter_hooks
 from serve.backends.local.lora.prompt_learning import KVPrefix, SoftPrompt, init_cache_with_prefixes, to_kv_prefix
 from serve.backends.local.lora.registry import AppliedAdapter
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# Tokens per forward of a long prompt; a cancel takes effect between two chunks.
+# Tokens per forward of a long prompt; a cancel takes effect between two chunks. A base with states reads a prompt at
+# once: Mamba and Jamba begin each chunk with an empty state.
 PREFILL_CHUNK = 512
 # Prompts are prefilled together when the shorter one has at least this share of the longer one's tokens,
 MIN_LENGTH_RATIO = 0.6
@@ -44,6 +46,7 @@ class HFCausalRunner:
         self._model: Any = model
         self._pad_token_id = pad_token
         self._modules = modules
+        self._cache_argument = cache_argument(model) or "past_key_values"
         self._applied_adapters: list[AppliedAdapter | None] = []
         self._cache: Any = None
         self._mask = torch.empty(0)
@@ -61,9 +64,10 @@ class HFCausalRunner:
                     results.append(result)
                 yield None
         order = torch.tensor([row for rows in groups for row in rows], device=self._model.device).argsort()
-        self._cache = self._concat_caches([cache for cache, _, _ in results], order)
+        self._cache = concat_caches([cache for cache, _, _ in results])
+        select_rows(self._cache, order)
         longest = max(mask.shape[1] for _, mask, _ in results)
-        self._mask = torch.cat([_pad_left(mask, longest, 1) for _, mask, _ in results])[order]
+        self._mask = torch.cat([pad_left(mask, longest, 1) for _, mask, _ in results])[order]
         self._next_positions = self._mask.sum(-1, keepdim=True)
         self._applied_adapters = [prompt.applied_adapter for prompt in prompts]
         yield torch.cat([logits for _, _, logits in results])[order]
@@ -71,16 +75,14 @@ class HFCausalRunner:
     def _group_by_length(self, lengths: Sequence[int]) -> list[list[int]]:
         """Group rows by similar length, within MAX_PREFILL_TOKENS, so that short prompts need little padding.
 
-        Caches that are not plain (a sliding window, for example) cannot be concatenated: all rows are one group then.
+        Rows of a base with states are grouped with rows of the same length: padding would change their states.
         """
-        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        if not is_plain(new_cache(self._model.config)):
-            return [order]
+        min_ratio = 1 if has_states(new_cache(self._model.config)) else MIN_LENGTH_RATIO
         groups: list[list[int]] = []
-        for row in order:
+        for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
             longest = lengths[groups[-1][0]] if groups else 0
             fits = groups and (len(groups[-1]) + 1) * longest <= MAX_PREFILL_TOKENS
-            if fits and lengths[row] >= MIN_LENGTH_RATIO * longest:
+            if fits and lengths[row] >= min_ratio * longest:
                 groups[-1].append(row)
             else:
                 groups.append([row])
@@ -97,10 +99,11 @@ class HFCausalRunner:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, num_prefix_columns:]
         applied_adapters = [prompt.applied_adapter for prompt in prompts]
         logits = torch.empty(0)
-        for begin in range(0, ids.shape[1], PREFILL_CHUNK):
+        chunk = ids.shape[1] if has_states(cache) else PREFILL_CHUNK
+        for begin in range(0, ids.shape[1], chunk):
             if begin:
                 yield None
-            end = min(begin + PREFILL_CHUNK, ids.shape[1])
+            end = min(begin + chunk, ids.shape[1])
             logits = self._forward(
                 cache, applied_adapters, ids[:, begin:end], mask[:, : num_prefix_columns + end], positions[:, begin:end]
             )
@@ -109,21 +112,6 @@ class HFCausalRunner:
     def _kv_prefix(self, applied_adapter: AppliedAdapter | None) -> KVPrefix | None:
         prompt_prefix = None if applied_adapter is None else applied_adapter.adapter.prompt_prefix
         return None if prompt_prefix is None else to_kv_prefix(self._model, prompt_prefix)
-
-    def _concat_caches(self, caches: list[Any], order: torch.Tensor) -> Any:
-        """Concatenate the caches of all groups; shorter ones get zero columns on the left, which the mask hides."""
-        if len(caches) == 1:
-            caches[0].batch_select_indices(order)
-            return caches[0]
-        joined = new_cache(self._model.config)
-        longest = max(cache.get_seq_length() for cache in caches)
-        for number in range(len(caches[0].layers)):
-            keys_and_values = []
-            for attribute in ("keys", "values"):
-                results = [getattr(cache.layers[number], attribute) for cache in caches]
-                keys_and_values.append(torch.cat([_pad_left(result, longest, 2) for result in results])[order])
-            joined.update(keys_and_values[0], keys_and_values[1], number)
-        return joined
 
     def fork(self) -> None:
         """Do nothing: sequences of one prompt have copies of its KV cache."""
@@ -140,7 +128,7 @@ class HFCausalRunner:
     def reorder(self, indices: torch.Tensor) -> None:
         indices = indices.to(self._model.device)
         self._applied_adapters = [self._applied_adapters[index] for index in indices.tolist()]
-        self._cache.batch_select_indices(indices)
+        select_rows(self._cache, indices)
         self._next_positions, self._mask = self._next_positions[indices], self._mask[indices]
 
     def _forward(
@@ -154,20 +142,13 @@ class HFCausalRunner:
         with adapter_hooks(self._modules, applied_adapters):
             out = self._model(
                 input_ids=ids,
-                attention_mask=mask,
+                attention_mask=mask if has_keys(cache) else None,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{self._cache_argument: cache},
             )
         return torch.as_tensor(out.logits[:, -1])
-
-
-def _pad_left(result: torch.Tensor, columns: int, dim: int) -> torch.Tensor:
-    """Return `part` with zero columns on the left."""
-    shape = list(result.shape)
-    shape[dim] = columns - shape[dim]
-    return torch.cat([result.new_zeros(shape), result], dim)
 
 
 class HFSeq2SeqRunner:
@@ -207,12 +188,14 @@ class HFSeq2SeqRunner:
                 [prefix if isinstance(prefix, SoftPrompt) else None for prefix in prompt_prefixes],
             )
         self._applied_adapters = applied_adapters
-        config = self._model.config
-        start_token = self._model.generation_config.decoder_start_token_id
-        start_token = getattr(config, "decoder_start_token_id", None) if start_token is None else start_token
-        yield self.decode(
-            torch.full((len(prompts),), self._pad_token_id if start_token is None else start_token, dtype=torch.long)
-        )
+        yield self.decode(torch.full((len(prompts),), self.decoder_start_token, dtype=torch.long))
+
+    @property
+    def decoder_start_token(self) -> int:
+        """The token that the decoder begins with."""
+        configs = (self._model.generation_config, self._model.config)
+        tokens = [getattr(config, "decoder_start_token_id", None) for config in configs]
+        return next((int(token) for token in tokens if token is not None), self._pad_token_id)
 
     def _encode(self, prompts: Sequence[Sequence[int]], soft_prompts: Sequence[SoftPrompt | None]) -> torch.Tensor:
         """Return the encoder's hidden states, (rows, longest, hidden size), with a row's virtual tokens first."""

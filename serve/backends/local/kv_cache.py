@@ -1,15 +1,19 @@
-"""Preallocated KV cache layers for transformers' caches.
+"""Caches of a batch: preallocated KV layers for transformers' caches, and selection and concatenation of rows.
 
 transformers' DynamicCache copies all keys and values of all rows for every new token; with examples in the prompt
 that is tens of megabytes per step. Here each layer has spare columns and writes new tokens in place.
+
+A layer has keys and values by column, of all tokens or of those in a sliding window, or states of a fixed size
+(convolution, state space, linear attention), or both, or nothing where it reuses another layer's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -47,6 +51,10 @@ class PreallocatedLayer(DynamicLayer):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep, reorder or repeat rows; the copy has no spare columns until the next update allocates some."""
         super().batch_select_indices(indices)
+        self.drop_buffers()
+
+    def drop_buffers(self) -> None:
+        """Make the next update allocate buffers: keys and values are not views of the old ones any more."""
         self._buffers = None
 
     @staticmethod
@@ -65,8 +73,64 @@ def new_cache(config: PreTrainedConfig) -> Any:
 
 
 def is_plain(cache: Any) -> bool:
-    """Return whether every layer is plain (no sliding window), so that caches of several groups can be concatenated."""
+    """Return whether every layer keeps the keys and values of all tokens (no sliding window, no state)."""
     return all(isinstance(layer, PreallocatedLayer) for layer in cache.layers)
+
+
+def has_states(cache: Any) -> bool:
+    """Return whether a layer keeps a state, which padding in front of a prompt would change."""
+    return any(isinstance(layer, LinearAttentionLayer) for layer in cache.layers)
+
+
+def has_keys(cache: Any) -> bool:
+    """Return whether a layer keeps keys and values, which need a mask; prompts without one are never padded."""
+    return any(isinstance(layer, DynamicLayer) for layer in cache.layers)
+
+
+def select_rows(cache: Any, indices: torch.Tensor) -> None:
+    """Keep, reorder or repeat the rows of every layer: new row i is old row `indices[i]`."""
+    for layer in cache.layers:
+        if isinstance(layer, LinearAttentionLayer):  # its batch_select_indices, if any, leaves the states as they are
+            LinearAttentionLayer.reorder_cache(layer, indices)
+        if isinstance(layer, DynamicLayer):
+            layer.batch_select_indices(indices)
+
+
+def concat_caches(caches: Sequence[Any]) -> Any:
+    """Return one cache with the rows of all `caches`, which must not be used afterwards.
+
+    All rows end at the same column: keys and values get zero columns on the left, which a mask must hide. Raises
+    ValueError for a layer without states after a forward: its model keeps them elsewhere, for one batch only.
+    """
+    joined = caches[0]
+    if any(
+        isinstance(layer, LinearAttentionLayer) and not any(layer.has_previous_state.values())
+        for layer in joined.layers
+    ):
+        raise ValueError("it keeps states outside of its cache")
+    for number, layer in enumerate(joined.layers if len(caches) > 1 else ()):
+        layers = [cache.layers[number] for cache in caches]
+        if isinstance(layer, LinearAttentionLayer):
+            for states in ("conv_states", "recurrent_states"):
+                for index, state in getattr(layer, states).items():
+                    if state is not None:
+                        getattr(layer, states)[index] = torch.cat([getattr(other, states)[index] for other in layers])
+        if isinstance(layer, DynamicLayer):
+            columns = max(other.keys.shape[2] for other in layers)
+            layer.keys = torch.cat([pad_left(other.keys, columns, 2) for other in layers])
+            layer.values = torch.cat([pad_left(other.values, columns, 2) for other in layers])
+        if isinstance(layer, PreallocatedLayer):
+            layer.drop_buffers()
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            layer.cumulative_length = max(other.cumulative_length for other in layers)
+    return joined
+
+
+def pad_left(tensor: torch.Tensor, columns: int, dim: int) -> torch.Tensor:
+    """Return `tensor` with zeros in front, so that dimension `dim` has `columns`."""
+    shape = list(tensor.shape)
+    shape[dim] = columns - shape[dim]
+    return torch.cat([tensor.new_zeros(shape), tensor], dim)
 
 
 class SuffixLayer(DynamicLayer):

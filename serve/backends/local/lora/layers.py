@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from adapters.peft_config import is_feedforward
 
@@ -156,6 +157,8 @@ def _weight_columns(layer: Any, begin: int, end: int, example: torch.Tensor) -> 
     """Return W[:, begin:end] in float32."""
     if type(layer) is torch.nn.Linear:
         return layer.weight[:, begin:end].float()
+    if isinstance(layer, Conv1D):  # (in, out)
+        return layer.weight[begin:end].T.float()
     unit_vectors = torch.zeros((end - begin, example.shape[1]), device=example.device)
     unit_vectors[torch.arange(end - begin), torch.arange(begin, end)] = 1
     return torch.as_tensor(_without_bias_and_hooks(layer)(unit_vectors.to(_compute_dtype(layer)))).float().T

@@ -88,8 +88,8 @@ def _kv_heads(config: Any) -> tuple[int, int]:
 def _check_cache(model: Any, name: str) -> None:
     if not model.config.is_encoder_decoder and not is_plain(new_cache(model.config)):
         raise AdapterError(
-            f"Adapter '{name}' puts virtual tokens before the prompt, and this base does not see tokens far back "
-            "(it has a sliding window): train a LoRA or IA3 adapter instead."
+            f"Adapter '{name}' puts virtual tokens before the prompt, and this base does not keep the keys and values "
+            "of tokens far back (it has a sliding window, or states): train a LoRA or IA3 adapter instead."
         )
 
 

@@ -39,7 +39,7 @@ from evaluate.test_runner.entry_point import NoEntryPointError, code_prelude, re
 from evaluate.test_runner.explain import explain_assert, explain_whole_assert, run_split_asserts
 from evaluate.test_runner.result import TestResult, contrast, end_reason, one_line, shorten
 from evaluate.test_runner.script import run_script
-from tasks.datasets.apps import CALL_HELPERS, CODE_PRELUDE
+from tasks.apps_format import CALL_HELPERS, CODE_PRELUDE
 from tasks.problem import AssertTest, ScriptTest, StdioTest, Test
 
 FLOAT_TOLERANCE = 1e-6

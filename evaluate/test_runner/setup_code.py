@@ -17,7 +17,7 @@ from typing import Any
 
 from common.syntax import parse_python
 from evaluate.test_runner.interpreter import Interpreter, full_name, is_host_function, names_bound_in
-from tasks.datasets.apps import CALL_HELPERS
+from tasks.apps_format import CALL_HELPERS
 
 LIBRARIES = frozenset({"np", "pd", "numpy", "pandas", "scipy", "torch", "sympy", "pytest", *sys.stdlib_module_names})
 MAX_INLINED = 20  # helpers inside of helpers

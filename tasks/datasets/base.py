@@ -5,13 +5,13 @@ Every error about a row has its location.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from errors import DataError
+from tasks.json_values import json_type, parse_json
 from tasks.problem import Problem
 
 
@@ -155,26 +155,6 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: not UTF-8 (byte {error.start + 1} of the file).") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}).") from error
-
-
-def parse_json(text: str, location: str, **options: Any) -> Any:
-    """Parse JSON; raises DataError with `location`. `options` are passed to json.loads."""
-    try:
-        return json.loads(text, **options)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{location}: not JSON ({error.msg} at character {error.pos + 1}).") from error
-    except (ValueError, RecursionError) as error:  # a number too long for Python, or deep nesting
-        raise DataError(f"{location}: not JSON that Python can read ({error}).") from error
-
-
-def json_type(value: object) -> str:
-    """Return the type of a JSON value in words."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    names: dict[type, str] = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return names.get(type(value), type(value).__name__)
 
 
 def _iter_rows(path: Path) -> Iterator[DatasetRow]:

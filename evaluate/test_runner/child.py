@@ -29,16 +29,17 @@ import os
 import sys
 import time
 from _json import encode_basestring_ascii as quoted  # json itself imports re, which costs 5 ms
+from _signal import ITIMER_PROF, setitimer  # type: ignore[import-not-found] # signal itself imports enum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    Call = tuple[int, str, str, str | None, str, str, str]
+    Call = tuple[int, str, str, str | None, str, str, str, float]
 
 MAX_VALUE_CHARACTERS = 200_000
-MAX_DIGEST_ITEMS = 500_000  # of a larger value that is compared by its digest
+MAX_DIGEST_ITEMS = 2_000_000  # of a larger value that is compared by its digest
 MAX_VALUE_DEPTH = 60
 MAX_NAME_CHARACTERS = 100  # of a type's name
 MAX_ERROR_CHARACTERS = 300
@@ -387,10 +388,11 @@ def _run_statements(names: dict[str, Any], source: str) -> tuple[str, tuple[str,
 
 
 def run_child(code: str, calls: list[Call], preamble: str) -> None:
-    """Run `preamble`, `code` and the calls, each of index, set-up, source, token, `wider`, scope and mode.
+    """Run `preamble`, `code` and the calls, each of index, set-up, source, token, `wider`, scope, mode and time.
 
     An assert that runs as a whole has a token. The mode is `value` for an expression, `step` for statements that run
-    without a result, `outcome` for statements whose displayed text or exception is the result.
+    without a result, `outcome` for statements whose displayed text or exception is the result. A call with a time
+    (processor seconds, 0 for none) is measured in processor time, and the kernel ends this process after it.
     """
     results = os.dup(1)
     os.dup2(2, 1)
@@ -403,12 +405,17 @@ def run_child(code: str, calls: list[Call], preamble: str) -> None:
     else:
         _send_record(results, '"loaded"')
         namespaces = _Namespaces(names)
-        for at, setup, source, token, wider, scope, mode in calls:
+        for at, setup, source, token, wider, scope, mode, cpu_seconds in calls:
             _send_record(results, '"begin"', str(at))
+            clock = time.process_time if cpu_seconds else time.perf_counter
             started = clock()
+            if cpu_seconds:
+                setitimer(ITIMER_PROF, cpu_seconds)
             try:
                 event, contents = _evaluate_call(namespaces[scope], setup, source, token, wider, mode)
             except BaseException as error:  # noqa: BLE001 - as above
                 event, contents = '"error"', _describe_error(error)
+            if cpu_seconds:
+                setitimer(ITIMER_PROF, 0)
             _send_record(results, event, str(at), f"{clock() - started:.6f}", *contents)
     os._exit(0)  # without waiting for the candidate's threads and exit handlers

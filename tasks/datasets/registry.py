@@ -1,7 +1,9 @@
-"""Registry of the data sets: conala, codealpacapy, mbpp, apps and our own starter.
+"""Registry of the data sets: conala, codealpacapy, mbpp, apps, humaneval, humanevalplus, mbppplus, leetcode, and our
+own starter.
 
-Each is read from a folder (`data_dir`: one with a folder for each data set, or the data set's own folder) or, without
-one, from the Hugging Face Hub. Starter needs neither. Importing this module loads neither `datasets` nor torch.
+Each is read from a folder (`data_dir`: one with a folder for each data set, the data set's own folder, or its file
+where it is one file) or, without one, from the Hugging Face Hub. Starter needs neither. Importing this module loads
+neither `datasets` nor torch.
 """
 
 from __future__ import annotations
@@ -14,15 +16,23 @@ from pathlib import Path
 from errors import DataError, unknown_name_error
 from tasks.datasets import conala
 from tasks.datasets.apps import APPS
-from tasks.datasets.base import DatasetSource
+from tasks.datasets.base import SPLITS, DatasetSource
 from tasks.datasets.conala import CODEALPACAPY, CONALA
+from tasks.datasets.evalplus import HUMANEVALPLUS, MBPPPLUS
+from tasks.datasets.humaneval import HUMANEVAL
+from tasks.datasets.leetcode import LEETCODE
 from tasks.datasets.mbpp import MBPP
 from tasks.problem import Example, Problem
 
-SPLITS = ("train", "validation", "test")
 STARTER = "starter"
-_SOURCES: dict[str, DatasetSource] = {source.name: source for source in (CONALA, CODEALPACAPY, MBPP, APPS)}
+_SOURCES: dict[str, DatasetSource] = {
+    source.name: source for source in (CONALA, CODEALPACAPY, MBPP, APPS, HUMANEVAL, HUMANEVALPLUS, MBPPPLUS, LEETCODE)
+}
 DATASETS: tuple[str, ...] = (STARTER, *_SOURCES)
+# Data sets that examples come from and that can be trained on.
+TRAINING_DATASETS: tuple[str, ...] = tuple(
+    name for name in DATASETS if name == STARTER or "train" in _SOURCES[name].splits
+)
 
 
 def load_problems(name: str, split: str, data_dir: str | Path | None = None, limit: int | None = None) -> list[Problem]:
@@ -50,7 +60,7 @@ def load_examples(name: str, data_dir: str | Path | None = None) -> list[Example
 
 
 def available_datasets(data_dir: str | Path | None = None) -> list[str]:
-    """Return the data sets that load without the network: starter, and those in `data_dir`."""
+    """Return the data sets that load without the network: starter, and those in the folder `data_dir`."""
     if data_dir is None or not Path(data_dir).is_dir():
         return [STARTER]
     folder, names = Path(data_dir).resolve(), frozenset(_SOURCES)
@@ -73,6 +83,7 @@ def _load_split(name: str, split: str, data_dir: Path | None) -> list[Problem]:
             raise DataError(f"No such data folder: {data_dir} (--data-dir); leave it out for {STARTER}.")
         return conala.read_starter(split)
     source = _SOURCES[name]
+    source.require_split(split)
     if data_dir is None:
         return source.fetch(split)
     return source.read(source.folder(data_dir, frozenset(_SOURCES)), split)

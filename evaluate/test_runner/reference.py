@@ -1,0 +1,227 @@
+"""Tests whose expected values are what a reference returns (tasks.problem.ReferenceTest), as EvalPlus's are.
+
+The reference runs once for a test, in the sandbox; its values and the processor time of each call are kept in the
+folder `reference-answers` of the cache. A candidate's calls of one test run in one child, and their values are compared
+on the host, so that no expected value enters the sandbox. The first call that fails is the test's result.
+
+A call may take `TimeLimits.seconds` of processor time, after which the kernel ends its child. All calls of a test
+together may take MAX_TEST_TIMES the sandbox's limit of time (60 s by default, EvalPlus's limit), if the sum of their
+own limits is not less.
+"""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import hashlib
+import json
+import math
+import platform
+import zlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from common.files import atomic_write
+from common.paths import cache_dir, make_dir
+from errors import DataError
+from evaluate.sandbox.sandbox import Sandbox
+from evaluate.sandbox.types import MEBIBYTE, Limits
+from evaluate.test_runner.calls import CallResult, ChildCall, run_calls
+from evaluate.test_runner.child import ValueWriter
+from evaluate.test_runner.comparison import ComparisonRules
+from evaluate.test_runner.explain import joined_error
+from evaluate.test_runner.result import TestResult, contrast, format_value, one_line, shorten
+from evaluate.test_runner.values import InvalidValueError, LargeValue, OpaqueValue, decode_value
+from tasks.problem import ReferenceTest, Test
+
+MAX_TEST_TIMES = 6  # the sandbox's limit of time, for all calls of a test
+REFERENCE_LIMITS = Limits(wall_seconds=120, cpu_seconds=120, memory_bytes=1024 * MEBIBYTE)
+# Increase when the answers of the same reference can change: they are then computed again.
+ANSWERS_VERSION = 1
+_MAX_ANSWERS_IN_MEMORY = 32  # tests; those of one problem are used one after the other
+_LOCKS_LOCK = Lock()
+_LOCKS: dict[str, Lock] = {}
+
+
+@dataclass(frozen=True)
+class TimeLimits:
+    """Processor seconds that a call may take: `factor` times those of the reference, at least `min_seconds`.
+
+    The defaults are those of EvalPlus's repository since April 2025 (its release 0.3.1 has 1 s for 4 s).
+    """
+
+    min_seconds: float = 4.0
+    factor: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("shortest time limit", self.min_seconds), ("factor of time limits", self.factor)):
+            if not (value > 0 and math.isfinite(value)):
+                raise DataError(f"The {name} is {value:g}: give a number above 0.")
+
+    def seconds(self, reference_seconds: float) -> float:
+        """Return the limit of a call for which the reference took `reference_seconds`."""
+        return max(self.min_seconds, self.factor * reference_seconds)
+
+
+@dataclass(frozen=True)
+class ReferenceAnswers:
+    """What the reference returned for each input of a test, and the processor seconds that it took."""
+
+    values: tuple[Any, ...]
+    seconds: tuple[float, ...]
+
+
+def prepare_reference_answers(
+    tests: Iterable[Test], sandbox: Sandbox, workers: int, update: Callable[[int, str], None]
+) -> None:
+    """Compute the answers that are not in the cache; `update(1, label)` is called after each test with a reference.
+
+    Raises DataError, with the name of the test, for a reference that fails, and SandboxError.
+    """
+    wanted = [test for test in tests if isinstance(test, ReferenceTest)]
+    with ThreadPoolExecutor(workers, "reference") as pool:
+        futures = [pool.submit(_ensure_cached, test, sandbox) for test in wanted]
+        try:
+            for future in futures:
+                future.result()
+                update(1, "expected values")
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_reference_test(
+    code: str,
+    test: ReferenceTest,
+    sandbox: Sandbox,
+    limits: Limits,
+    preamble: str,
+    rules: ComparisonRules,
+    time_limits: TimeLimits | None,
+) -> TestResult:
+    """Run all calls of the test on `code`; the result is that of the first call that fails.
+
+    Without `time_limits` a call may take the processor time of `limits`. Raises DataError for a reference that fails.
+    """
+    answers = _answers(test, sandbox)
+    seconds = [time_limits.seconds(each) if time_limits else limits.cpu_seconds for each in answers.seconds]
+    calls = [
+        ChildCall("", _called(test, at), cpu_seconds=min(allowed, MAX_TEST_TIMES * limits.wall_seconds))
+        for at, allowed in enumerate(seconds)
+    ]
+    together = min(MAX_TEST_TIMES * limits.wall_seconds, sum(seconds)) + 1
+    shared = replace(limits, wall_seconds=together, cpu_seconds=together)
+    results = run_calls(code, calls, sandbox, shared, preamble, until_ended=True)
+    taken = sum(result.seconds for result in results)
+    for at, (result, answer) in enumerate(zip(results, answers.values, strict=True)):
+        reason = _failure(test, at, result, answer, rules)
+        if reason:
+            got = "" if result.error else format_value(result.value)
+            given, expected = _called(test, at), format_value(rules.expected_value(test.function, answer))
+            status = result.status if result.error else "ok"
+            return TestResult(
+                False, "call", shorten(given), shorten(expected), shorten(got), reason, status, seconds=taken
+            )
+    summary = f"{test.name}: {len(calls):,} calls of {test.function}"
+    return TestResult(True, "call", summary, "what the reference returns", "the same", "", "ok", seconds=taken)
+
+
+def _failure(test: ReferenceTest, at: int, result: CallResult, answer: Any, rules: ComparisonRules) -> str:
+    """Return why a call fails, '' if its value is right."""
+    called = f"{one_line(_called(test, at))}"
+    place = f" (call {at + 1:,} of {len(test.inputs):,} of {test.name})"
+    if result.is_load_error:
+        return result.error
+    if result.error:
+        return f"{called} {joined_error(result)}{place}"
+    expected = rules.expected_value(test.function, answer)
+    note = ""
+    try:
+        arguments = _arguments(test.inputs[at]) if rules.uses_arguments(test.function) else []
+        if rules.are_equal(result.value, expected, test.function, arguments, test.tolerance):
+            return ""
+    except Exception as error:  # noqa: BLE001 - values that cannot be compared
+        note = f" ({type(error).__name__}: {one_line(str(error))})"
+    got, wanted = contrast(format_value(result.value), format_value(expected))
+    if got == wanted:
+        got += f" ({type(result.value).__name__})"
+    return f"{called} gave {got}, expected {wanted}{note}{place}"
+
+
+def _called(test: ReferenceTest, at: int) -> str:
+    return f"{test.function}({test.inputs[at]})"
+
+
+def _arguments(source: str) -> list[Any]:
+    """Return the values of the positional arguments; [] where they are no literals."""
+    try:
+        return list(ast.literal_eval(f"[{source}]"))
+    except (ValueError, SyntaxError):
+        return []
+
+
+def _answers(test: ReferenceTest, sandbox: Sandbox) -> ReferenceAnswers:
+    path = _ensure_cached(test, sandbox)
+    return _read_answers(path, test.name)
+
+
+def _ensure_cached(test: ReferenceTest, sandbox: Sandbox) -> Path:
+    """Return the file of the test's answers, which are computed if there is none."""
+    digest = _digest(test)
+    path = cache_dir() / "reference-answers" / f"{digest}.json.gz"
+    with _LOCKS_LOCK:
+        lock = _LOCKS.setdefault(digest, Lock())
+    with lock:
+        if not path.is_file():
+            content = _compute_answers(test, sandbox)
+            make_dir(path.parent)
+            atomic_write(path, gzip.compress(content.encode(), mtime=0))
+    return path
+
+
+def _digest(test: ReferenceTest) -> str:
+    """Return a name for the answers: they depend on the code, the inputs and Python."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    parts = [ANSWERS_VERSION, python, test.function, test.reference, test.inputs]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _compute_answers(test: ReferenceTest, sandbox: Sandbox) -> str:
+    allowed = REFERENCE_LIMITS.cpu_seconds
+    calls = [ChildCall("", _called(test, at), cpu_seconds=allowed) for at in range(len(test.inputs))]
+    results = run_calls(test.reference, calls, sandbox, REFERENCE_LIMITS, until_ended=True)
+    for at, result in enumerate(results):
+        if result.error:
+            failed = result.error if result.is_load_error else f"{one_line(_called(test, at))} {joined_error(result)}"
+            raise DataError(
+                f"{test.name}: the reference solution fails ({failed}), so that no answer can be compared with it: "
+                "correct its row, or take another edition of the data set."
+            )
+    values = ",".join(_encode(result.value) for result in results)
+    seconds = ",".join(f"{result.seconds:.6f}" for result in results)
+    return f"[[{values}],[{seconds}]]"
+
+
+def _encode(value: Any) -> str:
+    """Return the JSON of a value as `decode_value` reads it; an object of which only the type is known stays one."""
+    if isinstance(value, LargeValue):
+        return json.dumps({"large": [value.type_name, value.length, value.digest]})
+    if isinstance(value, OpaqueValue):
+        return json.dumps({"other": value.type_name})
+    return ValueWriter().write(value)
+
+
+@lru_cache(maxsize=_MAX_ANSWERS_IN_MEMORY)
+def _read_answers(path: Path, name: str) -> ReferenceAnswers:
+    try:
+        values, seconds = json.loads(gzip.decompress(path.read_bytes()))
+        return ReferenceAnswers(tuple(map(decode_value, values)), tuple(map(float, seconds)))
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, InvalidValueError) as error:
+        raise DataError(
+            f"{path}, the expected values of {name}, cannot be read ({type(error).__name__}): delete the file, and "
+            "they are computed again."
+        ) from error

@@ -35,6 +35,7 @@ from evaluate.generate import EvaluationPlan, ProgressBar, generate_results, pac
 from evaluate.inspection import check_command, extract_command
 from evaluate.options import (
     build_engine_from_options,
+    reference_limits_from_options,
     report_parser,
     run_parser,
     sampling_params_from_options,
@@ -42,7 +43,7 @@ from evaluate.options import (
 )
 from evaluate.report import json_report, markdown_report, metrics_csv, plot_report_png, problems_csv, text_report
 from evaluate.results import Run, open_run, problem_record, read_run
-from evaluate.scoring import has_tests, score_run
+from evaluate.scoring import compute_expected_values, has_tests, score_run
 
 if TYPE_CHECKING:
     from evaluate.sandbox.sandbox import Sandbox
@@ -77,7 +78,7 @@ def _score_command(options: argparse.Namespace, command: str) -> int:
     runs = [read_run(path) for path in options.files]
     with _open_sandbox(options, any(has_tests(run.problems) for run in runs)) as sandbox:
         for run in runs:
-            if not _score_missing(run, command, sandbox, options.comparison):
+            if not _score_missing(run, command, sandbox, options):
                 return EXIT_INTERRUPTED
     _print_reports(runs, options, command)
     return 0
@@ -87,6 +88,9 @@ def _run_command(options: argparse.Namespace, command: str) -> int:
     plan = _build_plan(options)
     # Opened first, so that a missing sandbox is reported before anything is generated.
     with _open_sandbox(options, any(problem.tests for problem in plan.problems)) as sandbox:
+        if sandbox is not None:  # so are reference solutions that fail
+            tests = [test for problem in plan.problems for test in problem.tests]
+            compute_expected_values(tests, sandbox, ProgressBar)
         return _generate_and_score(options, command, plan, sandbox)
 
 
@@ -114,7 +118,7 @@ def _generate_and_score(
             return _report_interrupted(run, again)
         finally:
             progress.close()
-        if not _score_missing(run, again, sandbox, options.comparison):
+        if not _score_missing(run, again, sandbox, options):
             return EXIT_INTERRUPTED
         _print_reports([run], options, command)
     return 0
@@ -127,6 +131,7 @@ def _build_plan(options: argparse.Namespace) -> EvaluationPlan:
     if options.output.suffix != ".jsonl":
         raise PromptOrTuneError(f"--output {options.output} is no .jsonl file: name one, such as run.jsonl.")
     decoding = sampling_params_from_options(options)
+    reference_limits_from_options(options)
     if options.batch < 1:
         raise PromptOrTuneError(f"A batch of {options.batch} problems is none: choose 1 or more.")
     problems = load_problems(options.data, options.split, options.data_dir, options.limit)
@@ -157,11 +162,12 @@ def _open_sandbox(options: argparse.Namespace, needed: bool) -> AbstractContextM
         raise PromptOrTuneError(f"{str(error).rstrip('.')}; --no-tests goes without.") from error
 
 
-def _score_missing(run: Run, command: str, sandbox: Sandbox | None, comparison: str | None) -> bool:
+def _score_missing(run: Run, command: str, sandbox: Sandbox | None, options: argparse.Namespace) -> bool:
     """Score what is not scored yet; if interrupted, print how to continue and return False."""
     try:
         with _close_sandbox_on_interrupt(sandbox):
-            score_run(run, ProgressBar, sandbox, comparison=comparison)
+            limits = reference_limits_from_options(options)
+            score_run(run, ProgressBar, sandbox, comparison=options.comparison, reference_limits=limits)
     except KeyboardInterrupt:
         print(f"Stopped while scoring; to go on: {command}", file=sys.stderr)
         return False

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 MAX_VALUE_CHARACTERS = 200_000
 MAX_DIGEST_ITEMS = 2_000_000  # of a larger value that is compared by its digest
+MAX_CACHED_TEXTS = 100  # of a digest
 MAX_VALUE_DEPTH = 60
 MAX_NAME_CHARACTERS = 100  # of a type's name
 MAX_ERROR_CHARACTERS = 300
@@ -213,6 +214,20 @@ def value_digest(value: Any) -> str:
     return hashlib.blake2b(_canonical_bytes(value, 0), digest_size=16).hexdigest()
 
 
+class _TextBytes(dict):  # type: ignore[type-arg]
+    """The canonical bytes of texts; those of the first ones are cached, as large values often repeat few texts."""
+
+    def __missing__(self, text: str) -> bytes:
+        data = text.encode("utf-8", "surrogatepass")
+        data = b"s%d:" % len(data) + data
+        if len(self) < MAX_CACHED_TEXTS:
+            self[text] = data
+        return data
+
+
+_texts = _TextBytes()
+
+
 def _canonical_bytes(value: Any, depth: int) -> bytes:
     """Return bytes that are the same for equal values, and begin no other value's bytes."""
     if depth > MAX_VALUE_DEPTH:
@@ -230,11 +245,17 @@ def _canonical_bytes(value: Any, depth: int) -> bytes:
     if value is None:
         return b"N"
     if kind is str or kind is bytes or kind is bytearray:
-        data = value.encode("utf-8", "surrogatepass") if kind is str else bytes(value)
-        return (b"s%d:" if kind is str else b"y%d:") % len(data) + data
+        return _texts[value] if kind is str else b"y%d:" % len(value) + bytes(value)
     if kind is list or kind is tuple:
-        # The commonest type inline: a value of a million numbers takes a fraction of a second.
-        parts = [b"%x;" % item if type(item) is int else _canonical_bytes(item, depth + 1) for item in value]
+        # The commonest types inline: a value of a million numbers takes a fraction of a second.
+        parts = [
+            b"%x;" % item
+            if type(item) is int
+            else _texts[item]
+            if type(item) is str
+            else _canonical_bytes(item, depth + 1)
+            for item in value
+        ]
         return (b"[" if kind is list else b"(") + b"".join(parts) + b"."
     if kind is dict:
         value = [_canonical_bytes(key, depth + 1) + _canonical_bytes(item, depth + 1) for key, item in value.items()]

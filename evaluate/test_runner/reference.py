@@ -4,9 +4,9 @@ The reference runs once for a test, in the sandbox; its values and the processor
 folder `reference-answers` of the cache. A candidate's calls of one test run in one child, and their values are compared
 on the host, so that no expected value enters the sandbox. The first call that fails is the test's result.
 
-A call may take `TimeLimits.seconds` of processor time, after which the kernel ends its child. All calls of a test
-together may take MAX_TEST_TIMES the sandbox's limit of time (60 s by default, EvalPlus's limit), if the sum of their
-own limits is not less.
+A call may take `ReferenceLimits.seconds` of processor time, after which the kernel ends its child. All calls of a test
+together may take the sum of their limits, but at most MAX_TEST_TIMES the sandbox's limit of time (60 s by default, as
+in EvalPlus), and 1 s.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import gzip
 import hashlib
 import json
 import math
+import os
 import platform
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -28,7 +29,7 @@ from typing import Any
 
 from common.files import atomic_write
 from common.paths import cache_dir, make_dir
-from errors import DataError
+from errors import DataError, PromptOrTuneError
 from evaluate.sandbox.sandbox import Sandbox
 from evaluate.sandbox.types import MEBIBYTE, Limits
 from evaluate.test_runner.calls import CallResult, ChildCall, run_calls
@@ -40,7 +41,7 @@ from evaluate.test_runner.values import InvalidValueError, LargeValue, OpaqueVal
 from tasks.problem import ReferenceTest, Test
 
 MAX_TEST_TIMES = 6  # the sandbox's limit of time, for all calls of a test
-REFERENCE_LIMITS = Limits(wall_seconds=120, cpu_seconds=120, memory_bytes=1024 * MEBIBYTE)
+_OWN_LIMITS = Limits(wall_seconds=120, cpu_seconds=120, memory_bytes=4096 * MEBIBYTE)  # of the reference itself
 # Increase when the answers of the same reference can change: they are then computed again.
 ANSWERS_VERSION = 1
 _MAX_ANSWERS_IN_MEMORY = 32  # tests; those of one problem are used one after the other
@@ -49,19 +50,22 @@ _LOCKS: dict[str, Lock] = {}
 
 
 @dataclass(frozen=True)
-class TimeLimits:
-    """Processor seconds that a call may take: `factor` times those of the reference, at least `min_seconds`.
+class ReferenceLimits:
+    """What a call that is compared with a reference may take.
 
-    The defaults are those of EvalPlus's repository since April 2025 (its release 0.3.1 has 1 s for 4 s).
+    Its processor seconds are `factor` times those of the reference, at least `min_seconds`; its program has
+    `memory_bytes` of memory. The defaults are those of EvalPlus's repository since April 2025 (its release 0.3.1 has
+    1 s for 4 s). Raises PromptOrTuneError for a limit that is not a positive number.
     """
 
     min_seconds: float = 4.0
     factor: float = 4.0
+    memory_bytes: int = 4096 * MEBIBYTE
 
     def __post_init__(self) -> None:
-        for name, value in (("shortest time limit", self.min_seconds), ("factor of time limits", self.factor)):
+        for name, value in vars(self).items():
             if not (value > 0 and math.isfinite(value)):
-                raise DataError(f"The {name} is {value:g}: give a number above 0.")
+                raise PromptOrTuneError(f"The limit {name} out of the reference is {value:g}: give a number above 0.")
 
     def seconds(self, reference_seconds: float) -> float:
         """Return the limit of a call for which the reference took `reference_seconds`."""
@@ -76,20 +80,22 @@ class ReferenceAnswers:
     seconds: tuple[float, ...]
 
 
-def prepare_reference_answers(
-    tests: Iterable[Test], sandbox: Sandbox, workers: int, update: Callable[[int, str], None]
-) -> None:
-    """Compute the answers that are not in the cache; `update(1, label)` is called after each test with a reference.
+def missing_answers(tests: Iterable[Test]) -> list[ReferenceTest]:
+    """Return the tests with a reference whose answers are not in the cache."""
+    return [test for test in tests if isinstance(test, ReferenceTest) and not _path(test).is_file()]
 
-    Raises DataError, with the name of the test, for a reference that fails, and SandboxError.
+
+def compute_answers(tests: Sequence[ReferenceTest], sandbox: Sandbox, workers: int | None = None) -> Iterator[None]:
+    """Compute the answers that are not in the cache, `workers` tests at a time (default: one per core).
+
+    Yields after each test. Raises DataError, with the name of the test, for a reference that fails, and SandboxError.
     """
-    wanted = [test for test in tests if isinstance(test, ReferenceTest)]
-    with ThreadPoolExecutor(workers, "reference") as pool:
-        futures = [pool.submit(_ensure_cached, test, sandbox) for test in wanted]
+    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)), "reference") as pool:
+        futures = [pool.submit(_ensure_cached, test, sandbox) for test in tests]
         try:
             for future in futures:
                 future.result()
-                update(1, "expected values")
+                yield
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -101,20 +107,22 @@ def run_reference_test(
     limits: Limits,
     preamble: str,
     rules: ComparisonRules,
-    time_limits: TimeLimits | None,
+    reference_limits: ReferenceLimits | None,
 ) -> TestResult:
     """Run all calls of the test on `code`; the result is that of the first call that fails.
 
-    Without `time_limits` a call may take the processor time of `limits`. Raises DataError for a reference that fails.
+    Without `reference_limits` a call may take the processor time of `limits`. Raises DataError for a reference that
+    fails.
     """
     answers = _answers(test, sandbox)
-    seconds = [time_limits.seconds(each) if time_limits else limits.cpu_seconds for each in answers.seconds]
+    seconds = [reference_limits.seconds(each) if reference_limits else limits.cpu_seconds for each in answers.seconds]
     calls = [
         ChildCall("", _called(test, at), cpu_seconds=min(allowed, MAX_TEST_TIMES * limits.wall_seconds))
         for at, allowed in enumerate(seconds)
     ]
     together = min(MAX_TEST_TIMES * limits.wall_seconds, sum(seconds)) + 1
-    shared = replace(limits, wall_seconds=together, cpu_seconds=together)
+    memory = reference_limits.memory_bytes if reference_limits else limits.memory_bytes
+    shared = replace(limits, wall_seconds=together, cpu_seconds=together, memory_bytes=memory)
     results = run_calls(code, calls, sandbox, shared, preamble, until_ended=True)
     taken = sum(result.seconds for result in results)
     for at, (result, answer) in enumerate(zip(results, answers.values, strict=True)):
@@ -132,24 +140,23 @@ def run_reference_test(
 
 def _failure(test: ReferenceTest, at: int, result: CallResult, answer: Any, rules: ComparisonRules) -> str:
     """Return why a call fails, '' if its value is right."""
-    called = f"{one_line(_called(test, at))}"
-    place = f" (call {at + 1:,} of {len(test.inputs):,} of {test.name})"
     if result.is_load_error:
         return result.error
-    if result.error:
-        return f"{called} {joined_error(result)}{place}"
-    expected = rules.expected_value(test.function, answer)
-    note = ""
+    expected, note = rules.expected_value(test.function, answer), ""
     try:
         arguments = _arguments(test.inputs[at]) if rules.uses_arguments(test.function) else []
-        if rules.are_equal(result.value, expected, test.function, arguments, test.tolerance):
+        if not result.error and rules.are_equal(result.value, expected, test.function, arguments, test.tolerance):
             return ""
     except Exception as error:  # noqa: BLE001 - values that cannot be compared
         note = f" ({type(error).__name__}: {one_line(str(error))})"
+    called = one_line(_called(test, at))
+    position = f"(call {at + 1:,} of {len(test.inputs):,} of {test.name})"
+    if result.error:
+        return f"{called} {joined_error(result)} {position}"
     got, wanted = contrast(format_value(result.value), format_value(expected))
     if got == wanted:
         got += f" ({type(result.value).__name__})"
-    return f"{called} gave {got}, expected {wanted}{note}{place}"
+    return f"{called} gave {got}, expected {wanted}{note} {position}"
 
 
 def _called(test: ReferenceTest, at: int) -> str:
@@ -171,10 +178,9 @@ def _answers(test: ReferenceTest, sandbox: Sandbox) -> ReferenceAnswers:
 
 def _ensure_cached(test: ReferenceTest, sandbox: Sandbox) -> Path:
     """Return the file of the test's answers, which are computed if there is none."""
-    digest = _digest(test)
-    path = cache_dir() / "reference-answers" / f"{digest}.json.gz"
+    path = _path(test)
     with _LOCKS_LOCK:
-        lock = _LOCKS.setdefault(digest, Lock())
+        lock = _LOCKS.setdefault(path.name, Lock())
     with lock:
         if not path.is_file():
             content = _compute_answers(test, sandbox)
@@ -183,17 +189,18 @@ def _ensure_cached(test: ReferenceTest, sandbox: Sandbox) -> Path:
     return path
 
 
-def _digest(test: ReferenceTest) -> str:
-    """Return a name for the answers: they depend on the code, the inputs and Python."""
+def _path(test: ReferenceTest) -> Path:
+    """Return the file of the test's answers, which depend on the code, the inputs and Python."""
     python = ".".join(platform.python_version_tuple()[:2])
     parts = [ANSWERS_VERSION, python, test.function, test.reference, test.inputs]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    return cache_dir() / "reference-answers" / f"{digest}.json.gz"
 
 
 def _compute_answers(test: ReferenceTest, sandbox: Sandbox) -> str:
-    allowed = REFERENCE_LIMITS.cpu_seconds
+    allowed = _OWN_LIMITS.cpu_seconds
     calls = [ChildCall("", _called(test, at), cpu_seconds=allowed) for at in range(len(test.inputs))]
-    results = run_calls(test.reference, calls, sandbox, REFERENCE_LIMITS, until_ended=True)
+    results = run_calls(test.reference, calls, sandbox, _OWN_LIMITS, until_ended=True)
     for at, result in enumerate(results):
         if result.error:
             failed = result.error if result.is_load_error else f"{one_line(_called(test, at))} {joined_error(result)}"

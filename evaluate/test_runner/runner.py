@@ -38,7 +38,7 @@ from evaluate.test_runner.calls import CallResult, ChildCall, run_calls
 from evaluate.test_runner.comparison import EXACT, ComparisonRules
 from evaluate.test_runner.entry_point import NoEntryPointError, code_prelude, resolve_entry_point
 from evaluate.test_runner.explain import explain_assert, explain_whole_assert, run_split_asserts
-from evaluate.test_runner.reference import TimeLimits, run_reference_test
+from evaluate.test_runner.reference import ReferenceLimits, run_reference_test
 from evaluate.test_runner.result import TestResult, contrast, end_reason, one_line, shorten
 from evaluate.test_runner.script import run_script
 from tasks.apps_format import CALL_HELPERS, CODE_PRELUDE
@@ -94,15 +94,15 @@ def run_tests(
     limits: Limits = DEFAULT_LIMITS,
     workers: int | None = None,
     rules: ComparisonRules = EXACT,
-    time_limits: TimeLimits | None = None,
+    reference_limits: ReferenceLimits | None = None,
 ) -> list[TestResult]:
     """Run `tests` on `code` and return their results in order. Never raises for any code, only SandboxError.
 
     `limits` apply to each call and each program run. `workers` processes run at a time (default: one per core).
-    `rules` decide which values of calls are equal to those expected. Calls of ReferenceTests get `time_limits` out of
-    the reference's time; DataError is raised for a reference that fails.
+    `rules` decide which values of calls are equal to those expected. `reference_limits` are those of ReferenceTests;
+    DataError is raised for a reference that fails.
     """
-    return next(run_tests_many([(code, tests)], sandbox, workers, limits, rules, time_limits))[1]
+    return next(run_tests_many([(code, tests)], sandbox, workers, limits, rules, reference_limits))[1]
 
 
 def run_tests_many(
@@ -111,7 +111,7 @@ def run_tests_many(
     workers: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
     rules: ComparisonRules = EXACT,
-    time_limits: TimeLimits | None = None,
+    reference_limits: ReferenceLimits | None = None,
 ) -> Iterator[tuple[int, list[TestResult]]]:
     """Run tests of many candidates in parallel; yield each candidate's index and its results when they are complete.
 
@@ -122,7 +122,7 @@ def run_tests_many(
     running: dict[Future[list[TestResult]], tuple[int, list[int]]] = {}
     with ThreadPoolExecutor(workers, "check") as pool:
         try:
-            for candidate, indices, work in _work_units(candidates, results, sandbox, limits, rules, time_limits):
+            for candidate, indices, work in _work_units(candidates, results, sandbox, limits, rules, reference_limits):
                 running[pool.submit(work)] = candidate, indices
                 if not indices or len(running) >= MAX_QUEUED_PER_WORKER * workers:
                     yield from _collect_finished(running, results)
@@ -138,7 +138,7 @@ def _work_units(
     sandbox: Sandbox,
     limits: Limits,
     rules: ComparisonRules,
-    time_limits: TimeLimits | None,
+    reference_limits: ReferenceLimits | None,
 ) -> Iterator[_WorkUnit]:
     """Yield what can run independently: each program run and reference test, all asserts of a candidate, its script.
 
@@ -162,7 +162,7 @@ def _work_units(
             if isinstance(test, StdioTest):
                 yield candidate, [index], partial(_run_stdio, code, test, error, sandbox, limits)
             elif isinstance(test, ReferenceTest):
-                run = partial(_run_reference, code, test, error, sandbox, limits, rules, time_limits)
+                run = partial(_run_reference, code, test, error, sandbox, limits, rules, reference_limits)
                 yield candidate, [index], run
 
 
@@ -249,11 +249,11 @@ def _run_reference(
     sandbox: Sandbox,
     limits: Limits,
     rules: ComparisonRules,
-    time_limits: TimeLimits | None,
+    reference_limits: ReferenceLimits | None,
 ) -> list[TestResult]:
     if syntax_error:
         return [TestResult(False, "call", f"{test.name}: {test.function}", "", "", syntax_error, "error")]
-    return [run_reference_test(code, test, sandbox, limits, code_prelude(code), rules, time_limits)]
+    return [run_reference_test(code, test, sandbox, limits, code_prelude(code), rules, reference_limits)]
 
 
 def _plan_or_error(test: AssertTest) -> AssertPlan | TestResult:

@@ -4,9 +4,9 @@ The problems are in the order of LeetCode's numbers, and test has the newest one
 file are the validation split, and train is the rest of it.
 
 The intent is the problem's description and the starter code, `class Solution` with a method; the reference is the
-completion. An answer finds the names that LeetCode imports (evaluate.test_runner.entry_point). The tests are the
-asserts of the row's `check(candidate)`, where `candidate` is the method, and are compared as Python does. Lists of
-nodes and trees are compared by their values, so that the expected ones need not enter the sandbox.
+completion. The row's prompt, LeetCode's imports and classes of nodes, runs before an answer (tasks.completion). The
+tests are the asserts of the row's `check(candidate)`, where `candidate` is the method, and are compared as Python does.
+Lists of nodes and trees are compared by their values, so that the expected ones need not enter the sandbox.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ def _make_problem(row: DatasetRow) -> Problem:
         tests=_parse_check(row, entry_point),
         entry_point=entry_point,
         difficulty=row.optional_text("difficulty").lower() or None,
+        prompt=row.optional_text("prompt"),
     )
 
 

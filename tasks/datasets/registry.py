@@ -35,6 +35,12 @@ TRAINING_DATASETS: tuple[str, ...] = tuple(
 )
 
 
+def require_training(name: str) -> None:
+    """Raise DataError for a data set without training rows, from which no examples come."""
+    if name in _SOURCES:
+        _SOURCES[name].require_split("train")
+
+
 def load_problems(name: str, split: str, data_dir: str | Path | None = None, limit: int | None = None) -> list[Problem]:
     """Load the first `limit` problems of a split (all of them without a limit), in the data set's order.
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from errors import PromptOrTuneError
-from tasks.datasets.registry import DATASETS
+from tasks.datasets.registry import DATASETS, TRAINING_DATASETS
 from tasks.problem import Problem
 from ui.compare.comparison import MAX_COLUMNS
 from ui.compare.decoding_form import DECODING_MODES, read_sampling_params
@@ -58,7 +58,8 @@ def _parse_fields(value: Any) -> dict[str, Any]:
     chips = value.get("chips")
     if isinstance(chips, list) and all(isinstance(chip, dict) and isinstance(chip.get("name"), str) for chip in chips):
         fields["chips"] = [name for name in chip_names(chips) if len(name) <= _MAX_NAME_LENGTH][:MAX_COLUMNS]
-    fields |= {name: value[name] for name in ("data", "pool") if value.get(name) in DATASETS}
+    known = {"data": DATASETS, "pool": TRAINING_DATASETS}
+    fields |= {name: value[name] for name, names in known.items() if value.get(name) in names}
     if isinstance(value.get("problem"), str):
         fields["problem"] = value["problem"]
     decoding = [value.get(name) for name in DECODING_FIELDS]

@@ -12,6 +12,7 @@ Lists of nodes and trees are compared by their values, so that the expected ones
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -135,13 +136,18 @@ def _make_test(row: DatasetRow, statement: ast.stmt, candidate: str, method: ast
 
 
 class _CallRewriter(ast.NodeTransformer):
-    """Names the method, and compares the values of lists of nodes and of trees instead of their nodes."""
+    """Names the method, and compares the values of lists of nodes and of trees instead of their nodes.
+
+    `inf`, which the data set's prompt defines, becomes a constant, so that the host knows it.
+    """
 
     def __init__(self, candidate: str, method: ast.expr) -> None:
         self._candidate, self._method = candidate, method
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
-        return self._method if node.id == self._candidate else node
+        if node.id == self._candidate:
+            return self._method
+        return ast.Constant(math.inf) if node.id == "inf" else node
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
         self.generic_visit(node)

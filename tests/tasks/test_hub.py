@@ -99,7 +99,8 @@ assert "torch" not in sys.modules
     assert done.stderr == ""
     lines = done.stdout.splitlines()
     assert len(lines) == 8
-    for title, line in zip(("CoNaLa", "CodeAlpacaPy", "MBPP", "APPS"), lines, strict=True):
+    titles = ("CoNaLa", "CodeAlpacaPy", "MBPP", "APPS", "HumanEval", "HumanEval+", "MBPP+", "LeetCodeDataset")
+    for title, line in zip(titles, lines, strict=True):
         seconds, _, message = line.partition(" ")
         assert float(seconds) < 15
         assert message.startswith(f"{title} (")

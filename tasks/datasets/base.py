@@ -58,6 +58,10 @@ class DatasetSource:
             return data_dir
         return None
 
+    def is_file_of(self, path: Path) -> bool:
+        """Whether the name of the file is that of a file of this data set, which may be read without its folder."""
+        return self.is_file and any(path.match(pattern) for pattern in self.patterns)
+
     def folder(self, data_dir: Path, names: frozenset[str]) -> Path:
         """Return the folder as `find` does; raises DataError, with the expected layout, where there is none.
 

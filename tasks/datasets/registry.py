@@ -66,9 +66,11 @@ def load_examples(name: str, data_dir: str | Path | None = None) -> list[Example
 
 
 def available_datasets(data_dir: str | Path | None = None) -> list[str]:
-    """Return the data sets that load without the network: starter, and those in the folder `data_dir`."""
-    if data_dir is None or not Path(data_dir).is_dir():
+    """Return the data sets that load without the network: starter, and those in `data_dir`, or whose file it is."""
+    if data_dir is None or not Path(data_dir).exists():
         return [STARTER]
+    if Path(data_dir).is_file():
+        return [STARTER, *(name for name, source in _SOURCES.items() if source.is_file_of(Path(data_dir)))]
     folder, names = Path(data_dir).resolve(), frozenset(_SOURCES)
     return [STARTER, *(name for name, source in _SOURCES.items() if source.find(folder, names) is not None)]
 
@@ -85,7 +87,7 @@ def dataset_digest(items: Iterable[Problem | Example]) -> str:
 def _load_split(name: str, split: str, data_dir: Path | None) -> list[Problem]:
     if name == STARTER:
         # Starter needs no folder, but a mistyped one is an error.
-        if data_dir is not None and not data_dir.is_dir():
+        if data_dir is not None and not data_dir.exists():
             raise DataError(f"No such data folder: {data_dir} (--data-dir); leave it out for {STARTER}.")
         return conala.read_starter(split)
     source = _SOURCES[name]

@@ -135,6 +135,8 @@ def test_data_dir_can_be_the_file_also_packed(tmp_path: Path, name: str) -> None
     problems = load_problems(name, "test", tmp_path)
     assert load_problems(name, "test", plain) == problems
     assert load_problems(name, "test", packed) == problems
+    assert available_datasets(plain) == ["starter", name]
+    assert load_problems("starter", "test", plain)
     assert available_datasets(tmp_path) == ["starter", name]
 
 

@@ -41,7 +41,7 @@ from evaluate.test_runner.values import InvalidValueError, LargeValue, OpaqueVal
 from tasks.problem import ReferenceTest, Test
 
 MAX_TEST_TIMES = 6  # the sandbox's limit of time, for all calls of a test
-_OWN_LIMITS = Limits(wall_seconds=120, cpu_seconds=120, memory_bytes=4096 * MEBIBYTE)  # of the reference itself
+_REFERENCE_RUN_LIMITS = Limits(wall_seconds=120, cpu_seconds=120, memory_bytes=4096 * MEBIBYTE)
 # Increase when the answers of the same reference can change: they are then computed again.
 ANSWERS_VERSION = 1
 _MAX_ANSWERS_IN_MEMORY = 32  # tests; those of one problem are used one after the other
@@ -198,9 +198,9 @@ def _path(test: ReferenceTest) -> Path:
 
 
 def _compute_answers(test: ReferenceTest, sandbox: Sandbox) -> str:
-    allowed = _OWN_LIMITS.cpu_seconds
+    allowed = _REFERENCE_RUN_LIMITS.cpu_seconds
     calls = [ChildCall("", _called(test, at), cpu_seconds=allowed) for at in range(len(test.inputs))]
-    results = run_calls(test.reference, calls, sandbox, _OWN_LIMITS, until_ended=True)
+    results = run_calls(test.reference, calls, sandbox, _REFERENCE_RUN_LIMITS, until_ended=True)
     for at, result in enumerate(results):
         if result.error:
             failed = result.error if result.is_load_error else f"{one_line(_called(test, at))} {joined_error(result)}"

@@ -36,6 +36,7 @@ from evaluate.generate import EvaluationPlan, ProgressBar, generate_results, pac
 from evaluate.inspection import check_command, extract_command
 from evaluate.options import (
     build_engine_from_options,
+    reference_limits_from_options,
     report_parser,
     run_parser,
     sampling_params_from_options,
@@ -43,7 +44,7 @@ from evaluate.options import (
 )
 from evaluate.report import json_report, markdown_report, metrics_csv, plot_report_png, problems_csv, text_report
 from evaluate.results import Run, open_run, problem_record, read_run
-from evaluate.scoring import has_tests, score_run
+from evaluate.scoring import compute_expected_values, has_tests, score_run
 
 if TYPE_CHECKING:
     from evaluate.sandbox.sandbox import Sandbox
@@ -78,7 +79,7 @@ def _score_command(options: argparse.Namespace, command: str) -> int:
     runs = [read_run(path) for path in options.files]
     with _open_sandbox(options, any(has_tests(run.problems) for run in runs)) as sandbox:
         for run in runs:
-            if not _score_missing(run, command, sandbox, options.comparison):
+            if not _score_missing(run, command, sandbox, options):
                 return EXIT_INTERRUPTED
     _print_reports(runs, options, command)
     return 0
@@ -88,6 +89,9 @@ def _run_command(options: argparse.Namespace, command: str) -> int:
     plan = _build_plan(options)
     # Opened first, so that a missing sandbox is reported before anything is generated.
     with _open_sandbox(options, any(problem.tests for problem in plan.problems)) as sandbox:
+        if sandbox is not None:  # so are reference solutions that fail
+            tests = [test for problem in plan.problems for test in problem.tests]
+            compute_expected_values(tests, sandbox, ProgressBar)
         return _generate_and_score(options, command, plan, sandbox)
 
 
@@ -116,7 +120,7 @@ def _generate_and_score(
             return _report_interrupted(run, again)
         finally:
             progress.close()
-        if not _score_missing(run, again, sandbox, options.comparison):
+        if not _score_missing(run, again, sandbox, options):
             return EXIT_INTERRUPTED
         _print_reports([run], options, command)
     return 0
@@ -129,6 +133,7 @@ def _build_plan(options: argparse.Namespace) -> EvaluationPlan:
     if options.output.suffix != ".jsonl":
         raise PromptOrTuneError(f"--output {options.output} is no .jsonl file: name one, such as run.jsonl.")
     decoding = sampling_params_from_options(options)
+    reference_limits_from_options(options)
     if options.batch < 1:
         raise PromptOrTuneError(f"A batch of {options.batch} problems is none: choose 1 or more.")
     problems = load_problems(options.data, options.split, options.data_dir, options.limit)
@@ -164,12 +169,13 @@ def _read_code_again(run: Run) -> None:
         print(f"{run.path}: the code of {changed} answers was read again, and is scored anew.", file=sys.stderr)
 
 
-def _score_missing(run: Run, command: str, sandbox: Sandbox | None, comparison: str | None) -> bool:
+def _score_missing(run: Run, command: str, sandbox: Sandbox | None, options: argparse.Namespace) -> bool:
     """Score what is not scored yet; if interrupted, print how to continue and return False."""
     try:
         _read_code_again(run)
         with _close_sandbox_on_interrupt(sandbox):
-            score_run(run, ProgressBar, sandbox, comparison=comparison)
+            limits = reference_limits_from_options(options)
+            score_run(run, ProgressBar, sandbox, comparison=options.comparison, reference_limits=limits)
     except KeyboardInterrupt:
         print(f"Stopped while scoring; to go on: {command}", file=sys.stderr)
         return False

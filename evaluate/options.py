@@ -10,9 +10,11 @@ from common.command import configure_environment
 from errors import PromptOrTuneError
 from evaluate.generate import DECODING_MODES, EngineProtocol, make_sampling_params
 from evaluate.test_runner.comparison import RULES
+from evaluate.test_runner.reference import ReferenceLimits
 from serve.engine.config import EngineConfig
 from serve.options import add_model_options, parse_model_options
 from serve.types import SamplingParams
+from tasks.datasets.registry import DATASETS
 
 DEFAULT_BEAMS, DEFAULT_SAMPLES = 10, 5  # as in arXiv 2308.10462
 DEFAULT_TEMPERATURE, DEFAULT_TOP_P = 0.6, 0.95
@@ -67,7 +69,7 @@ def sampling_params_from_options(options: argparse.Namespace) -> SamplingParams:
 
 def add_base_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for the base model, the data set and generation."""
-    parser.add_argument("--data", required=True, help="data set: starter, conala, codealpacapy, mbpp or apps")
+    parser.add_argument("--data", required=True, help=f"data set: {', '.join(DATASETS)}")
     parser.add_argument("--limit", type=int, help="only the first N problems")
     add_model_options(parser)
     parser.add_argument("--max-new-tokens", type=int, default=64)
@@ -141,6 +143,26 @@ def _add_test_options(parser: argparse.ArgumentParser) -> None:
         choices=sorted(RULES),
         help="rules by which asserts compare values, stored with the scores; by default those of the data set",
     )
+
+    parser.add_argument(
+        "--min-time-limit",
+        metavar="SECONDS",
+        type=float,
+        default=ReferenceLimits.min_seconds,
+        help="the least processor time that a call may take whose value is compared with a reference (%(default)s)",
+    )
+    parser.add_argument(
+        "--time-limit-factor",
+        metavar="FACTOR",
+        type=float,
+        default=ReferenceLimits.factor,
+        help="how many times the reference's processor time such a call may take (%(default)s)",
+    )
+
+
+def reference_limits_from_options(options: argparse.Namespace) -> ReferenceLimits:
+    """Return the limits of calls that are compared with a reference; raises PromptOrTuneError for a bad number."""
+    return ReferenceLimits(options.min_time_limit, options.time_limit_factor)
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:

@@ -112,11 +112,19 @@ def _scoring_lines(run: Run) -> list[str]:
         f"{len(checks)} ran",
         *([f"{unprotected} with the expected value inside of the sandbox"] if unprotected else []),
         *([f"values compared by the rules of {tests['comparison']}"] if "comparison" in tests else []),
+        *([_describe_reference_limits(tests["reference_limits"])] if "reference_limits" in tests else []),
         *([f"{refused} could not be run and count as failed"] if refused else []),
     ]
     return [
         f"Tests: sandbox layer {tests['layer']}, {limits['wall_seconds']:g} s and {memory} each; {', '.join(notes)}"
     ]
+
+
+def _describe_reference_limits(limits: Mapping[str, Any]) -> str:
+    return (
+        f"{limits['factor']:g} times the reference's processor time a call, at least {limits['min_seconds']:g} s, and "
+        f"{format_bytes(limits['memory_bytes'], 1024)} where calls are compared with a reference"
+    )
 
 
 def _provenance(run: Run, markdown: bool) -> str:

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from errors import PromptOrTuneError, is_prompt_error
 from evaluate.journal import Journal, read_records
-from tasks.problem import AssertTest, Problem, ScriptTest, StdioTest, Test, parse_test
+from tasks.problem import AssertTest, Problem, ReferenceTest, ScriptTest, StdioTest, Test, parse_test
 
 ScoreKind = Literal["text", "tests"]
 _RECORD_FIELDS = {
@@ -220,7 +220,12 @@ def settings_error(path: Path, what: str, saved: Mapping[str, Any], changed: Map
 
 FORMAT_VERSION = 2
 _RESULT_FIELDS = ("method", "problem", "candidates", "examples", "seconds", "prompt_tokens", "tokens", "notes", "error")
-_TEST_KINDS: dict[type[Test], str] = {AssertTest: "assert", StdioTest: "stdio", ScriptTest: "script"}
+_TEST_KINDS: dict[type[Test], str] = {
+    AssertTest: "assert",
+    StdioTest: "stdio",
+    ScriptTest: "script",
+    ReferenceTest: "reference",
+}
 
 
 @dataclass(frozen=True)
@@ -256,9 +261,9 @@ class Run:
     digest, examples, prompt style and fingerprint) and its `peak_memory_bytes`; `provenance` is further information
     (command, versions); `scored_with` says for each kind of score (`text`, `tests`) what it was made with: metric
     versions, sandbox layer and limits, rules of comparison. `problems` are records of id, intent, reference, tests,
-    entry_point, difficulty and comparison. `engine_failures` are the errors, by method and problem, that an earlier
-    version stored in place of an answer, and `sandbox_failures` the methods and problems whose stored test results are
-    no results.
+    entry_point, difficulty, comparison and prompt. `engine_failures` are the errors, by method and problem, that an
+    earlier version stored in place of an answer, and `sandbox_failures` the methods and problems whose stored test
+    results are no results.
 
     A run from `open_run` holds the lock of its file until `close`; use it in a `with` statement.
     """
@@ -428,7 +433,8 @@ def read_run(path: Path) -> Run:
 def problem_record(problem: Problem) -> dict[str, Any]:
     """Return the record of a problem in a run's file; `tests_of` restores its tests.
 
-    `comparison` is left out where it is exact, and a test's `tolerance` where it is 0, as in files of earlier versions.
+    `comparison` is left out where it is exact, `prompt` where there is none, and a test's `tolerance` where it is 0, as
+    in files of earlier versions.
     """
     return {
         "id": problem.id,
@@ -438,6 +444,7 @@ def problem_record(problem: Problem) -> dict[str, Any]:
         "entry_point": problem.entry_point,
         "difficulty": problem.difficulty,
         **({} if problem.comparison == "exact" else {"comparison": problem.comparison}),
+        **({"prompt": problem.prompt} if problem.prompt else {}),
     }
 
 

@@ -28,14 +28,24 @@ from evaluate.metrics.basic import (
 from evaluate.metrics.codebleu import codebleu, codebleu_package_score
 from evaluate.results import Result, Run, ScoreFile, ScoreKind, tests_of
 from evaluate.retry import DEFAULT_RETRIES, Retries, RetryPolicy
+from tasks.completion import complete_program
 from tasks.problem import Test
 
 if TYPE_CHECKING:
     from evaluate.sandbox.sandbox import Sandbox
+    from evaluate.test_runner.reference import ReferenceLimits
     from evaluate.test_runner.result import TestResult
 
 
-__all__ = ["count_unscored", "require_scored", "score_candidates", "score_code", "score_run", "score_tests"]
+__all__ = [
+    "compute_expected_values",
+    "count_unscored",
+    "require_scored",
+    "score_candidates",
+    "score_code",
+    "score_run",
+    "score_tests",
+]
 
 T = TypeVar("T")
 
@@ -112,16 +122,21 @@ EXACT_COMPARISON = "exact"
 TestRecords = list[dict[str, Any]]
 
 
-def test_metrics_key(layer: str, comparisons: Iterable[str]) -> dict[str, Any]:
+def test_metrics_key(
+    layer: str, comparisons: Iterable[str], reference_limits: ReferenceLimits | None
+) -> dict[str, Any]:
     """Return what test scores depend on: the test runner's version, the sandbox layer, its limits, and Python.
 
     `comparisons` are the rules of comparison that the problems use; the key names them where they are not exact.
+    `reference_limits` are None where no test is compared with a reference.
     """
     from evaluate.test_runner.runner import DEFAULT_LIMITS
 
     python = ".".join(platform.python_version_tuple()[:2])
     names = sorted({*comparisons} - {EXACT_COMPARISON})
-    rules = {"comparison": "+".join(names)} if names else {}
+    rules: dict[str, Any] = {"comparison": "+".join(names)} if names else {}
+    if reference_limits is not None:
+        rules["reference_limits"] = asdict(reference_limits)
     return {"checks": CHECKS_VERSION, "layer": layer, "limits": asdict(DEFAULT_LIMITS), "python": python, **rules}
 
 
@@ -131,11 +146,14 @@ def score_tests(
     sandbox: Sandbox,
     workers: int | None = None,
     comparison: str = EXACT_COMPARISON,
+    reference_limits: ReferenceLimits | None = None,
+    complete: Callable[[Result, str], str] = lambda _result, code: code,
 ) -> Iterator[tuple[Result, dict[str, float | None], list[TestRecords]]]:
     """Run the candidates of each result against its tests in parallel, with the rules named `comparison`.
 
-    Yields each result when it is done, with its scores and, for each candidate that ran, the list of test records.
-    Raises SandboxError if a program could not be run; results that are not yielded yet are lost then.
+    `complete` makes the program that a candidate's code stands for. Yields each result when it is done, with its scores
+    and, for each candidate that ran, the list of test records. Raises SandboxError if a program could not be run;
+    results that are not yielded yet are lost then.
     """
     from evaluate.test_runner.comparison import comparison_rules
     from evaluate.test_runner.runner import run_tests_many
@@ -147,7 +165,7 @@ def score_tests(
     def programs() -> Iterator[tuple[str, Sequence[Test]]]:
         number = 0
         for result, tests in results_with_tests:
-            codes = [candidate["code"] for candidate in _candidates_to_run(result, decoding)]
+            codes = [complete(result, candidate["code"]) for candidate in _candidates_to_run(result, decoding)]
             if not codes:
                 unrun.append((result, len(tests)))
                 continue
@@ -157,16 +175,17 @@ def score_tests(
                 yield code, tests
             number += len(codes)
 
+    rules = comparison_rules(comparison)
     for number, found in sandbox_errors(
-        run_tests_many(programs(), sandbox, workers, rules=comparison_rules(comparison))
+        run_tests_many(programs(), sandbox, workers, rules=rules, reference_limits=reference_limits)
     ):
         first = first_of.pop(number)
         result, tests, checks = pending[first]
         checks[number - first] = [_test_record(test_result) for test_result in found]
-        complete = [records for records in checks if records is not None]
-        if len(complete) == len(checks):
+        finished = [records for records in checks if records is not None]
+        if len(finished) == len(checks):
             del pending[first]
-            yield result, _test_scores(result, complete, tests, decoding), complete
+            yield result, _test_scores(result, finished, tests, decoding), finished
     for result, tests in unrun:
         yield result, _test_scores(result, [], tests, decoding), []
 
@@ -235,28 +254,73 @@ def score_run(
     workers: int | None = None,
     retries: RetryPolicy = DEFAULT_RETRIES,
     comparison: str | None = None,
+    reference_limits: ReferenceLimits | None = None,
 ) -> None:
     """Score every result of the run that lacks scores, and store them in X.scores.jsonl beside its file.
 
     `make_progress` is called with the number of results whose texts are scored, and then with the number whose tests
     run: the two have different speeds. Tests run in `sandbox`, `workers` at a time (default: one per core); without a
     sandbox no code runs, and stored test scores stay. `comparison` names the rules by which asserts compare values
-    (None: those of each problem's data set). A kill loses at most the last two seconds of scoring. Raises SandboxError
+    (None: those of each problem's data set), and `reference_limits` what calls may take that are compared with a
+    reference (None: EvalPlus's). A kill loses at most the last two seconds of scoring. Raises SandboxError
     if the sandbox still fails after `retries`: the scores so far are stored.
     """
     keys: dict[ScoreKind, Mapping[str, Any]] = {"text": text_metrics_key()}
     if sandbox is not None and has_tests(run.problems):
+        if any(test.get("kind") == "reference" for problem in run.problems for test in problem.get("tests", ())):
+            reference_limits = reference_limits or default_reference_limits()
+        else:
+            reference_limits = None
         comparisons = {_comparison_of(problem, comparison) for problem in run.problems if problem.get("tests")}
-        keys["tests"] = test_metrics_key(sandbox.layer, comparisons)
+        keys["tests"] = test_metrics_key(sandbox.layer, comparisons, reference_limits)
     file = ScoreFile.open(run, keys)
     try:
         texts = [result for result in _all_results(run) if "parses" not in result.scores]
         if texts:
             _save_scores(file, run, "text", _score_texts(run, texts), make_progress(len(texts)))
         if sandbox is not None and "tests" in keys:
-            _score_missing_tests(file, run, make_progress, sandbox, workers, Retries(retries), comparison)
+            rules = _TestRules(comparison, reference_limits)
+            _score_missing_tests(file, run, make_progress, sandbox, workers, Retries(retries), rules)
     finally:
         file.close()
+
+
+@dataclass(frozen=True)
+class _TestRules:
+    """The rules of comparison that were chosen, None for those of the data sets, and the limits out of a reference."""
+
+    comparison: str | None
+    reference_limits: ReferenceLimits | None
+
+
+def default_reference_limits() -> ReferenceLimits:
+    """Return EvalPlus's limits for calls that are compared with a reference."""
+    from evaluate.test_runner.reference import ReferenceLimits
+
+    return ReferenceLimits()
+
+
+def compute_expected_values(
+    tests: Iterable[Test],
+    sandbox: Sandbox,
+    make_progress: Callable[[int], ProgressProtocol],
+    workers: int | None = None,
+) -> None:
+    """Compute the expected values of tests with a reference that are not in the cache, with progress.
+
+    Raises DataError for a reference that fails, and SandboxError.
+    """
+    from evaluate.test_runner.reference import compute_answers, missing_answers
+
+    missing = missing_answers(tests)
+    if not missing:
+        return
+    progress = make_progress(len(missing))
+    try:
+        for _ in sandbox_errors(compute_answers(missing, sandbox, workers)):
+            progress.update(1, "expected values")
+    finally:
+        progress.close()
 
 
 def _score_missing_tests(
@@ -266,7 +330,7 @@ def _score_missing_tests(
     sandbox: Sandbox,
     workers: int | None,
     attempts: Retries,
-    comparison: str | None,
+    rules: _TestRules,
 ) -> None:
     tested = {problem["id"] for problem in run.problems if problem.get("tests")}
     lacking = len(run.problems) * len(run.methods)
@@ -275,7 +339,9 @@ def _score_missing_tests(
             lacking = len(tests)
             attempts.reset()
         try:
-            scored = _score_tests(run, tests, sandbox, workers, comparison)
+            needed = [test for problem in run.problems for test in tests_of(problem)]
+            compute_expected_values(needed, sandbox, make_progress, workers)
+            scored = _score_tests(run, tests, sandbox, workers, rules)
             _save_scores(file, run, "tests", scored, make_progress(len(tests)))
         except SandboxError as error:
             if attempts.wait(error):
@@ -316,16 +382,22 @@ def _score_texts(run: Run, results: Iterable[Result]) -> Iterator[ScoredResult]:
 
 
 def _score_tests(
-    run: Run, results: Iterable[Result], sandbox: Sandbox, workers: int | None, comparison: str | None
+    run: Run, results: Iterable[Result], sandbox: Sandbox, workers: int | None, rules: _TestRules
 ) -> Iterator[ScoredResult]:
     problems = {problem["id"]: problem for problem in run.problems}
     tests = {name: tests_of(problem) for name, problem in problems.items()}
+
+    def complete(result: Result, code: str) -> str:
+        problem = problems[result.problem]
+        return complete_program(code, problem.get("prompt", ""), problem.get("entry_point"))
+
     by_comparison: dict[str, list[tuple[Result, Sequence[Test]]]] = {}
     for result in results:
-        name = _comparison_of(problems[result.problem], comparison)
+        name = _comparison_of(problems[result.problem], rules.comparison)
         by_comparison.setdefault(name, []).append((result, tests[result.problem]))
     for name, with_tests in by_comparison.items():
-        yield from score_tests(with_tests, run.settings["decoding"], sandbox, workers, name)
+        decoding = run.settings["decoding"]
+        yield from score_tests(with_tests, decoding, sandbox, workers, name, rules.reference_limits, complete)
 
 
 def _comparison_of(problem: Mapping[str, Any], chosen: str | None) -> str:

@@ -14,7 +14,7 @@ from adapters.store import LIBRARY, Store
 from common.paths import check_disk_space
 from errors import DataError, DiskSpaceError, TrainingError, UnknownNameError
 from tasks.datasets.hub import is_hub_id
-from tasks.datasets.registry import DATASETS
+from tasks.datasets.registry import DATASETS, TRAINING_DATASETS, require_training
 from tasks.datasets.tables import FORMATS
 from train.checkpoints import RunDirectory
 from train.config import TrainConfig
@@ -196,11 +196,13 @@ def copy_upload(source: Path, target: Path) -> None:
 def _check_dataset_name(name: str) -> None:
     """Raise an error unless the name is a data set, registered here or on the Hub: a visitor may read no local path."""
     if name in DATASETS:
+        require_training(name)
         return
     path = Path(name).expanduser()
     if not name or path.exists() or path.suffix.casefold() in FORMATS:
         raise DataError("A job reads the file that was uploaded for it: give the file itself, or name a data set.")
     if not is_hub_id(name):
         raise UnknownNameError(
-            f"'{name[:100]}' is no data set: name one of {', '.join(DATASETS)}, or one of the Hub as user/name."
+            f"'{name[:100]}' is no data set: name one of {', '.join(TRAINING_DATASETS)}, or one of the Hub as "
+            "user/name."
         )

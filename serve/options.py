@@ -19,7 +19,8 @@ class ModelOptions:
     """The base model, its quantization and device, the data sets and the embedding model for RAG.
 
     With `remote` that server answers; `base`, where it is not None, then says which base the server has. Without
-    either, the embedded base answers. `data_dir` holds data sets that are read instead of the Hub's.
+    either, the embedded base answers. `data_dir` holds data sets that are read instead of the Hub's; it may be the file
+    of one.
     """
 
     base: str | None = None
@@ -40,7 +41,9 @@ def add_model_options(parser: argparse.ArgumentParser, base: str | None = None, 
     )
     parser.add_argument("--quantization", default="nf4", help=f"{', '.join(QUANTIZATIONS)} (%(default)s)")
     parser.add_argument("--device", default="auto", help=f"{', '.join(DEVICES)} (%(default)s)")
-    parser.add_argument("--data-dir", type=Path, help="a folder with data sets, instead of the Hub's")
+    parser.add_argument(
+        "--data-dir", type=Path, help="a folder with data sets, or the file of one, instead of the Hub's"
+    )
     parser.add_argument(
         "--embedder", default=EMBEDDED, help="for RAG: 'embedded', or a Hub id such as thenlper/gte-small"
     )
@@ -60,11 +63,18 @@ def parse_model_options(args: argparse.Namespace) -> ModelOptions:
     if args.device not in DEVICES:
         raise unknown_name_error("device", args.device, DEVICES)
     base = None if args.base is None else check_base(args.base.strip())
-    data_dir = optional_folder(args.data_dir, "data", "--data-dir")
+    data_dir = _existing_data(args.data_dir)
     remote = parse_remote_options(args) if hasattr(args, "backend") else None
     if base is None and remote is None:
         base = EMBEDDED
     return ModelOptions(base, args.quantization, args.device, data_dir, args.trust_remote_code, args.embedder, remote)
+
+
+def _existing_data(path: Path | None) -> Path | None:
+    """Return the folder of data sets, or the file of one, with ~ expanded. Raises DataError for a missing one."""
+    if path is not None and path.expanduser().is_file():
+        return path.expanduser()
+    return optional_folder(path, "data", "--data-dir")
 
 
 def check_base(base: str) -> str:

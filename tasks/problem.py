@@ -80,11 +80,28 @@ class ScriptTest:
     outcome: Outcome | None = None
 
 
-Test = AssertTest | StdioTest | ScriptTest
+@dataclass(frozen=True)
+class ReferenceTest:
+    """One test of many calls: `function` must return, for each of `inputs`, what it returns in the code `reference`.
+
+    An input is the source of a call's arguments (`[1, 2], k=3`). `name` says whose test it is ("HumanEval/2 plus").
+    Numbers that differ by at most `tolerance` are equal; 0 leaves that to the problem's rules of comparison.
+    """
+
+    name: str
+    function: str
+    inputs: tuple[str, ...]
+    reference: str
+    tolerance: float = 0.0
+
+
+Test = AssertTest | StdioTest | ScriptTest | ReferenceTest
 
 
 def parse_test(record: Mapping[str, Any]) -> Test:
     """Return the test that `dataclasses.asdict` made this record of; raises TypeError if it is no such record."""
+    if "inputs" in record:
+        return ReferenceTest(**{**record, "inputs": tuple(record["inputs"])})
     if "code" not in record:
         return StdioTest(**record)
     if "steps" not in record:
@@ -95,7 +112,12 @@ def parse_test(record: Mapping[str, Any]) -> Test:
 
 
 def format_test(test: Test) -> str:
-    """Return the test as text that tasks.pasted_tests reads; an AssertTest without its set-up."""
+    """Return the test as text that tasks.pasted_tests reads; an AssertTest without its set-up.
+
+    A ReferenceTest becomes a comment, as it has no expected values.
+    """
+    if isinstance(test, ReferenceTest):
+        return f"# {test.name}: {len(test.inputs):,} calls of {test.function} must return what the reference returns"
     if isinstance(test, StdioTest):
         parts = [text if text.endswith("\n") or not text else f"{text}\n" for text in (test.stdin, test.expected)]
         return f"input:\n{parts[0]}output:\n{parts[1]}"
@@ -117,7 +139,8 @@ class Problem:
     """An intent in words, with reference code and tests where the data set has them.
 
     `entry_point` names the function that the tests call (MBPP, starter); `difficulty` is APPS's level; `comparison`
-    names the rules of its data set by which asserts compare values (evaluate.test_runner.comparison).
+    names the rules of its data set by which asserts compare values (evaluate.test_runner.comparison). `prompt` is the
+    beginning of a program that an answer may continue or repeat (HumanEval's signature; tasks.completion).
     """
 
     id: str
@@ -127,3 +150,4 @@ class Problem:
     entry_point: str | None = None
     difficulty: str | None = None
     comparison: str = "exact"
+    prompt: str = ""

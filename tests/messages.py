@@ -353,3 +353,18 @@ WORKER_ENDED = "process ended"
 
 # test_app
 ADDRESS_NOT_LOCAL = r"Cannot serve on address '192\.0\.2\.1' .*check --host"
+
+# data sets of functions to complete
+DATA_FILE_EMPTY = r"HumanEval\.jsonl is empty: it should hold HumanEval"
+GZIP_DAMAGED = (
+    r"HumanEval\.jsonl\.gz, line \d+: the gzip file ends early or is damaged \([^\n]+\): download it again\.$"
+)
+HUMANEVAL_LINE_NOT_JSON = r"HumanEval\.jsonl, line 301: not JSON"
+LEETCODE_SPLIT_EMPTY = "LeetCodeDataset has no row of the split train"
+LEETCODE_TEST_FILE_MISSING = r"LeetCodeDataset-test\.jsonl should hold LeetCodeDataset"
+NO_SUCH_DATA_FOLDER = "No such data folder"
+NO_SUCH_SPLIT_OF_DATA_SET = r"has no split {split}, it has test: name another data set for examples or training\.$"
+SEVERAL_EDITIONS = r"has several editions of HumanEval\+ \(HumanEvalPlus-Mini\.jsonl, HumanEvalPlus\.jsonl\)"
+REFERENCE_ANSWERS_UNREADABLE = r"the expected values of twice, cannot be read \(\w+\): delete the file"
+REFERENCE_LIMIT_INVALID = r"The limit \w+ out of the reference is [^\n]+: give a number above 0\.$"
+REFERENCE_FAILS = r"twice: the reference solution fails \(twice\('x'\) raised TypeError[^\n]+\), so that no answer"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from errors import DataError, TrainingError, UnknownNameError, unknown_name_error
 from tasks.datasets.hub import fetch_tables, is_hub_id
-from tasks.datasets.registry import DATASETS, load_examples, load_problems
+from tasks.datasets.registry import DATASETS, TRAINING_DATASETS, load_examples, load_problems, require_training
 from tasks.datasets.tables import FORMATS, RowError
 from tasks.datasets.upload import UploadResult, read_upload
 from tasks.extract import is_valid_python
@@ -96,6 +96,7 @@ LICENCES = {
     "codealpacapy": "cc-by-nc-4.0",
     "mbpp": "cc-by-4.0",
     "apps": "mit",
+    "leetcode": "apache-2.0",
     "starter": "apache-2.0",
 }
 OTHER_LICENCE = "other"
@@ -188,6 +189,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
 def _load_splits(config: TrainConfig) -> _DatasetSplits:
     name = config.dataset_name
     if name in DATASETS:
+        require_training(name)
         return _load_builtin(config)
     path = Path(name).expanduser()
     if path.exists() or path.suffix.casefold() in FORMATS:
@@ -202,8 +204,8 @@ def _load_splits(config: TrainConfig) -> _DatasetSplits:
             validation,
         )
     raise UnknownNameError(
-        f"{str(unknown_name_error('data set', name, DATASETS)).removesuffix('.')}; or give a file that ends in "
-        f"{', '.join(FORMATS)}, or a data set of the Hub as user/name."
+        f"{str(unknown_name_error('data set', name, TRAINING_DATASETS)).removesuffix('.')}; or give a file that ends "
+        f"in {', '.join(FORMATS)}, or a data set of the Hub as user/name."
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from errors import PromptOrTuneError
-from tasks.datasets.registry import DATASETS, available_datasets, load_problems
+from tasks.datasets.registry import DATASETS, TRAINING_DATASETS, available_datasets, load_problems
 from tasks.problem import Problem
 from ui import components
 from ui.compare.comparison import format_tests
@@ -21,6 +21,7 @@ DEFAULT_DATA = "starter"
 STARTER_PROBLEM_COUNT = 3
 _LABEL_LENGTH = 120
 _BUTTON_LENGTH = 52
+_LOCAL_DATASETS = ("humaneval", "humanevalplus", "mbppplus", "leetcode")
 NO_CHOICE = ("Pick a test problem", "")
 
 
@@ -57,9 +58,21 @@ def starter_problems(data_dir: Path | None) -> list[Problem]:
 
 
 def data_choices(data_dir: Path | None) -> list[tuple[str, str]]:
-    """Return all data sets as dropdown choices; those that are not on this machine name the Hub."""
+    """Return the data sets as dropdown choices; those that are not on this machine name the Hub.
+
+    Of _LOCAL_DATASETS only those on this machine are listed: their files are large, and mostly for `evaluate`.
+    """
     available = available_datasets(data_dir)
-    return [(name if name in available else f"{name} (from the Hub)", name) for name in DATASETS]
+    return [
+        (name if name in available else f"{name} (from the Hub)", name)
+        for name in DATASETS
+        if name in available or name not in _LOCAL_DATASETS
+    ]
+
+
+def pool_choices(data_dir: Path | None) -> list[tuple[str, str]]:
+    """Return the data sets that examples can come from, as dropdown choices."""
+    return [choice for choice in data_choices(data_dir) if choice[1] in TRAINING_DATASETS]
 
 
 def build_picker(data_dir: Path | None) -> ProblemPicker:
@@ -105,8 +118,8 @@ def wire_picker(
 ) -> list[Any]:
     """Write a chosen problem to `selected_problem` and to `outputs`: intent, reference, tests, pool of examples.
 
-    The pool becomes the data set of the problem: ICL and RAG need examples of the same kind. Returns the events that
-    choose a problem.
+    The pool becomes the data set of the problem, as ICL and RAG need examples of the same kind, or the starter set
+    where that has no examples. Returns the events that choose a problem.
     """
 
     def show(name: str) -> tuple[Any, str]:
@@ -143,7 +156,8 @@ def fill_handler(example: Problem) -> Callable[[], list[object]]:
 
 
 def _field_values(problem: Problem, data: str) -> list[object]:
-    return [problem, problem.intent, problem.reference or "", format_tests(problem.tests), data]
+    pool = data if data in TRAINING_DATASETS else DEFAULT_DATA
+    return [problem, problem.intent, problem.reference or "", format_tests(problem.tests), pool]
 
 
 def _problem_choices(name: str, data_dir: Path | None) -> tuple[list[tuple[str, str]], str]:

@@ -7,21 +7,24 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
 from evaluate.results import to_json_types
 from models.identity import BaseIdentity
 from tasks.methods import FixedExamples, Method, NearestExamples
-from tasks.problem import Test, parse_test
+from tasks.problem import Problem, parse_test
 from ui.compare.comparison import Column, Comparison
+
+_PROBLEM_FIELDS = ("entry_point", "comparison", "prompt")
 
 
 class Record(TypedDict):
     """One method's answer to one problem, with everything needed to reproduce it.
 
-    `asked_tests` are the tests of the problem and `tests_text` the text of their field. `tests` are their results
+    `asked_tests` are the tests of the problem, `problem_fields` what else they need of it (entry_point, comparison and
+    prompt), and `tests_text` the text of their field. `tests` are their results
     (evaluate.test_runner.result.TestResult) in the same order, [] if none ran; `tests_note` is the reason why tests did
     not run, `sandbox` the layer in which they ran.
     """
@@ -51,7 +54,8 @@ class Record(TypedDict):
     problem_id: str
     intent: str
     reference: str | None
-    asked_tests: list[dict[str, str]]
+    asked_tests: list[dict[str, Any]]
+    problem_fields: NotRequired[dict[str, str | None]]
     tests_text: str
     tests: list[dict[str, Any]]
     tests_note: str
@@ -98,6 +102,7 @@ def make_record(column: Column, comparison: Comparison, base: BaseIdentity, crea
         intent=comparison.problem.intent,
         reference=comparison.problem.reference,
         asked_tests=[asdict(test) for test in comparison.problem.tests],
+        problem_fields={name: getattr(comparison.problem, name) for name in _PROBLEM_FIELDS},
         tests_text=comparison.tests_text,
         tests=[],
         tests_note="",
@@ -119,9 +124,11 @@ def add_test_results(record: Record, results: Sequence[Mapping[str, Any]], sandb
     return {**record, "tests": tests, "tests_note": "", "sandbox": sandbox, "scores": scores}
 
 
-def problem_tests(record: Record) -> tuple[Test, ...]:
-    """Return the tests of a record's problem."""
-    return tuple(parse_test(test) for test in record["asked_tests"])
+def record_problem(record: Record) -> Problem:
+    """Return the problem of a record, without its difficulty. Raises TypeError or KeyError if it has no valid one."""
+    fields: dict[str, Any] = {name: value for name, value in record.get("problem_fields", {}).items() if value}
+    tests = tuple(parse_test(test) for test in record["asked_tests"])
+    return Problem(record["problem_id"], record["intent"], record["reference"], tests, **fields)
 
 
 def _example_selection(method: Method | None) -> tuple[str, int]:

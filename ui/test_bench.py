@@ -13,9 +13,11 @@ from evaluate.retry import Retries, RetryPolicy
 from evaluate.sandbox.sandbox import Sandbox, open_sandbox
 from evaluate.sandbox.types import Limits
 from evaluate.scoring import sandbox_errors
+from evaluate.test_runner.comparison import comparison_rules
 from evaluate.test_runner.result import TestResult
 from evaluate.test_runner.runner import run_tests_many
-from tasks.problem import Test
+from tasks.completion import complete_program
+from tasks.problem import Problem
 from ui.admission_queue import AdmissionQueue
 from ui.records import Record, add_test_results
 
@@ -51,9 +53,9 @@ class TestProgress:
 
 
 def test_answers(
-    bench: TestBench, records: Sequence[Record], tests: Sequence[Test], cancel: Event
+    bench: TestBench, records: Sequence[Record], problem: Problem, cancel: Event
 ) -> Iterator[TestProgress]:
-    """Run the tests of every complete answer; the last value has no pending records.
+    """Run the problem's tests of every complete answer; the last value has no pending records.
 
     Without a sandbox no code runs, and `tests_note` of every record gives the reason. Where the sandbox fails, or
     `cancel` is set, the records without results get a note.
@@ -81,7 +83,7 @@ def test_answers(
                 by_code.setdefault(records[i]["code"], []).append(i)
             same_code = list(by_code.values())
             try:
-                for number, results in _run_in_thread([(code, tests) for code in by_code], sandbox, cancel):
+                for number, results in _run_in_thread(list(by_code), problem, sandbox, cancel):
                     for i in same_code[number]:
                         done[i] = add_test_results(done[i], [asdict(result) for result in results], sandbox.layer)
                         pending.discard(i)
@@ -107,14 +109,17 @@ def _progress_update(done: Sequence[Record], pending: set[int], total: int) -> T
 
 
 def _run_in_thread(
-    jobs: Sequence[tuple[str, Sequence[Test]]], sandbox: Sandbox, cancel: Event
+    codes: Sequence[str], problem: Problem, sandbox: Sandbox, cancel: Event
 ) -> Iterator[tuple[int, list[TestResult]]]:
     """Run `run_tests_many` in a thread, so that `cancel` takes effect while a program runs up to its limit."""
     events: SimpleQueue[tuple[int, list[TestResult]] | BaseException | None] = SimpleQueue()
 
     def work() -> None:
         try:
-            for result in sandbox_errors(run_tests_many(jobs, sandbox, limits=SANDBOX_LIMITS)):
+            programs = [complete_program(code, problem.prompt, problem.entry_point) for code in codes]
+            jobs = [(program, problem.tests) for program in programs]
+            rules = comparison_rules(problem.comparison)
+            for result in sandbox_errors(run_tests_many(jobs, sandbox, limits=SANDBOX_LIMITS, rules=rules)):
                 events.put(result)
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that reads the results
             events.put(error)

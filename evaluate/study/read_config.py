@@ -39,7 +39,7 @@ from evaluate.study.schema import (
     StudyFile,
     UnknownNameValueError,
 )
-from tasks.datasets.registry import DATASETS
+from tasks.datasets.registry import TRAINING_DATASETS
 
 CONFIGS_DIR = Path(__file__).parent / "configs"
 _DEFAULT_CANDIDATES = {"beam": 10, "sample": 5, "greedy": 1}
@@ -179,7 +179,7 @@ def _build_config(file: str, study: StudyFile) -> StudyConfig:
     if not study.models:
         raise PromptOrTuneError(f"{file}: models is missing: name at least one.")
     if not study.data:
-        raise PromptOrTuneError(f"{file}: data is missing: name at least one of {', '.join(DATASETS)}.")
+        raise PromptOrTuneError(f"{file}: data is missing: name at least one of {', '.join(TRAINING_DATASETS)}.")
     models = tuple(_build_model(file, name, section, study.techniques) for name, section in study.models.items())
     data = tuple(_build_dataset(name, section) for name, section in study.data.items())
     questions = {

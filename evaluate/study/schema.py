@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 from errors import unknown_name_error
 from evaluate.study.config import MODEL_FAMILIES, QUANTIZATIONS, TECHNIQUE_QUANTIZATIONS
 from evaluate.study.published import published_models
-from tasks.datasets.registry import DATASETS
+from tasks.datasets.registry import TRAINING_DATASETS
 from tasks.methods import MAX_EXAMPLES
 
 _LORA_TECHNIQUES = ("lora", "qlora-8bit", "qlora-4bit")
@@ -222,7 +222,7 @@ class StudyFile(_Section):
     ] = {}
     models: Annotated[dict[_Text, ModelSection], _EMPTY_IF_NONE] = {}
     data: Annotated[
-        dict[Annotated[_Text, _key_among(DATASETS)], Annotated[DatasetSection, _EMPTY_IF_NONE]], _EMPTY_IF_NONE
+        dict[Annotated[_Text, _key_among(TRAINING_DATASETS)], Annotated[DatasetSection, _EMPTY_IF_NONE]], _EMPTY_IF_NONE
     ] = {}
     rq1: _OptionalQuestion = None
     rq2: _OptionalQuestion = None

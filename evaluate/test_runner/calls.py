@@ -27,6 +27,7 @@ from evaluate.test_runner.values import InvalidValueError, decode_value, parse_j
 FAIR_TIME_FRACTION = 0.2  # of the time limit; a call that hangs is not repeated if earlier calls used less than this
 MAX_REPEATED_TIMES = 3  # the time limit, for the calls before one that a new child runs again
 NOT_RUN_MESSAGE = "was not run, because the lines before it took too long"
+NOT_RUN_AFTER_END = "was not run, because a call before it ended the program"
 CLOCK_TOLERANCE = 1.0  # seconds by which the clocks of a child and of the host may differ
 NO_ANSWER_MESSAGE = "ended before it answered"
 INVALID_RESULT_MESSAGE = "sent no result"
@@ -38,7 +39,8 @@ class ChildCall:
 
     `wider` is an expression with the value as VALUE_NAME, for a value that the host cannot know; '' for none. In the
     mode `step` it is statements without a result, in the mode `outcome` statements whose displayed text or exception is
-    the result (see child.py). `scope` is that of tasks.problem.Step.
+    the result (see child.py). `scope` is that of tasks.problem.Step. After `cpu_seconds` of processor time (0: no limit
+    of its own) the call ends its child; the seconds of its result are then processor time.
     """
 
     setup: str
@@ -47,6 +49,7 @@ class ChildCall:
     wider: str = ""
     scope: str = ""
     mode: Literal["value", "step", "outcome"] = "value"
+    cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,13 @@ def run_calls(
     preamble: str = "",
     *,
     stateful: bool = False,
+    until_ended: bool = False,
 ) -> list[CallResult]:
     """Run the calls and return their results in order; `preamble` runs before the code. Never raises for any code.
 
     Where they are `stateful`, each call finds the state that all earlier ones left: a child that continues runs the
-    earlier calls again, except one that ended its child, and their first results count.
+    earlier calls again, except one that ended its child, and their first results count. With `until_ended` the calls
+    after one that failed by ending its child are not run, and `limits` hold for the time of all calls together.
     """
     settled: dict[int, CallResult] = {}
     ended: set[int] = set()  # calls that ended a child
@@ -98,14 +103,35 @@ def run_calls(
         elif not reader.loaded:
             failure = replace(_child_ended_result(execution, limits), is_load_error=True)
             settled.update({at: failure for at in pending if at not in settled})
-        elif len(settled) < len(calls) and (len(settled) == first or _must_settle(reader, execution, limits, stateful)):
+        elif len(settled) < len(calls) and (
+            len(settled) == first
+            or (until_ended and execution.status == "timeout")
+            or _is_own_timeout(execution, calls[len(settled)])
+            or _must_settle(reader, execution, limits, stateful)
+        ):
             ended.add(len(settled))
             settled[len(settled)] = (
                 CallResult(error=INVALID_RESULT_MESSAGE, status="error")
                 if reader.malformed
-                else _child_ended_result(execution, limits)
+                else _call_ended_result(execution, limits, calls[len(settled)])
             )
+            if until_ended:
+                rest = range(len(settled), len(calls))
+                settled.update(dict.fromkeys(rest, CallResult(error=NOT_RUN_AFTER_END, status="error")))
     return [settled[at] for at in range(len(calls))]
+
+
+def _is_own_timeout(result: ExecutionResult, call: ChildCall) -> bool:
+    """Return whether the kernel ended the child at the call's own time limit (child.py)."""
+    return call.cpu_seconds > 0 and result.status == "killed" and result.limit == "signal SIGPROF"
+
+
+def _call_ended_result(result: ExecutionResult, limits: Limits, call: ChildCall) -> CallResult:
+    """Return the failed result of a call during which the child ended."""
+    if _is_own_timeout(result, call):
+        error = f"stopped after {call.cpu_seconds:.3g} s of processor time (time limit)"
+        return CallResult(error=error, status="timeout", seconds=call.cpu_seconds)
+    return _child_ended_result(result, limits)
 
 
 def _extend_time(limits: Limits, repeated_seconds: float) -> Limits:

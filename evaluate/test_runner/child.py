@@ -29,16 +29,18 @@ import os
 import sys
 import time
 from _json import encode_basestring_ascii as quoted  # json itself imports re, which costs 5 ms
+from _signal import ITIMER_PROF, setitimer  # type: ignore[import-not-found] # signal itself imports enum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    Call = tuple[int, str, str, str | None, str, str, str]
+    Call = tuple[int, str, str, str | None, str, str, str, float]
 
 MAX_VALUE_CHARACTERS = 200_000
-MAX_DIGEST_ITEMS = 500_000  # of a larger value that is compared by its digest
+MAX_DIGEST_ITEMS = 2_000_000  # of a larger value that is compared by its digest
+MAX_CACHED_TEXTS = 100  # of a digest
 MAX_VALUE_DEPTH = 60
 MAX_NAME_CHARACTERS = 100  # of a type's name
 MAX_ERROR_CHARACTERS = 300
@@ -212,6 +214,20 @@ def value_digest(value: Any) -> str:
     return hashlib.blake2b(_canonical_bytes(value, 0), digest_size=16).hexdigest()
 
 
+class _TextBytes(dict):  # type: ignore[type-arg]
+    """The canonical bytes of texts; those of the first ones are cached, as large values often repeat few texts."""
+
+    def __missing__(self, text: str) -> bytes:
+        data = text.encode("utf-8", "surrogatepass")
+        data = b"s%d:" % len(data) + data
+        if len(self) < MAX_CACHED_TEXTS:
+            self[text] = data
+        return data
+
+
+_texts = _TextBytes()
+
+
 def _canonical_bytes(value: Any, depth: int) -> bytes:
     """Return bytes that are the same for equal values, and begin no other value's bytes."""
     if depth > MAX_VALUE_DEPTH:
@@ -229,11 +245,17 @@ def _canonical_bytes(value: Any, depth: int) -> bytes:
     if value is None:
         return b"N"
     if kind is str or kind is bytes or kind is bytearray:
-        data = value.encode("utf-8", "surrogatepass") if kind is str else bytes(value)
-        return (b"s%d:" if kind is str else b"y%d:") % len(data) + data
+        return _texts[value] if kind is str else b"y%d:" % len(value) + bytes(value)
     if kind is list or kind is tuple:
-        # The commonest type inline: a value of a million numbers takes a fraction of a second.
-        parts = [b"%x;" % item if type(item) is int else _canonical_bytes(item, depth + 1) for item in value]
+        # The commonest types inline: a value of a million numbers takes a fraction of a second.
+        parts = [
+            b"%x;" % item
+            if type(item) is int
+            else _texts[item]
+            if type(item) is str
+            else _canonical_bytes(item, depth + 1)
+            for item in value
+        ]
         return (b"[" if kind is list else b"(") + b"".join(parts) + b"."
     if kind is dict:
         value = [_canonical_bytes(key, depth + 1) + _canonical_bytes(item, depth + 1) for key, item in value.items()]
@@ -387,10 +409,11 @@ def _run_statements(names: dict[str, Any], source: str) -> tuple[str, tuple[str,
 
 
 def run_child(code: str, calls: list[Call], preamble: str) -> None:
-    """Run `preamble`, `code` and the calls, each of index, set-up, source, token, `wider`, scope and mode.
+    """Run `preamble`, `code` and the calls, each of index, set-up, source, token, `wider`, scope, mode and time.
 
     An assert that runs as a whole has a token. The mode is `value` for an expression, `step` for statements that run
-    without a result, `outcome` for statements whose displayed text or exception is the result.
+    without a result, `outcome` for statements whose displayed text or exception is the result. A call with a time
+    (processor seconds, 0 for none) is measured in processor time, and the kernel ends this process after it.
     """
     results = os.dup(1)
     os.dup2(2, 1)
@@ -403,12 +426,17 @@ def run_child(code: str, calls: list[Call], preamble: str) -> None:
     else:
         _send_record(results, '"loaded"')
         namespaces = _Namespaces(names)
-        for at, setup, source, token, wider, scope, mode in calls:
+        for at, setup, source, token, wider, scope, mode, cpu_seconds in calls:
             _send_record(results, '"begin"', str(at))
+            clock = time.process_time if cpu_seconds else time.perf_counter
             started = clock()
+            if cpu_seconds:
+                setitimer(ITIMER_PROF, cpu_seconds)
             try:
                 event, contents = _evaluate_call(namespaces[scope], setup, source, token, wider, mode)
             except BaseException as error:  # noqa: BLE001 - as above
                 event, contents = '"error"', _describe_error(error)
+            if cpu_seconds:
+                setitimer(ITIMER_PROF, 0)
             _send_record(results, event, str(at), f"{clock() - started:.6f}", *contents)
     os._exit(0)  # without waiting for the candidate's threads and exit handlers

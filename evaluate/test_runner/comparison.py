@@ -8,8 +8,8 @@ figures of HumanEval+ and MBPP+ are published:
 - three tasks are expected to return a match, or None;
 - `are_equivalent`, `sum_div`, `surface_Area`, `digit_distance_nums` and `find_zero` have more than one right answer.
 
-The rules apply where an assert compares the value of one call with a constant by `==` or `!=`, on the host: an assert
-that runs as a whole in the child compares as Python does.
+The rules apply to values of a reference (reference.py), and where an assert compares the value of one call with a
+constant by `==` or `!=`, on the host: an assert that runs as a whole in the child compares as Python does.
 """
 
 from __future__ import annotations
@@ -55,6 +55,14 @@ class ComparisonRules:
     def is_exact(self) -> bool:
         """Whether `==` is Python's."""
         return self.float_atol == self.float_rtol == 0 and not self.task_rules
+
+    def expected_value(self, function: str, answer: Any) -> Any:
+        """Return what a call of `function` must equal where the reference returned `answer`."""
+        return answer is not None if self.task_rules and function in NOT_NONE_TASKS else answer
+
+    def uses_arguments(self, function: str) -> bool:
+        """Whether `are_equal` needs the arguments of calls of `function`."""
+        return self.task_rules and (function == "find_zero" or function in _OTHER_ANSWERS)
 
     def are_equal(
         self, value: Any, expected: Any, function: str = "", arguments: Sequence[Any] = (), tolerance: float = 0.0

@@ -6,6 +6,7 @@ No expected value enters the sandbox, with the one exception named below:
 - An assert is split (asserts.py): the child evaluates the calls, the host compares their values (calls.py).
 - An assert that cannot be split runs as a whole in a child of its own; its result has `protected` False.
 - ScriptTests are one script, which runs in order and keeps its state (script.py).
+- The calls of a ReferenceTest run in one process; their values are compared here with the reference's (reference.py).
 
 All split asserts of a candidate share one process, in order, as in MBPP's own harness: the code runs once, a test's
 set-up before each test. Values are compared by Python's `==` (1, 1.0, True are equal, a list and a tuple are not) or
@@ -37,10 +38,11 @@ from evaluate.test_runner.calls import CallResult, ChildCall, run_calls
 from evaluate.test_runner.comparison import EXACT, ComparisonRules
 from evaluate.test_runner.entry_point import NoEntryPointError, code_prelude, resolve_entry_point
 from evaluate.test_runner.explain import explain_assert, explain_whole_assert, run_split_asserts
+from evaluate.test_runner.reference import ReferenceLimits, run_reference_test
 from evaluate.test_runner.result import TestResult, contrast, end_reason, one_line, shorten
 from evaluate.test_runner.script import run_script
-from tasks.datasets.apps import CALL_HELPERS, CODE_PRELUDE
-from tasks.problem import AssertTest, ScriptTest, StdioTest, Test
+from tasks.apps_format import CALL_HELPERS, CODE_PRELUDE
+from tasks.problem import AssertTest, ReferenceTest, ScriptTest, StdioTest, Test
 
 FLOAT_TOLERANCE = 1e-6
 _NUMBER_PATTERN = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
@@ -92,13 +94,15 @@ def run_tests(
     limits: Limits = DEFAULT_LIMITS,
     workers: int | None = None,
     rules: ComparisonRules = EXACT,
+    reference_limits: ReferenceLimits | None = None,
 ) -> list[TestResult]:
     """Run `tests` on `code` and return their results in order. Never raises for any code, only SandboxError.
 
     `limits` apply to each call and each program run. `workers` processes run at a time (default: one per core).
-    `rules` decide which values of calls are equal to those expected.
+    `rules` decide which values of calls are equal to those expected. `reference_limits` are those of ReferenceTests;
+    DataError is raised for a reference that fails.
     """
-    return next(run_tests_many([(code, tests)], sandbox, workers, limits, rules))[1]
+    return next(run_tests_many([(code, tests)], sandbox, workers, limits, rules, reference_limits))[1]
 
 
 def run_tests_many(
@@ -107,6 +111,7 @@ def run_tests_many(
     workers: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
     rules: ComparisonRules = EXACT,
+    reference_limits: ReferenceLimits | None = None,
 ) -> Iterator[tuple[int, list[TestResult]]]:
     """Run tests of many candidates in parallel; yield each candidate's index and its results when they are complete.
 
@@ -117,7 +122,7 @@ def run_tests_many(
     running: dict[Future[list[TestResult]], tuple[int, list[int]]] = {}
     with ThreadPoolExecutor(workers, "check") as pool:
         try:
-            for candidate, indices, work in _work_units(candidates, results, sandbox, limits, rules):
+            for candidate, indices, work in _work_units(candidates, results, sandbox, limits, rules, reference_limits):
                 running[pool.submit(work)] = candidate, indices
                 if not indices or len(running) >= MAX_QUEUED_PER_WORKER * workers:
                     yield from _collect_finished(running, results)
@@ -133,8 +138,9 @@ def _work_units(
     sandbox: Sandbox,
     limits: Limits,
     rules: ComparisonRules,
+    reference_limits: ReferenceLimits | None,
 ) -> Iterator[_WorkUnit]:
-    """Yield what can run independently: each program run, all asserts of one candidate, and its script.
+    """Yield what can run independently: each program run and reference test, all asserts of a candidate, its script.
 
     A candidate without tests is one unit too, so that its (empty) results are yielded.
     """
@@ -155,6 +161,9 @@ def _work_units(
         for index, test in enumerate(tests):
             if isinstance(test, StdioTest):
                 yield candidate, [index], partial(_run_stdio, code, test, error, sandbox, limits)
+            elif isinstance(test, ReferenceTest):
+                run = partial(_run_reference, code, test, error, sandbox, limits, rules, reference_limits)
+                yield candidate, [index], run
 
 
 def _collect_finished(
@@ -231,6 +240,20 @@ def _run_script(
         except NoEntryPointError as error:
             reason = str(error)
     return [TestResult(False, "call", shorten(test.code), "", "", reason, "error") for test in tests]
+
+
+def _run_reference(
+    code: str,
+    test: ReferenceTest,
+    syntax_error: str,
+    sandbox: Sandbox,
+    limits: Limits,
+    rules: ComparisonRules,
+    reference_limits: ReferenceLimits | None,
+) -> list[TestResult]:
+    if syntax_error:
+        return [TestResult(False, "call", f"{test.name}: {test.function}", "", "", syntax_error, "error")]
+    return [run_reference_test(code, test, sandbox, limits, code_prelude(code), rules, reference_limits)]
 
 
 def _plan_or_error(test: AssertTest) -> AssertPlan | TestResult:

@@ -17,9 +17,12 @@ from typing import Any
 
 from common.syntax import parse_python
 from evaluate.test_runner.interpreter import Interpreter, full_name, is_host_function, names_bound_in
-from tasks.datasets.apps import CALL_HELPERS
+from tasks.apps_format import CALL_HELPERS
+from tasks.datasets.leetcode import NODE_HELPERS
 
 LIBRARIES = frozenset({"np", "pd", "numpy", "pandas", "scipy", "torch", "sympy", "pytest", *sys.stdlib_module_names})
+# Set-ups of data sets whose functions call or convert what the candidate returns; they hold no expected value.
+_DATASET_HELPERS = frozenset({CALL_HELPERS, NODE_HELPERS})
 MAX_INLINED = 20  # helpers inside of helpers
 # Calls that configure a library: their arguments are no expected values.
 _CONFIGURING_METHODS = frozenset(["seed", "setrecursionlimit", "set_int_max_str_digits", "filterwarnings", "getLogger"])
@@ -88,7 +91,7 @@ class TestSetup:
 
         `calls` are the own calls that the child evaluates, `others` its other expressions.
         """
-        if self.source == CALL_HELPERS:  # of APPS: they hold no expected value
+        if self.source in _DATASET_HELPERS:
             return self.source, True
         needed, is_protected = self.needed_statements(calls, others, names_used_later)
         if all(needed):
@@ -234,7 +237,7 @@ def _add_statement(setup: TestSetup, node: ast.stmt, code: str) -> TestSetup:
             helpers[name], is_definition, is_droppable = node, True, True
         case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
             is_definition, is_droppable = True, isinstance(node, ast.FunctionDef)
-            if code != CALL_HELPERS:
+            if code not in _DATASET_HELPERS:
                 definitions.add(name)
         case ast.Assign(targets=[ast.Name(id=name)], value=value) if _is_host_constant(value, imports):
             is_definition, is_droppable = True, True

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from errors import PromptOrTuneError, unknown_name_error
 from serve.api.app import Api, ApiSettings
 from serve.api.auth import ENV_VARIABLE, ApiKeys, is_loopback, read_keys
-from tasks.datasets.registry import DATASETS
+from tasks.datasets.registry import TRAINING_DATASETS
 
 HEADER_TIMEOUT_S = 15.0
 # Request line and headers together.
@@ -151,7 +151,7 @@ def add_api_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pool",
         default=defaults.pool,
-        help=f"whose examples icl and rag show: {', '.join(DATASETS)} (%(default)s)",
+        help=f"whose examples icl and rag show: {', '.join(TRAINING_DATASETS)} (%(default)s)",
     )
     for option, value, text in (
         ("--max-body-kb", defaults.max_body_bytes // 1000, "the largest body of a request, in kB"),
@@ -168,8 +168,8 @@ def read_api_options(args: argparse.Namespace, host: str) -> ApiOptions:
             f"Without keys anybody could ask on {host}: "
             f"give --api-key-file, set {ENV_VARIABLE}, or allow it with --open."
         )
-    if args.pool not in DATASETS:
-        raise unknown_name_error("data set", args.pool, DATASETS)
+    if args.pool not in TRAINING_DATASETS:
+        raise unknown_name_error("data set", args.pool, TRAINING_DATASETS)
     rows = args.rows_per_minute
     settings = ApiSettings(
         pool=args.pool,

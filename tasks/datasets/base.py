@@ -5,14 +5,18 @@ Every error about a row has its location.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+import gzip
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from errors import DataError
+from tasks.json_values import json_type, parse_json
 from tasks.problem import Problem
+
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class DatasetSource:
     """A data set: how its folder is recognised and read, and how it is fetched from the Hub.
 
     The data set's folder matches at least one of the glob `patterns`; `layout` describes them in words. `read` takes
-    that folder and a split, `fetch` takes a split.
+    that folder, or with `is_file` the file of the data set in its place, and one of the `splits`; `fetch` takes a
+    split.
     """
 
     name: str
@@ -29,6 +34,18 @@ class DatasetSource:
     layout: str
     read: Callable[[Path, str], list[Problem]]
     fetch: Callable[[str], list[Problem]]
+    splits: tuple[str, ...] = SPLITS
+    is_file: bool = False
+
+    def require_split(self, split: str) -> None:
+        """Raise DataError unless the data set has the split."""
+        if split not in self.splits:
+            listed = " and ".join(self.splits)
+            raise DataError(
+                f"{self.title} has no split {split}, it has {listed}: name another data set for examples or training."
+                if split != "test"
+                else f"{self.title} has no split {split}, it has {listed}: choose one of these."
+            )
 
     def find(self, data_dir: Path, names: frozenset[str]) -> Path | None:
         """Return the folder in `data_dir`, or `data_dir` itself, with this data set; None where neither has it.
@@ -41,8 +58,17 @@ class DatasetSource:
             return data_dir
         return None
 
+    def is_file_of(self, path: Path) -> bool:
+        """Whether the name of the file is that of a file of this data set, which may be read without its folder."""
+        return self.is_file and any(path.match(pattern) for pattern in self.patterns)
+
     def folder(self, data_dir: Path, names: frozenset[str]) -> Path:
-        """Return the folder as `find` does; raises DataError, with the expected layout, where there is none."""
+        """Return the folder as `find` does; raises DataError, with the expected layout, where there is none.
+
+        The file of a data set is returned as it is.
+        """
+        if data_dir.is_file() and self.is_file:
+            return data_dir
         if not data_dir.is_dir():
             raise DataError(f"No such data folder: {data_dir} (--data-dir) should hold {self.layout}.")
         found = self.find(data_dir.resolve(), names)
@@ -132,7 +158,7 @@ class DatasetRow:
 
 
 def read_rows(path: Path, expected: str) -> list[DatasetRow]:
-    """Read all rows of a JSON Lines file (UTF-8, with or without BOM; blank lines skipped).
+    """Read all rows of a JSON Lines file (UTF-8, with or without BOM; blank lines skipped), also one packed by gzip.
 
     `expected` describes the content, for the message where the file is missing. Raises DataError with the line.
     """
@@ -157,30 +183,10 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} cannot be read ({error.strerror or error}).") from error
 
 
-def parse_json(text: str, location: str, **options: Any) -> Any:
-    """Parse JSON; raises DataError with `location`. `options` are passed to json.loads."""
-    try:
-        return json.loads(text, **options)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{location}: not JSON ({error.msg} at character {error.pos + 1}).") from error
-    except (ValueError, RecursionError) as error:  # a number too long for Python, or deep nesting
-        raise DataError(f"{location}: not JSON that Python can read ({error}).") from error
-
-
-def json_type(value: object) -> str:
-    """Return the type of a JSON value in words."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    names: dict[type, str] = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return names.get(type(value), type(value).__name__)
-
-
 def _iter_rows(path: Path) -> Iterator[DatasetRow]:
     # Read as bytes: only b"\n" ends a line of JSON Lines, while text mode and str.splitlines accept other ends.
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        for number, raw in _iter_lines(file, path):
             location = f"{path}, line {number}"
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
@@ -192,3 +198,15 @@ def _iter_rows(path: Path) -> Iterator[DatasetRow]:
             if not isinstance(value, dict):
                 raise DataError(f"{location}: must be a JSON object with named columns, it is {json_type(value)}.")
             yield DatasetRow(location, value)
+
+
+def _iter_lines(file: Iterable[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines with their numbers; raises DataError for a packed file that ends early or is damaged."""
+    number = 0
+    try:
+        for number, raw in enumerate(file, start=1):
+            yield number, raw
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"{path}, line {number + 1}: the gzip file ends early or is damaged ({error}): download it again."
+        ) from error

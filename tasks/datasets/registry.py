@@ -1,7 +1,9 @@
-"""Registry of the data sets: conala, codealpacapy, mbpp, apps and our own starter.
+"""Registry of the data sets: conala, codealpacapy, mbpp, apps, humaneval, humanevalplus, mbppplus, leetcode, and our
+own starter.
 
-Each is read from a folder (`data_dir`: one with a folder for each data set, or the data set's own folder) or, without
-one, from the Hugging Face Hub. Starter needs neither. Importing this module loads neither `datasets` nor torch.
+Each is read from a folder (`data_dir`: one with a folder for each data set, the data set's own folder, or its file
+where it is one file) or, without one, from the Hugging Face Hub. Starter needs neither. Importing this module loads
+neither `datasets` nor torch.
 """
 
 from __future__ import annotations
@@ -14,15 +16,29 @@ from pathlib import Path
 from errors import DataError, unknown_name_error
 from tasks.datasets import conala
 from tasks.datasets.apps import APPS
-from tasks.datasets.base import DatasetSource
+from tasks.datasets.base import SPLITS, DatasetSource
 from tasks.datasets.conala import CODEALPACAPY, CONALA
+from tasks.datasets.evalplus import HUMANEVALPLUS, MBPPPLUS
+from tasks.datasets.humaneval import HUMANEVAL
+from tasks.datasets.leetcode import LEETCODE
 from tasks.datasets.mbpp import MBPP
 from tasks.problem import Example, Problem
 
-SPLITS = ("train", "validation", "test")
 STARTER = "starter"
-_SOURCES: dict[str, DatasetSource] = {source.name: source for source in (CONALA, CODEALPACAPY, MBPP, APPS)}
+_SOURCES: dict[str, DatasetSource] = {
+    source.name: source for source in (CONALA, CODEALPACAPY, MBPP, APPS, HUMANEVAL, HUMANEVALPLUS, MBPPPLUS, LEETCODE)
+}
 DATASETS: tuple[str, ...] = (STARTER, *_SOURCES)
+# Data sets that examples come from and that can be trained on.
+TRAINING_DATASETS: tuple[str, ...] = tuple(
+    name for name in DATASETS if name == STARTER or "train" in _SOURCES[name].splits
+)
+
+
+def require_training(name: str) -> None:
+    """Raise DataError for a data set without training rows, from which no examples come."""
+    if name in _SOURCES:
+        _SOURCES[name].require_split("train")
 
 
 def load_problems(name: str, split: str, data_dir: str | Path | None = None, limit: int | None = None) -> list[Problem]:
@@ -50,9 +66,11 @@ def load_examples(name: str, data_dir: str | Path | None = None) -> list[Example
 
 
 def available_datasets(data_dir: str | Path | None = None) -> list[str]:
-    """Return the data sets that load without the network: starter, and those in `data_dir`."""
-    if data_dir is None or not Path(data_dir).is_dir():
+    """Return the data sets that load without the network: starter, and those in `data_dir`, or whose file it is."""
+    if data_dir is None or not Path(data_dir).exists():
         return [STARTER]
+    if Path(data_dir).is_file():
+        return [STARTER, *(name for name, source in _SOURCES.items() if source.is_file_of(Path(data_dir)))]
     folder, names = Path(data_dir).resolve(), frozenset(_SOURCES)
     return [STARTER, *(name for name, source in _SOURCES.items() if source.find(folder, names) is not None)]
 
@@ -69,10 +87,11 @@ def dataset_digest(items: Iterable[Problem | Example]) -> str:
 def _load_split(name: str, split: str, data_dir: Path | None) -> list[Problem]:
     if name == STARTER:
         # Starter needs no folder, but a mistyped one is an error.
-        if data_dir is not None and not data_dir.is_dir():
+        if data_dir is not None and not data_dir.exists():
             raise DataError(f"No such data folder: {data_dir} (--data-dir); leave it out for {STARTER}.")
         return conala.read_starter(split)
     source = _SOURCES[name]
+    source.require_split(split)
     if data_dir is None:
         return source.fetch(split)
     return source.read(source.folder(data_dir, frozenset(_SOURCES)), split)

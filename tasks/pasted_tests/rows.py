@@ -6,7 +6,7 @@ import ast
 import json
 from typing import Any
 
-from tasks.datasets.apps import parse_tests, to_stdio_text
+from tasks.apps_format import parse_tests, to_stdio_text
 from tasks.pasted_tests.examples import read_examples
 from tasks.pasted_tests.python_tests import PythonTests
 from tasks.pasted_tests.script import ScriptBuilder

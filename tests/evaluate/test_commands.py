@@ -20,6 +20,7 @@ from evaluate import prompt_style_search
 from evaluate.generate import ProgressBar
 from serve.types import Candidate, RequestOutput
 from tests.evaluate.fakes import FakeEngine, write_conala
+from tests.tasks.sets import HUMANEVALPLUS_ROW, write_rows
 
 
 @pytest.fixture
@@ -253,3 +254,39 @@ def test_progress_is_redrawn_on_a_terminal_and_prints_few_lines_elsewhere() -> N
         lines = [line for line in stream.getvalue().replace("\r", "\n").splitlines() if line.strip()]
         assert len(lines) == expected
         assert "2/4 zero-shot, 40 s gone, 40 s left" in stream.getvalue()
+
+
+def test_file_of_humanevalplus_is_run_and_scored(
+    tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
+    rows = [{**HUMANEVALPLUS_ROW, "task_id": f"HumanEval/{at}"} for at in range(3)]
+    file = write_rows(tmp_path / "HumanEvalPlus-v0.1.10.jsonl", *rows)
+    output = tmp_path / "run.jsonl"
+    options = ["--data", "humanevalplus", "--data-dir", str(file), "--output", str(output), "--limit", "2"]
+    engines.append(FakeEngine())
+    assert command.main([*options, "--methods", "zero-shot,lora-tiny", "--beams", "1", "--min-time-limit", "2"]) == 0
+    printed = capsys.readouterr()
+    assert "expected values" in printed.err
+    assert "4 times the reference's processor time a call, at least 2 s, and 4 GB" in printed.out
+    assert "values compared by the rules of evalplus" in printed.out
+    found = json.loads((tmp_path / "run.scores.jsonl").read_text().splitlines()[-1])
+    assert found["scores"]["pass@1"] == 1.0
+
+    assert command.main(["score", str(output), "--time-limit-factor", "0"]) == 2
+    assert "The limit factor out of the reference is 0" in capsys.readouterr().err
+    engines.append(FakeEngine())
+    assert command.main([*options, "--overwrite", "--methods", "icl-2"]) == 2
+    assert "HumanEval+ has no split train, it has test" in capsys.readouterr().err
+
+
+def test_reference_that_fails_ends_the_command_before_anything_is_asked(
+    tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
+    broken = {**HUMANEVALPLUS_ROW, "canonical_solution": "    return numbers / 2\n"}
+    file = write_rows(tmp_path / "HumanEvalPlus.jsonl", broken)
+    options = ["--data", "humanevalplus", "--data-dir", str(file), "--methods", "zero-shot"]
+    assert command.main([*options, "--output", str(tmp_path / "run.jsonl")]) == 2
+    assert "HumanEval/7 base: the reference solution fails (total([1, 2]) raised TypeError" in capsys.readouterr().err
+    assert not (tmp_path / "run.jsonl").exists()

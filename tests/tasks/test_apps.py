@@ -10,7 +10,8 @@ import datasets
 import pytest
 
 from errors import DataError
-from tasks.datasets.apps import first_per_difficulty, parse_tests
+from tasks.apps_format import parse_tests
+from tasks.datasets.apps import first_per_difficulty
 from tasks.datasets.registry import load_examples, load_problems
 from tasks.problem import Problem, StdioTest
 from tests import messages

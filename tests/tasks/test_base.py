@@ -9,7 +9,8 @@ import datasets
 import pytest
 
 from errors import DataError
-from tasks.datasets.base import DatasetRow, parse_json, read_json, read_rows
+from tasks.datasets.base import DatasetRow, read_json, read_rows
+from tasks.json_values import parse_json
 from tests import messages
 
 ROWS = [

@@ -179,7 +179,9 @@ def test_real_mbpp_excludes_its_prompt_rows() -> None:
 
 @needs_real_data
 def test_real_folders_are_found() -> None:
-    assert available_datasets(REAL) == list(DATASETS)
+    found = available_datasets(REAL)
+    assert found[:5] == list(DATASETS[:5])
+    assert set(found) <= set(DATASETS)
 
 
 def test_missing_folder_is_an_error_even_if_none_is_needed(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ assert "datasets" not in sys.modules and "torch" not in sys.modules and "pandas"
 for name in DATASETS[1:]:
     started_at = time.monotonic()
     try:
-        load_problems(name, "train")
+        load_problems(name, "test")
     except DataError as error:
         print(f"{time.monotonic() - started_at:.1f} {error}")
 assert "torch" not in sys.modules
@@ -98,8 +98,9 @@ assert "torch" not in sys.modules
     )  # most of it is the import of `datasets`; with retries it would be 23 s per name
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    assert len(lines) == 4
-    for title, line in zip(("CoNaLa", "CodeAlpacaPy", "MBPP", "APPS"), lines, strict=True):
+    assert len(lines) == 8
+    titles = ("CoNaLa", "CodeAlpacaPy", "MBPP", "APPS", "HumanEval", "HumanEval+", "MBPP+", "LeetCodeDataset")
+    for title, line in zip(titles, lines, strict=True):
         seconds, _, message = line.partition(" ")
         assert float(seconds) < 15
         assert message.startswith(f"{title} (")

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from tasks.problem import AssertTest, Problem, ScriptTest, StdioTest, Step
+from tasks.problem import AssertTest, Problem, ReferenceTest, ScriptTest, StdioTest, Step, Test
 from ui.compare.browser_state import BrowserState, parse_browser_state
 from ui.compare.verdict import HISTORY_LENGTH, History
 from ui.compare.view import FIRST_EXAMPLE_PATH
+from ui.records import record_problem
 
 FIELDS: dict[str, Any] = {
     "intent": "reverse `s`", "reference": "s[::-1]", "tests": "", "chips": [{"name": "zero-shot"}, {"name": "rag-8"}],
@@ -95,3 +96,23 @@ def test_run_of_an_older_version_without_a_field_is_ignored(run: Any) -> None:
 
 def test_restored_runs_are_limited(run: Any) -> None:
     assert len(parse_browser_state({"runs": [run] * 50}).history.runs) == HISTORY_LENGTH
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        AssertTest("assert f(1)", tolerance=1e-4),
+        ScriptTest("assert f(2)", (Step("x = 1"),)),
+        ReferenceTest("f base", "f", ("1", "2"), "def f(x): return x"),
+    ],
+)
+def test_run_with_tests_is_restored_with_its_problem(run: Any, test: Test) -> None:
+    fields = {"entry_point": "f", "comparison": "evalplus", "prompt": "def f(x):\n"}
+    stored = [{**record, "asked_tests": [asdict(test)], "problem_fields": fields} for record in run]
+    (restored,) = parse_browser_state(json.loads(json.dumps({"runs": [stored]}))).history.runs
+    expected = Problem(
+        run[0]["problem_id"], run[0]["intent"], run[0]["reference"], (test,), "f", None, "evalplus", "def f(x):\n"
+    )
+    assert record_problem(restored[0]) == expected
+    broken = [{**record, "asked_tests": [{"code": 1, "unknown": 2}]} for record in run]
+    assert parse_browser_state({"runs": [broken]}).history.runs == ()

@@ -14,7 +14,7 @@ from evaluate.retry import RetryPolicy
 from evaluate.sandbox.sandbox import Sandbox, SandboxUnavailableError, open_sandbox
 from evaluate.sandbox.types import ExecutionResult, Program
 from serve.engine.llm_engine import EngineLoader
-from tasks.problem import AssertTest, Problem
+from tasks.problem import AssertTest, Problem, ReferenceTest
 from tests.fakes import FakeEngine
 from tests.ui.test_compare_view import Reader
 from ui.admission_queue import AdmissionQueue
@@ -186,3 +186,16 @@ def test_several_concurrent_runs_are_admitted_and_later_ones_wait() -> None:
         assert [ticket.wait(0) for ticket in (first, second, third, fourth)] == [0, 0, 1, 2]
     with queue.enqueue() as again:
         assert again.wait(0) == 0
+
+
+def test_body_of_a_function_is_tested_by_the_rules_of_its_data_set(
+    bench: TestBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path))
+    prompt = 'def third(x):\n    """Divide by three."""\n'
+    tests = (ReferenceTest("third", "third", ("1", "2"), f"{prompt}    return x / 3\n"),)
+    problem = Problem("p", "third", None, tests, "third", comparison="evalplus", prompt=prompt)
+    answers = {"zero-shot": "    return x / 3 + 1e-8", "icl-2": "def third(x):\n    return x / 4"}
+    right, wrong = collect_records(context_of(bench, answers), make_comparison(problem, list(answers)))
+    assert (right["scores"]["tests"], wrong["scores"]["tests"]) == (1, 0)
+    assert wrong["tests"][0]["reason"].startswith("third(1) gave 0.25, expected 0.333")

@@ -204,7 +204,7 @@ class ArenaEvents:
             return
         records = match.records
         with self._runner.context.cancel_registry.register(session) as cancel:
-            for testing in test_answers(self._runner.context.test_bench, match.records, match.problem.tests, cancel):
+            for testing in test_answers(self._runner.context.test_bench, match.records, match.problem, cancel):
                 records = testing.records
                 # The visitor may have voted meanwhile: the current match says whether names are shown.
                 current = self._runner.matches.load(visitor) or match

@@ -13,14 +13,14 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from errors import PromptOrTuneError
-from tasks.datasets.registry import DATASETS
+from tasks.datasets.registry import DATASETS, TRAINING_DATASETS
 from tasks.problem import Problem
 from ui.compare.comparison import MAX_COLUMNS
 from ui.compare.decoding_form import DECODING_MODES, read_sampling_params
 from ui.compare.verdict import HISTORY_LENGTH, History, verdict_text
 from ui.compare.view import finished_view
 from ui.components import chip_names
-from ui.records import Record, records_to_csv
+from ui.records import Record, record_problem, records_to_csv
 
 TEXT_FIELDS = ("intent", "reference", "tests")
 DECODING_FIELDS = ("mode", "candidates", "max_new_tokens", "temperature", "top_p", "seed")
@@ -58,7 +58,8 @@ def _parse_fields(value: Any) -> dict[str, Any]:
     chips = value.get("chips")
     if isinstance(chips, list) and all(isinstance(chip, dict) and isinstance(chip.get("name"), str) for chip in chips):
         fields["chips"] = [name for name in chip_names(chips) if len(name) <= _MAX_NAME_LENGTH][:MAX_COLUMNS]
-    fields |= {name: value[name] for name in ("data", "pool") if value.get(name) in DATASETS}
+    known = {"data": DATASETS, "pool": TRAINING_DATASETS}
+    fields |= {name: value[name] for name, names in known.items() if value.get(name) in names}
     if isinstance(value.get("problem"), str):
         fields["problem"] = value["problem"]
     decoding = [value.get(name) for name in DECODING_FIELDS]
@@ -88,7 +89,7 @@ def _parse_run(value: Any) -> tuple[Record, ...]:
     """Return the records of a run; () if the page cannot show or export them, as after an update of the program."""
     try:
         run = tuple(_RUN_ADAPTER.validate_python(value, strict=True))
-        History((run,)).items(), verdict_text(run), records_to_csv(run), finished_view(run)
+        History((run,)).items(), verdict_text(run), records_to_csv(run), finished_view(run), record_problem(run[0])
     except (ValidationError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
         _log.info("A run in the storage of a browser cannot be shown (%s).", type(error).__name__)
         return ()

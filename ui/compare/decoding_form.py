@@ -12,7 +12,7 @@ import gradio as gr
 from serve.types import MAX_CANDIDATES, SamplingParams
 from ui.components import EVENT_OPTIONS
 from ui.labels import decoding_label
-from ui.problem_picker import DEFAULT_DATA, data_choices
+from ui.problem_picker import DEFAULT_DATA, pool_choices
 
 DECODING_MODES = [("Greedy", "greedy"), ("Sampling", "sample"), ("Beam search", "beam")]
 DEFAULT_CANDIDATES = 5
@@ -77,7 +77,7 @@ def build_options(data_dir: Path | None) -> DecodingForm:
             )  # fmt: skip
             with gr.Column(scale=2, min_width=260):
                 pool = gr.Dropdown(
-                    data_choices(data_dir),
+                    pool_choices(data_dir),
                     value=DEFAULT_DATA,
                     label="Examples for ICL and RAG come from",
                     elem_id="pool",

@@ -25,7 +25,7 @@ from ui.compare.view import finished_view
 from ui.context import Context
 from ui.method_form import MethodForm
 from ui.problem_picker import ProblemPicker
-from ui.records import Record, problem_tests
+from ui.records import Record, record_problem
 
 INTERNAL_ERROR = "Something went wrong on our side; the log has the details. Nothing you typed is lost."
 QUESTION_CHANGED = (
@@ -195,7 +195,7 @@ def wire_history(page: ComparePage) -> None:
             return [gr.skip()] * (len(page.history_outputs) + 1)
         history = history.select(index)
         first: Record = history.selected[0]
-        problem = Problem(first["problem_id"], first["intent"], first["reference"], problem_tests(first))
+        problem = record_problem(first)
         selected = None if problem.id == CUSTOM_PROBLEM_ID else problem
         return [
             *_selected_run_updates(history), selected, first["intent"],

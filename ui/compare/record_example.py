@@ -37,6 +37,10 @@ DATASET_CREDITS = {
     "codealpacapy": "CodeAlpacaPy, from Code Alpaca",
     "mbpp": "MBPP (Austin et al., 2021), CC BY 4.0",
     "apps": "APPS (Hendrycks et al., 2021), MIT",
+    "humaneval": "HumanEval (Chen et al., 2021), MIT",
+    "humanevalplus": "HumanEval+ (Liu et al., 2023), Apache-2.0",
+    "mbppplus": "MBPP+ (Liu et al., 2023), Apache-2.0",
+    "leetcode": "LeetCodeDataset (Xia et al., 2025), Apache-2.0",
 }
 
 

@@ -81,7 +81,7 @@ def _run_problem_tests(
     context: Context, comparison: Comparison, records: tuple[Record, ...], cancel: Event
 ) -> Iterator[TestProgress]:
     if comparison.problem.tests:
-        yield from test_answers(context.test_bench, records, comparison.problem.tests, cancel)
+        yield from test_answers(context.test_bench, records, comparison.problem, cancel)
 
 
 def _progress_text(columns: Sequence[Column]) -> str:

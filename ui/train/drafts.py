@@ -21,7 +21,7 @@ from common.paths import check_disk_space, make_dir
 from errors import DataError, DiskSpaceError, PromptOrTuneError
 from jobs.job import safe_file_name
 from tasks.datasets.hub import is_hub_id
-from tasks.datasets.registry import DATASETS
+from tasks.datasets.registry import DATASETS, TRAINING_DATASETS, require_training
 from tasks.datasets.tables import FORMATS
 from ui.visitors import check_upload_size
 
@@ -143,13 +143,14 @@ def check_dataset_name(name: str) -> str:
     """
     name = name.strip()
     if name in DATASETS:
+        require_training(name)
         return name
     repository = re.split("[@:]", name, maxsplit=1)[0]
     is_path = repository.startswith((".", "/", "~")) or "/." in repository or Path(repository).exists()
     if not is_hub_id(name) or is_path or PurePosixPath(name).suffix.casefold() in FORMATS:
         raise DataError(
             f"'{name[:80]}' is not a data set: write user/name (or user/name@revision) as on the Hugging Face Hub, or "
-            f"one of {', '.join(DATASETS)}; or upload a file of your own."
+            f"one of {', '.join(TRAINING_DATASETS)}; or upload a file of your own."
         )
     return name
 

@@ -28,9 +28,10 @@ from evaluate.generate import (
     parse_methods,
 )
 from evaluate.metrics.basic import add_in_order
-from evaluate.results import Run, diff_settings, open_run, problem_record, read_run, scores_path, to_json_types
+from evaluate.results import Run, open_run, problem_record, read_run, scores_path
 from evaluate.retry import DEFAULT_RETRIES, RetryPolicy
 from evaluate.scoring import score_run
+from evaluate.settings import diff_settings, to_json_types
 from evaluate.stats import PairedDifference, holm_correction, paired_bootstrap
 from jobs.job import ScoreComparison, ServingOptions, Verdict
 from tasks.datasets.registry import dataset_digest

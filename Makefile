@@ -9,7 +9,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+# Modules are compiled when they are first imported: most of them never are.
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 
 .PHONY: demo test test-fast check setup setup-test clean
 .DEFAULT_GOAL := demo

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from packaging.utils import canonicalize_name
 
 from tests.conftest import ROOT
 
+Target = tuple[str, tuple[str, str]]
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 LINUX, ARM, MACOS = ("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")
-TARGETS = [*((python, LINUX) for python in PYTHONS), ("3.14", MACOS)]  # about 10 s each
+TARGETS: list[Target] = [*((python, LINUX) for python in PYTHONS), ("3.14", MACOS)]
 FILES = ("requirements.txt", "requirements-test.txt")
 FILES_WITHOUT_DEPENDENCIES = ("requirements-embedded.txt", "requirements-test-files.txt")
 TIMEOUT_SECONDS = 100
@@ -69,12 +72,16 @@ def pip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "pip"
 
 
-def report(pip: Path, python: str, system: tuple[str, str], folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the metadata of the wheels that pip would install, by name."""
+def report(
+    pip: Path, python: str, system: tuple[str, str], folder: Path, known: Mapping[str, dict[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return the metadata of the wheels that pip would install, by name; `known` has some, of the same versions."""
+    known = known or {}
     listed = folder / "requirements.txt"
     applying = pins(FILES + FILES_WITHOUT_DEPENDENCIES, python, system)
     # pip evaluates markers for the Python that runs it, so the lines that apply are written without theirs.
-    listed.write_text("\n".join(f"{each.name}{each.specifier}" for each in applying))
+    asked = [each for each in applying if not _is_known(each, known)]
+    listed.write_text("\n".join(f"{each.name}{each.specifier}" for each in asked))
     command = [sys.executable, str(pip), "install", "-q", "--dry-run", "--no-deps", "--only-binary=:all:"]
     command += ["--python-version", python, *(part for tag in tags(system) for part in ("--platform", tag))]
     command += ["--target", str(folder / "none"), "-r", str(listed), "--report", str(folder / "report.json")]
@@ -85,15 +92,35 @@ def report(pip: Path, python: str, system: tuple[str, str], folder: Path) -> dic
     assert not done.returncode, done.stderr[-2000:]
     installed = json.loads((folder / "report.json").read_text())["install"]
     assert all(each["download_info"]["url"].endswith(".whl") for each in installed)
-    return {canonicalize_name(each["metadata"]["name"]): each["metadata"] for each in installed}
+    found = {}
+    for each in installed:
+        fits_anywhere = each["download_info"]["url"].endswith("-py3-none-any.whl")
+        found[canonicalize_name(each["metadata"]["name"])] = {**each["metadata"], "fits_anywhere": fits_anywhere}
+    return {**known, **found}
+
+
+def _is_known(requirement: Requirement, known: Mapping[str, dict[str, Any]]) -> bool:
+    found = known.get(canonicalize_name(requirement.name))
+    return found is not None and requirement.specifier.contains(found["version"], prereleases=True)
+
+
+@pytest.fixture(scope="module")
+def reports(pip: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Target, dict[str, dict[str, Any]]]:
+    """Return the metadata of all targets' wheels. pip is asked once about a wheel that fits every Python and system."""
+    found = {TARGETS[0]: report(pip, *TARGETS[0], tmp_path_factory.mktemp("report"))}
+    anywhere = {name: each for name, each in found[TARGETS[0]].items() if each["fits_anywhere"]}
+    folders = [tmp_path_factory.mktemp("report") for _ in TARGETS[1:]]
+    with ThreadPoolExecutor() as pool:
+        others = pool.map(lambda target, folder: report(pip, *target, folder, anywhere), TARGETS[1:], folders)
+        return found | dict(zip(TARGETS[1:], others, strict=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("python", "system"), TARGETS, ids=[f"{python}-{'-'.join(each)}" for python, each in TARGETS])
 def test_all_requirements_have_wheels_that_fit_together(
-    pip: Path, python: str, system: tuple[str, str], tmp_path: Path
+    reports: dict[Target, dict[str, dict[str, Any]]], python: str, system: tuple[str, str]
 ) -> None:
-    found = report(pip, python, system, tmp_path)
+    found = reports[python, system]
     complete = {canonicalize_name(each.name) for each in pins(FILES, python, system)}
     wrong = []
     for name in sorted(complete):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from evaluate.__main__ import main
 from evaluate.sandbox.probe import probe_layer
 from evaluate.sandbox.spec import SANDBOX_LAYERS
 from tasks.extract import extract_code
@@ -23,23 +26,36 @@ needs_sandbox = pytest.mark.skipif(
 )
 
 
-def evaluate(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "evaluate", *arguments]
-    return subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, timeout=60)
+def evaluate(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
+    """Run the command in this process; return its status, what it printed, and its messages."""
+    out, errors = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(errors):
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        try:
+            status = main(arguments)
+        except SystemExit as stop:  # --help
+            status = int(stop.code or 0)
+    return status, out.getvalue(), errors.getvalue()
 
 
 def succeed(*arguments: str, stdin: bytes = b"") -> dict[str, Any]:
-    done = evaluate(*arguments, stdin=stdin)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    status, printed, errors = evaluate(*arguments, stdin=stdin)
+    assert status == 0, errors
+    return json.loads(printed)
 
 
 def fail(*arguments: str, stdin: bytes = b"") -> str:
-    done = evaluate(*arguments, stdin=stdin)
-    assert (done.returncode, done.stdout) == (2, b"")
-    message = done.stderr.decode()
+    status, printed, message = evaluate(*arguments, stdin=stdin)
+    assert (status, printed) == (2, "")
     assert message.count("\n") == 1
     return message
+
+
+def test_command_is_a_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "evaluate", "extract"], cwd=ROOT, input=b"x = 1", capture_output=True, timeout=60
+    )
+    assert (done.returncode, json.loads(done.stdout)["code"], done.stderr) == (0, "x = 1", b"")
 
 
 @pytest.mark.parametrize(
@@ -142,9 +158,9 @@ def test_check_refuses_invalid_input(tmp_path: Path, program: str) -> None:
 
 @needs_sandbox
 def test_help_lists_both_commands_and_they_load_no_model(tmp_path: Path, program: str) -> None:
-    printed = evaluate("--help").stdout
-    assert b"python -m evaluate extract" in printed
-    assert b"python -m evaluate check" in printed
+    printed = evaluate("--help")[1]
+    assert "python -m evaluate extract" in printed
+    assert "python -m evaluate check" in printed
     for arguments in (["extract", program], ["check", program, write(tmp_path, "assert double(1) == 2")]):
         code = (
             f"import sys\nfrom evaluate.__main__ import main\nassert main({arguments!r}) == 0\n"

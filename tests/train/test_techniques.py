@@ -64,17 +64,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("techniques")
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
-def run_folder(request: pytest.FixtureRequest, folder: Path) -> Path:
-    """Return a folder with a tiny base of one architecture."""
-    run_folder = folder / request.param
-    make_base(request.param, run_folder / "base")
-    return run_folder
+# All techniques on one architecture, and on the others those whose code depends on it. The answers of every family with
+# LoRA are compared with PEFT's in tests/serve/test_families.py.
+TRAINED = [
+    *(("llama", name) for name in OPTIONS),
+    ("qwen2", "qlora-4bit"),
+    ("codegen", "lora"),
+    ("codegen", "ia3"),
+    *(("t5", name) for name in ("full", "lora", "ia3", "prompt-tuning", "prefix-tuning")),
+]
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_technique_trains_and_saves_the_best_checkpoint(run_folder: Path, name: str) -> None:
+@pytest.mark.parametrize(("architecture", "name"), TRAINED)
+def test_technique_trains_and_saves_the_best_checkpoint(folder: Path, architecture: str, name: str) -> None:
     """Answers of the base do not change, and the file has the estimated size."""
+    run_folder = folder / architecture
+    if not run_folder.exists():
+        make_base(architecture, run_folder / "base")
     changes = {"technique": name, **OPTIONS[name]}
     config = tiny_config(run_folder, adapter_name=name, max_train_samples=16, eval_every=1, **changes)
     made = train(config, lambda _: None)

@@ -45,7 +45,7 @@ def test_stored_vote_is_read_back_completely(votes: VoteStore) -> None:
     assert record["problem"] == {
         "id": "p7", "intent": "intent 7", "reference": "x = 1",
         "tests": [{"code": "assert x == 1", "setup": "", "tolerance": 0.0}],
-        "entry_point": None, "difficulty": None, "comparison": "exact",
+        "entry_point": None, "difficulty": None, "comparison": "exact", "prompt": "",
     }  # fmt: skip
     assert (record["base_id"], record["base_revision"], record["quantization"]) == ("org/base", "abc", "nf4")
     assert (record["left_method"], record["right_method"], record["right_digest"]) == (

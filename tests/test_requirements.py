@@ -111,7 +111,9 @@ def reports(pip: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Target,
     anywhere = {name: each for name, each in found[TARGETS[0]].items() if each["fits_anywhere"]}
     folders = [tmp_path_factory.mktemp("report") for _ in TARGETS[1:]]
     with ThreadPoolExecutor() as pool:
-        others = pool.map(lambda target, folder: report(pip, *target, folder, anywhere), TARGETS[1:], folders)
+        others = pool.map(
+            lambda target, folder: report(pip, target[0], target[1], folder, anywhere), TARGETS[1:], folders
+        )
         return found | dict(zip(TARGETS[1:], others, strict=True))
 
 

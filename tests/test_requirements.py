@@ -92,7 +92,7 @@ def report(
     assert not done.returncode, done.stderr[-2000:]
     installed = json.loads((folder / "report.json").read_text())["install"]
     assert all(each["download_info"]["url"].endswith(".whl") for each in installed)
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for each in installed:
         fits_anywhere = each["download_info"]["url"].endswith("-py3-none-any.whl")
         found[canonicalize_name(each["metadata"]["name"])] = {**each["metadata"], "fits_anywhere": fits_anywhere}

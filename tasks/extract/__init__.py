@@ -47,6 +47,7 @@ __all__ = [
     "syntax_tree",
 ]
 
+_CDATA = re.compile(r"\A\s*<!\[CDATA\[(.*?)(?:\]\]>)?\s*\Z", re.DOTALL)
 _LANGUAGE_LINE = re.compile(r"(?:python3?|py)[ \t]*\n", re.IGNORECASE)
 # "prints" on a line of its own before a block.
 _WORD_LINE = re.compile(r"(?:\A|(?<=\n))(?!(?:pass|break|continue|return|else|try|finally)\b)\w+[.:]?[ \t]*\n?\Z")
@@ -117,6 +118,8 @@ def _block_code(block: Block, text: str) -> str:
     content = _normalize(text[block.start : block.end])
     if block.is_quoted:
         content = re.sub(r"(?m)^[ \t]*>[ \t]?", "", content)
+    if not block.is_fence:
+        content = code_in_json(content) or _CDATA.sub(r"\1", content)
     code = _dedent(content)
     if not block.language:
         code = _LANGUAGE_LINE.sub("", code, count=1) if _LANGUAGE_LINE.match(code) else code
@@ -205,7 +208,8 @@ class _Answer:
         if label and describe(labelled := text.strip()[label.end() :].strip("` ")).shape is Shape.PROGRAM:
             return ExtractedCode(labelled, f"what follows the label {label.group().strip()!r}")
         inline = [next(filter(None, groups)).strip() for groups in _INLINE_CODE.findall(text)]
-        programs = [code for code in inline if describe(code).shape is Shape.PROGRAM]
+        is_all = len(inline) == 1 and _INLINE_CODE.fullmatch(text.strip()) is not None
+        programs = [code for code in inline if is_all or describe(code).shape is Shape.PROGRAM]
         if programs:
             return ExtractedCode(max(programs, key=len), "the code between backticks: the answer has no code block")
         return None

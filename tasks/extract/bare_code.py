@@ -36,6 +36,7 @@ class Run(NamedTuple):
 _WORD = re.compile(
     r"""[("'“‘*_`\[]*[^\W\d_]+(?:[-'’/.][^\W\d_]+)*(?:['’]s)?[.,:;!?)"'”’*_`…\]]*\Z""",
 )
+_CONTRACTION = re.compile(r"[A-Za-z]+['’](?:s|t|re|ll|ve|d|m)[.,:;!?]*\Z")
 _SINGLE_WORD = re.compile(r"[*_]*[A-Z][\w'’-]*[*_]*[.:!,?]*[*_]*\Z")
 _BULLET = re.compile(
     r"(?:[-*+•]|\d{1,3}[.)])[ \t]+\S|\*\*\w|[-=*_~]{3,}\Z|\|.*\|\Z|>[ \t]+\S|<!--|</?\w+>\Z|\.\.[ \t][\w-]+::"
@@ -155,6 +156,8 @@ def _is_sentence(text: str) -> bool:
     first = tokens[0].lower() if tokens[0].islower() else ""
     if _ASSIGNMENT.match(text):
         return False
+    if len(tokens) > 1 and any(map(_CONTRACTION.match, tokens)):
+        return True
     if len(tokens) < 2 or not _WORD.match(tokens[0]) or words < 0.6 * len(tokens):
         return False
     if keyword.iskeyword(first) or first in ("match", "case", "type"):

@@ -101,6 +101,8 @@ CODE_TAGS: tuple[tuple[str, str], ...] = (
     (r"<parameter=(?:code|python|script|source)>", "</parameter>"),
     (r'<parameter name="(?:code|python|script|source)">', "</parameter>"),
     (r"<arg_key>(?:code|python|script|source)</arg_key>\s*<arg_value>", "</arg_value>"),
+    (r"<antArtifact(?:\s[^>\n]{0,400})?>", "</antArtifact>"),
+    (r"<file(?:\s[^>\n]{0,200})?>", "</file>"),
     (r"<\|python_tag\|>", ""),
     (r"<jupyter_code>", ""),
     (r"\\begin\{lstlisting\}(?:\[[^\]\n]{0,200}\])?", r"\end{lstlisting}"),

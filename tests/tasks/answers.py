@@ -224,6 +224,12 @@ WRAPPERS = [
     Answer("tests first", f"[TESTS]\nassert f(1) == 2\n[/TESTS]\n[PYTHON]\n{F}\n[/PYTHON]", F),
     Answer("MBPP", f"[BEGIN]\n{F}\n[DONE]", F),
     Answer("python tag", "<|python_tag|>print(1)<|eom_id|>", "print(1)"),
+    Answer(
+        "python tag and JSON", '<|python_tag|>{"name": "run", "parameters": {"code": "print(1)"}}<|eom_id|>', "print(1)"
+    ),
+    Answer("artifact", f'<antArtifact identifier="a" language="python" title="f">\n{F}\n</antArtifact>', F),
+    Answer("file", f'Here:\n<file path="f.py">\n{F}\n</file>\nDone.', F),
+    Answer("CDATA", f"<code><![CDATA[\n{F}\n]]></code>", F),
     Answer("execute", f"<execute>\n{F}\n</execute>", F),
     Answer("JSON", '{"name": "python", "arguments": {"code": "def f(x):\\n    return x + 1"}}', F),
     Answer("JSON in a fence", '```json\n{"code": "def f(x):\\n    return x + 1"}\n```', F),
@@ -280,6 +286,8 @@ BARE = [
     Answer("label and backticks", "**Answer:** `x = 1`", "x = 1"),
     Answer("two in backticks", "Use `sorted()` with a key, as in `sorted(xs, key=len)`.", "sorted(xs, key=len)"),
     Answer("a date in backticks", "It was on `2010/6/16`, I think.", "It was on `2010/6/16`, I think."),
+    Answer("nothing but backticks", "`x`", "x"),
+    Answer("contraction behind", "for i in x:\n    print(i)\nthat's it", "for i in x:\n    print(i)"),
     Answer("label", "Answer: x = f(1)", "x = f(1)"),
     Answer("byte order mark", "\ufeffx = 1", "x = 1"),
     Answer("no-break spaces in a fence", "```python\nif x:\n\u00a0\u00a0\u00a0\u00a0y()\n```", "if x:\n    y()"),

@@ -5,14 +5,12 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.figure1 import TOLERANCE, compare
-from evaluate.study import published
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    ("model", "technique"), [run for run in published.published_peak_memory() if run[0].startswith("CodeLlama")]
-)
+# The smallest and the largest of the CodeLlama runs; `python -m benchmarks.figure1` compares all ten.
+@pytest.mark.parametrize(("model", "technique"), [("CodeLlama-7B", "lora"), ("CodeLlama-34B-Python", "qlora-4bit")])
 def test_estimate_is_within_the_tolerance_of_figure_1(model: str, technique: str) -> None:
     run = compare(model, technique)
     assert run.is_llama

@@ -103,16 +103,3 @@ def test_broken_adapter_fails_in_its_own_column(page: ComparePage) -> None:
     assert BROKEN_ADAPTER in broken["code"]
     assert "adapter_model.safetensors" in broken["code"]
     page.screenshot("real-broken-adapter")
-
-
-def test_page_works_in_dark_theme_on_a_phone(driver: WebDriver, real_app: str) -> None:
-    page = ComparePage(driver, real_app).open(theme="dark")
-    page.find("#starter-examples button").click()
-    until(page.intent_text)
-    page.run()
-    page.finish(RUN_SECONDS)
-    assert {card["state"] for card in page.cards()} == {"done"}
-    page.screenshot("real-done-dark")
-    page.resize(390, 844)
-    assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-    page.screenshot("real-phone-dark")

@@ -23,9 +23,9 @@ def until(what: Callable[[], T], seconds: float = 20, describe: str = "") -> T:
 
     Errors of elements that are being rendered are ignored.
     """
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     value: Any = None
-    while time.monotonic() < deadline:
+    while (waited := time.monotonic() - began) < seconds:
         try:
             value = what()
         except WebDriverException as error:
@@ -33,7 +33,7 @@ def until(what: Callable[[], T], seconds: float = 20, describe: str = "") -> T:
             describe = describe or str(error.msg)
         if value:
             return value
-        time.sleep(0.05)
+        time.sleep(0.05 if waited < 2 else 0.2)  # each look costs the browser time that a long wait is for
     raise AssertionError(f"Not true within {seconds} s: {describe or what}")
 
 

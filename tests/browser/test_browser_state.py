@@ -103,6 +103,9 @@ def test_invalid_storage_is_ignored(page: ComparePage) -> None:
     """
     page.driver.execute_script(script)
     reload(page)
+    # The fields are stored again when the page has restored what it can.
+    stored = "return localStorage.getItem('prompt-or-tune.fields')"
+    until(lambda: "loud" not in str(page.driver.execute_script(stored)))
     page.intent("reverse the string `s`")
     until(lambda: len(page.chips()) > 0)
     page.run()

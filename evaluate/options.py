@@ -143,7 +143,6 @@ def _add_test_options(parser: argparse.ArgumentParser) -> None:
         choices=sorted(RULES),
         help="rules by which asserts compare values, stored with the scores; by default those of the data set",
     )
-
     parser.add_argument(
         "--min-time-limit",
         metavar="SECONDS",

@@ -6,11 +6,13 @@ LeetCode's examples (`Input: nums = [2, 7], target = 9`) and HumanEval's `check(
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from common.syntax import parse_python
+from tasks.datasets.leetcode import NODE_HELPERS
 from tasks.problem import ENTRY_POINT, ScriptTest, Step
 
 SOLUTION = "Solution"  # the class of LeetCode's answers
@@ -35,35 +37,14 @@ class TreeNode:
         self.val, self.left, self.right = val, left, right
 """
 # LeetCode writes a list of nodes as the list of its values, and a tree as those of its levels with null for no node.
-_NODE_HELPERS = """\
-def _make_list(values):
-    first = None
-    for value in reversed(values):
-        first = ListNode(value, first)
-    return first
-def _make_tree(values):
-    nodes = [None if value is None else TreeNode(value) for value in values]
-    children = iter(nodes[1:])
-    for node in nodes:
-        if node is not None:
-            node.left, node.right = next(children, None), next(children, None)
-    return nodes[0] if nodes else None
-def _plain_list(node):
-    values = []
-    while node is not None and len(values) < 10**5:
-        values.append(node.val)
-        node = node.next
-    return values
-def _plain_tree(root):
-    values, waiting = [], [root]
-    for node in waiting:
-        values.append(None if node is None else node.val)
-        if node is not None and len(waiting) < 10**5:
-            waiting += [node.left, node.right]
-    while values and values[-1] is None:
-        values.pop()
-    return values
-"""
+# The functions are those of LeetCodeDataset, under names that answers do not define.
+_NODE_NAMES = {
+    "list_node": "_make_list",
+    "tree_node": "_make_tree",
+    "list_values": "_plain_list",
+    "tree_values": "_plain_tree",
+}
+_NODE_HELPERS = re.sub(r"\w+", lambda match: _NODE_NAMES.get(match.group(), match.group()), NODE_HELPERS)
 _NODE_FUNCTIONS = {"ListNode": ("_make_list", "_plain_list"), "TreeNode": ("_make_tree", "_plain_tree")}
 
 

@@ -7,7 +7,7 @@ blocks. Fences and marks inside of Python strings are text of the program. Time 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from tasks.extract import marks
@@ -51,7 +51,7 @@ _OTHER_CLOSERS = marks.OTHER_TAGS | marks.TOOL_CALL_TAGS
 _CLOSING_TAGS = sorted({*_OTHER_CLOSERS.values(), *_CODE_CLOSERS.values()} - {""})
 
 
-def _alternatives(literals: Iterator[str] | list[str]) -> str:
+def _alternatives(literals: Iterable[str]) -> str:
     return "|".join(map(re.escape, literals))
 
 
@@ -71,7 +71,7 @@ _TOKEN = re.compile(
             rf"(?P<answer>{marks.ANSWER_TAGS})",
             rf"(?P<end_answer>{marks.ANSWER_CLOSING_TAGS})",
             rf"(?P<tag>{'|'.join(pattern for pattern, _ in marks.CODE_TAGS)})",
-            rf"(?P<other_tag>{_alternatives(list(_OTHER_CLOSERS))})",
+            rf"(?P<other_tag>{_alternatives(_OTHER_CLOSERS)})",
             rf"(?P<end_tag>{_alternatives(_CLOSING_TAGS)})",
             r"(?P<triple>(?<!\\)(?:\"{3}|'{3}))",
             rf"(?P<string>{SHORT_STRING})",

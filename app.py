@@ -35,7 +35,7 @@ from serve.api.app import Api
 from serve.api.server import ApiOptions, add_api_options, read_api_options
 from serve.options import ModelOptions, add_model_options, parse_model_options
 from space.settings import SpaceSettings, space_settings
-from ui.visitors import AccessOptions, add_access_options, parse_access_options
+from ui.access.options import AccessOptions, add_access_options, parse_access_options
 
 if TYPE_CHECKING:
     from jobs.api import JobService
@@ -86,9 +86,9 @@ def parse_options(arguments: Sequence[str]) -> AppOptions:
 def serve(options: AppOptions) -> NoReturn:
     """Serve the pages until Ctrl-C; raise PromptOrTuneError if the model cannot be loaded."""
     from jobs.api import JobService
+    from ui.access.visitors import VisitorRegistry
     from ui.app import build_pages, launch, make_run_library
     from ui.context import Context
-    from ui.visitors import VisitorRegistry
 
     progress = ProgressPrinter()
     source = _start_engine_loader(options, progress)

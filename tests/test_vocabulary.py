@@ -130,7 +130,7 @@ ALLOWED: tuple[tuple[str, str, str], ...] = (
     ("README.md", "peft-arena", "names the cache folder that is taken over"),
     ("ui/js/page.js", "peft-arena", "takes over what a browser stored"),
     ("ui/arena/form.py", "peft-arena", "the key with which browsers encrypted their stored fields"),
-    ("ui/visitors.py", "peft-arena", "the cookie of earlier visits"),
+    ("ui/access/visitors.py", "peft-arena", "the cookie of earlier visits"),
     ("tests/browser/test_browser_state.py", "peft-arena", "tests what is taken over in a browser"),
     ("jobs/hf_jobs/submit.py", "peft-arena", "finds jobs on the Hub that an earlier version sent"),
     ("tests/jobs/hf_jobs/test_run.py", "peft-arena", "tests that such jobs are found"),

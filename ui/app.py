@@ -17,6 +17,10 @@ from starlette.routing import BaseRoute
 
 from serve.engine.llm_engine import EngineLoader
 from ui import components
+from ui.access.login import build_login, is_login_available
+from ui.access.middleware import UploadLimitMiddleware, VisitorCookieMiddleware
+from ui.access.quota import VisitorLimits
+from ui.access.visitors import Visitor
 from ui.adapters import page as adapters
 from ui.arena import page as arena
 from ui.compare import page
@@ -28,14 +32,6 @@ from ui.results import page as results
 from ui.results.runs import BUNDLED_RUNS_DIR, RunLibrary, default_runs_dir
 from ui.theme import CSS_PATHS, make_theme
 from ui.train import page as train
-from ui.visitors import (
-    UploadLimitMiddleware,
-    Visitor,
-    VisitorCookieMiddleware,
-    VisitorLimits,
-    build_login,
-    is_login_available,
-)
 
 LOADING_POLL_SECONDS = 0.7
 

@@ -12,10 +12,10 @@ from common.paths import cache_dir
 from evaluate.scoring import score_code
 from jobs.job import ServingOptions
 from serve.engine.llm_engine import EngineLoader
+from ui.access.visitors import VisitorRegistry
 from ui.admission_queue import AdmissionQueue
 from ui.compare.comparison import Scorer
 from ui.test_bench import TestBench
-from ui.visitors import VisitorRegistry
 
 # Runs of several people share the engine's batch; benchmarks/load_test.py tells what another number gives.
 MAX_CONCURRENT_RUNS = 12

@@ -15,9 +15,10 @@ from tests.browser.conftest import browser
 from tests.browser.fake_app import make_engine
 from tests.browser.page import ComparePage, until
 from tests.fakes import FakeEngine
+from ui.access.quota import VisitorLimits
+from ui.access.visitors import COOKIE_NAME, AccessPolicy, VisitorRegistry
 from ui.app import build_pages, launch
 from ui.context import Context
-from ui.visitors import COOKIE_NAME, AccessPolicy, VisitorLimits, VisitorRegistry
 
 pytestmark = pytest.mark.browser
 

@@ -15,9 +15,10 @@ from gradio_client.exceptions import AppError
 from serve.engine.llm_engine import EngineLoader
 from tests import messages
 from tests.fakes import FakeEngine
+from ui.access.quota import VisitorLimits
+from ui.access.visitors import COOKIE_NAME, AccessPolicy, VisitorRegistry
 from ui.app import build_pages, launch
 from ui.context import Context
-from ui.visitors import COOKIE_NAME, AccessPolicy, VisitorLimits, VisitorRegistry
 
 pytestmark = pytest.mark.slow
 

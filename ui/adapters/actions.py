@@ -26,10 +26,11 @@ from adapters.install import Step, StepFn
 from adapters.store import delete_adapter, user_adapter_folder
 from errors import BusyError, PromptOrTuneError
 from tasks.methods import Method, NoExamples
+from ui.access.quota import check_upload_size
+from ui.access.visitors import Visitor
 from ui.adapters.catalog import AdapterCatalog
 from ui.context import Context
 from ui.html import render
-from ui.visitors import Visitor, check_upload_size
 
 if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine

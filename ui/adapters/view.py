@@ -23,10 +23,10 @@ from common.format import format_bytes, quantization_label, quote_untrusted
 from errors import PromptOrTuneError
 from models.identity import BaseIdentity
 from ui import components
+from ui.access.visitors import Visitor
 from ui.adapters.catalog import AdapterCatalog, CatalogEntry
 from ui.context import Context
 from ui.labels import format_date
-from ui.visitors import Visitor
 
 PAGE_SIZE = 24
 FILTERS = {

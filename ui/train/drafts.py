@@ -23,7 +23,7 @@ from jobs.job import safe_file_name
 from tasks.datasets.hub import is_hub_id
 from tasks.datasets.registry import DATASETS, TRAINING_DATASETS, require_training
 from tasks.datasets.tables import FORMATS
-from ui.visitors import check_upload_size
+from ui.access.quota import check_upload_size
 
 _DRAFT_FILE = "draft.json"
 _BLOCK_BYTES = 1 << 20

@@ -23,6 +23,7 @@ from errors import PromptOrTuneError
 from jobs.api import JobService
 from jobs.job import Job, ServingOptions, check_name_is_free, resolve_settings
 from tasks.datasets.registry import DATASETS, STARTER, load_examples
+from ui.access.visitors import Visitor
 from ui.components import error_html
 from ui.context import Context
 from ui.train.drafts import Draft, DraftStore
@@ -49,7 +50,6 @@ from ui.train.settings import (
     technique_choices,
     training_quantization,
 )
-from ui.visitors import Visitor
 
 Updates = dict[Any, Any]
 INTERNAL_ERROR = "Something went wrong on our side; the log has the details. Your rows are still there."

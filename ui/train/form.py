@@ -27,6 +27,7 @@ from jobs.hf_jobs.hardware import (
 from jobs.hf_jobs.submit import manual_commands
 from jobs.job import ServingOptions
 from ui import components
+from ui.access.visitors import Visitor
 from ui.components import error_html
 from ui.context import Context
 from ui.train.settings import (
@@ -37,7 +38,6 @@ from ui.train.settings import (
     recommended_technique,
     scores_note,
 )
-from ui.visitors import Visitor
 
 LOCATION_CHOICES = [("This machine", "here"), ("Hugging Face Jobs", "hub")]
 _CACHE_SECONDS = 3600.0

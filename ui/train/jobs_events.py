@@ -23,6 +23,7 @@ from errors import PromptOrTuneError
 from jobs.api import JobService
 from jobs.job import Job, Progress
 from jobs.store import last_checkpoint
+from ui.access.visitors import Visitor
 from ui.context import Context
 from ui.train.jobs_view import (
     JobArtifacts,
@@ -37,7 +38,6 @@ from ui.train.jobs_view import (
     resume_label,
     verdict_html,
 )
-from ui.visitors import Visitor
 
 WORKER_CHECK_SECONDS = 10.0
 # Seconds until the browser polls again: while a job waits or runs, and while all have ended.

@@ -13,9 +13,10 @@ from jobs.api import JobService
 from jobs.job import Job
 from jobs.publish import PublishProgress, PublishRequest, PublishService, full_repo_id
 from ui import components
+from ui.access.login import build_login, is_login_available, resolve_token
+from ui.access.visitors import Visitor
 from ui.context import Context
 from ui.html import render
-from ui.visitors import Visitor, build_login, is_login_available, resolve_token
 
 POLL_SECONDS = 1.0
 _EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}

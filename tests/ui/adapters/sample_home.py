@@ -19,8 +19,8 @@ from tasks.prompt import STYLES
 from tasks.retrieval import ExamplePools
 from tests.adapters.folders import write_adapter
 from tests.serve.api.scripted_backend import ScriptedBackend
+from ui.access.visitors import AccessPolicy, VisitorRegistry
 from ui.context import Context
-from ui.visitors import AccessPolicy, VisitorRegistry
 
 _LINEAR = {
     "self_attn.q_proj": (576, 576), "self_attn.k_proj": (192, 576), "self_attn.v_proj": (192, 576),

@@ -18,11 +18,12 @@ from tasks.methods import Method, NoExamples
 from tasks.problem import Problem
 from tests import messages
 from tests.ui.adapters.sample_home import SMALL, copy_adapter, fill_home, loading_context, ready_context
+from ui.access.quota import VisitorLimits
+from ui.access.visitors import AccessPolicy, Visitor
 from ui.adapters.actions import MAX_CACHED_ZIPS, AdapterActions, InstallProgress, checks_html, install_from_zip
 from ui.adapters.catalog import AdapterCatalog
 from ui.adapters.view import PAGE_SIZE, adapter_list_value, page_start
 from ui.context import Context
-from ui.visitors import AccessPolicy, Visitor, VisitorLimits
 
 OWNER, STRANGER = Visitor("o", "ada", owner=True), Visitor("s", "", owner=False)
 

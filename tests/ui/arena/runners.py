@@ -9,9 +9,9 @@ from threading import Event
 from evaluate.arena.votes import VOTES_FILE, VoteStore
 from serve.engine.llm_engine import EngineLoader
 from tests.fakes import FakeEngine
+from ui.access.visitors import Visitor
 from ui.arena.matches import MATCH_FOLDER, Match, MatchRequest, MatchRunner, MatchStore, MatchUpdate
 from ui.context import Context
-from ui.visitors import Visitor
 
 ANNA = Visitor("browser-00000000000000aa")
 BERT = Visitor("browser-00000000000000bb")

@@ -15,11 +15,12 @@ from jobs.job import ServingOptions
 from serve.engine.llm_engine import EngineLoader
 from tests.fakes import FakeEngine
 from tests.ui.train.jobs_on_disk import WorkerlessJobService, set_state
+from ui.access.quota import VisitorLimits
+from ui.access.visitors import COOKIE_NAME, AccessPolicy, VisitorRegistry
 from ui.context import Context
 from ui.train.events import NO_ROWS, TrainFormHandlers, Updates
 from ui.train.form import NO_LOCAL_BASE, build_form
 from ui.train.settings import ALL_SETTINGS
-from ui.visitors import COOKIE_NAME, AccessPolicy, VisitorLimits, VisitorRegistry
 
 ADA, BOB = "a" * 32, "b" * 32
 ROWS = "intent,code\n" + "".join(f"add {n} to x,x + {n}\n" for n in range(24))

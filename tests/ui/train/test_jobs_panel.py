@@ -22,6 +22,8 @@ from tests import messages
 from tests.fakes import FakeEngine
 from tests.ui.train import jobs_on_disk as on_disk
 from tests.ui.train.jobs_on_disk import WorkerlessJobService
+from ui.access.quota import VisitorLimits
+from ui.access.visitors import COOKIE_NAME, AccessPolicy, VisitorRegistry
 from ui.context import Context
 from ui.train import jobs_view
 from ui.train.jobs_events import (
@@ -35,7 +37,6 @@ from ui.train.jobs_events import (
     panel_update,
 )
 from ui.train.jobs_view import MAX_POINTS, JobArtifacts, loss_curve
-from ui.visitors import COOKIE_NAME, AccessPolicy, VisitorLimits, VisitorRegistry
 
 EVIL = "<img src=x onerror=alert(1)>${alert(1)}</pre>"
 ADA, BOB = "a" * 32, "b" * 32

@@ -31,9 +31,10 @@ from tests.hub.state import Account
 from tests.hub_standin import Hub, hub_standin
 from tests.ui.train import jobs_on_disk as on_disk
 from tests.ui.train.jobs_on_disk import WorkerlessJobService
+from ui.access.login import build_login, is_login_available, resolve_token
+from ui.access.visitors import AccessPolicy, Visitor, VisitorRegistry
 from ui.context import Context
 from ui.train.publish import Publisher, build_publish, status_html
-from ui.visitors import AccessPolicy, Visitor, VisitorRegistry, build_login, is_login_available, resolve_token
 
 EVIL = "<img src=x onerror=alert(1)>${alert(1)}</pre>"
 ADA, BOB, BOSS = Visitor("ada"), Visitor("bob"), Visitor("boss", "boss", owner=True)

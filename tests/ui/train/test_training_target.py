@@ -13,9 +13,9 @@ from serve.engine.llm_engine import EngineLoader
 from tests.fakes import FakeEngine
 from tests.hub.client import log_in, use_hub
 from tests.hub_standin import Hub, hub_standin
+from ui.access.visitors import AccessPolicy, Visitor, VisitorRegistry
 from ui.context import Context
 from ui.train.form import HardwarePrices, build_training_target, command_updates, denied_reason, hardware_html
-from ui.visitors import AccessPolicy, Visitor, VisitorRegistry
 
 OWNER, GUEST = Visitor("1", "boss", owner=True), Visitor("2")
 

@@ -20,21 +20,10 @@ from starlette.testclient import TestClient
 from errors import BusyError, PromptOrTuneError
 from space.settings import SpaceSettings
 from tests import messages
-from ui.visitors import (
-    AUTH_VARIABLE,
-    COOKIE_NAME,
-    OLD_COOKIE_NAME,
-    AccessOptions,
-    AccessPolicy,
-    UploadLimitMiddleware,
-    VisitorCookieMiddleware,
-    VisitorLimits,
-    VisitorQuota,
-    VisitorRegistry,
-    add_access_options,
-    check_upload_size,
-    parse_access_options,
-)
+from ui.access.middleware import UploadLimitMiddleware, VisitorCookieMiddleware
+from ui.access.options import AUTH_VARIABLE, AccessOptions, add_access_options, parse_access_options
+from ui.access.quota import VisitorLimits, VisitorQuota, check_upload_size
+from ui.access.visitors import COOKIE_NAME, OLD_COOKIE_NAME, AccessPolicy, VisitorRegistry
 
 TOKEN = "a" * 32
 

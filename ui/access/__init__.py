@@ -1,0 +1,1 @@
+"""Access to the pages: identity of visitors, policy, quotas, limits of requests, logins."""

@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-r
 # Modules are compiled when they are first imported: most of them never are.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 
-.PHONY: demo test test-fast check setup setup-test clean
+.PHONY: demo test pytest test-fast check setup setup-test clean
 .DEFAULT_GOAL := demo
 
 # Exit status 130 (Ctrl-C) is the usual end of the app, so make does not report it as an error.
@@ -21,7 +21,11 @@ demo: setup
 	    $(if $(DEVICE),--device "$(DEVICE)") $(if $(DATA_DIR),--data-dir "$(DATA_DIR)") $(if $(PORT),--port "$(PORT)") \
 	    || { status=$$?; [ $$status -eq 130 ] || exit $$status; }
 
-test: setup-test check
+# The checks run beside the tests, which wait for other programs part of the time.
+test: setup-test
+	@$(MAKE) --no-print-directory --jobs=2 check pytest
+
+pytest: setup-test
 	@$(PYTEST) $(ARGS)
 
 test-fast: setup-test check

@@ -9,6 +9,7 @@ not sandboxed: it may do everything that the user may.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,9 +224,29 @@ def _load_error(source: Source, error: Exception, trust_remote_code: bool) -> Ba
     return BaseModelError(f"The base '{source.id}' cannot be loaded: {reason}")
 
 
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes, on a machine without CUDA without torch's compiler; before PEFT, which imports it too.
+
+    It compiles its fallback kernels when they are first used, but imports torch's compiler at once, which takes as
+    long as all other imports of a training. On CPUs other kernels, of its native library, take the place of those.
+    """
+    import torch
+
+    if "bitsandbytes" in sys.modules or torch.cuda.is_available():
+        return
+    compile_function = torch.compile
+    torch.compile = lambda function, **_: function
+    try:
+        import bitsandbytes  # noqa: F401
+    finally:
+        torch.compile = compile_function
+
+
 def _quantization_config(quantization: str, dtype: torch.dtype | Literal["auto"]) -> Any:
     from transformers import BitsAndBytesConfig
 
+    if quantization != "none":
+        import_bitsandbytes()
     if quantization == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,

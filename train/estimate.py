@@ -24,6 +24,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.format import format_bytes, format_clock
+from models.loader import import_bitsandbytes
 from models.memory import WEIGHT_BYTES, weight_bytes
 from models.source import Source
 from train.config import TrainConfig
@@ -294,6 +295,7 @@ def _training_step(model: Any, hidden_states: torch.Tensor, device: str) -> None
 
 
 def _build_proxy_layer(hidden: int, intermediate: int, device: str) -> Any:
+    import_bitsandbytes()
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaModel
 

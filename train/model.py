@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from common.paths import ProgressFn
-from models.loader import LoadedBase
+from models.loader import LoadedBase, import_bitsandbytes
 from train.checkpoints import RunDirectory
 from train.config import TrainConfig
 from train.techniques import get_technique
@@ -103,6 +103,7 @@ _CPU_MAX_TOKENS, _NO_LIMIT = 512, 1 << 60
 
 def build_peft_model(config: TrainConfig, loaded: LoadedBase, samples: Sequence[TokenizedExample]) -> Any:
     """Wrap the base with the technique's adapter, or return the base for full fine-tuning. Sets the seed."""
+    import_bitsandbytes()
     from peft import get_peft_model
     from transformers import set_seed
     from transformers.pytorch_utils import Conv1D

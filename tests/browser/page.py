@@ -49,7 +49,7 @@ class ComparePage:
     ) -> ComparePage:
         """Load the page in a window of this size and wait until it is visible and, if `ready`, the model is ready.
 
-        If `first`, clear the storage of the browser before.
+        If `first`, clear the storage of the browser before, and wait until the fields are stored in it again.
         """
         self.resize(width, height)
         if first:
@@ -58,6 +58,9 @@ class ComparePage:
         until(lambda: self.find("#run").is_displayed(), 60, "the page was not displayed")
         if ready:
             until(lambda: self.find(".model.ready"), 240, "the model did not become ready")
+        if first:
+            stored = "return localStorage.getItem('prompt-or-tune.fields')"
+            until(lambda: self.driver.execute_script(stored), describe="the page did not restore its fields")
         return self
 
     def clear_storage(self) -> None:
@@ -69,10 +72,9 @@ class ComparePage:
             self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", stored)
 
     def resize(self, width: int, height: int) -> None:
-        """Set the size of the window; a width below 600 pixels emulates a phone."""
+        """Set the size of the window for the next page; a width below 600 pixels emulates a phone."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        time.sleep(0.3)
 
     def find(self, css: str) -> WebElement:
         return self.driver.find_element(By.CSS_SELECTOR, css)

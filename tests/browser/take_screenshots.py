@@ -110,6 +110,7 @@ class Camera:
         if width < 600:
             # The buttons at the lower edge of a phone then lie at the lower edge of the picture.
             page.resize(width, int(clip["height"]))
+            time.sleep(0.3)  # the page takes on the new width
         driver.execute_script("scrollTo(0, arguments[0])", clip["y"])
         shot = {"captureBeyondViewport": True, "format": "png", "clip": {**clip, "scale": 1}}
         image = Image.open(io.BytesIO(base64.b64decode(driver.execute_cdp_cmd("Page.captureScreenshot", shot)["data"])))

@@ -38,10 +38,19 @@ window.promptOrTune.onTabSelected = (name) => {
   document.title = "Prompt or Tune · " + name[0].toUpperCase() + name.slice(1);
 };
 
-window.promptOrTune.openTabFromUrl = () => {
+// Tries again until the tab is selected: when the page has much to do, its tabs are not there yet, or miss a click.
+window.promptOrTune.openTabFromUrl = (attempts = 50) => {
   const button = wantedTab && document.querySelector(`#tab-${wantedTab}-button`);
-  if (button) button.click();
-  else { wantedTab = null; window.promptOrTune.onTabSelected("compare"); }
+  const unknown = !button && document.querySelector("#tab-compare-button");
+  if (!wantedTab || unknown || !attempts) {
+    wantedTab = null;
+    window.promptOrTune.onTabSelected("compare");
+  } else if (button?.getAttribute("aria-selected") === "true") {
+    window.promptOrTune.onTabSelected(wantedTab);
+  } else {
+    button?.click();
+    setTimeout(window.promptOrTune.openTabFromUrl, 200, attempts - 1);
+  }
 };
 
 // Opens a tab by its name, as a click on it does.

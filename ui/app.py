@@ -23,6 +23,7 @@ from ui.access.quota import VisitorLimits
 from ui.access.visitors import Visitor
 from ui.adapters import page as adapters
 from ui.arena import page as arena
+from ui.blocks import EventErrorMiddleware, PageBlocks
 from ui.compare import page
 from ui.context import Context
 from ui.html import render
@@ -99,7 +100,7 @@ def build_pages(
     """Build the app for `launch`. `run_library` holds the runs of the Results page (default: `make_run_library()`)."""
     context = context or Context(engine_loader, data_dir)
     run_library = run_library or make_run_library()
-    with gr.Blocks(title=PRODUCT, fill_width=True, analytics_enabled=False, delete_cache=CACHE_SECONDS) as pages:
+    with PageBlocks(title=PRODUCT, fill_width=True, analytics_enabled=False, delete_cache=CACHE_SECONDS) as pages:
         header, account, timer = build_header(context)
         with gr.Tabs(selected=PAGES[0][0], overflow_behavior="wrap", elem_id="pages"):
             tabs = {name: gr.Tab(title, id=name, elem_id=f"tab-{name}") for name, title in PAGES}
@@ -151,6 +152,7 @@ def launch(
     largest = max(limits.upload_bytes, limits.archive_bytes) if limits.upload_bytes * limits.archive_bytes > 0 else 0
     layers = [
         Middleware(VisitorCookieMiddleware),
+        Middleware(EventErrorMiddleware),
         *([Middleware(UploadLimitMiddleware, max_bytes=largest)] if largest else []),
     ]
     return pages.launch(

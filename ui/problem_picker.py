@@ -126,11 +126,11 @@ def wire_picker(
         _, problem, note = picker.selection_updates(name, "", data_dir)
         return problem, note
 
-    def pick(name: str, identity: str | None) -> list[object]:
+    def pick(name: str | None, identity: str | None) -> list[object]:
         problem = _find_problem(name, identity, data_dir)
         return _field_values(problem, name) if problem else [gr.skip()] * 5
 
-    def pick_random(name: str) -> list[object]:
+    def pick_random(name: str | None) -> list[object]:
         choices, _ = _problem_choices(name, data_dir)
         identity = random.choice(choices)[1] if choices else None
         return [identity or gr.skip(), *pick(name, identity)]
@@ -155,23 +155,26 @@ def fill_handler(example: Problem) -> Callable[[], list[object]]:
     return partial(_field_values, example, DEFAULT_DATA)
 
 
-def _field_values(problem: Problem, data: str) -> list[object]:
+def _field_values(problem: Problem, data: str | None) -> list[object]:
     pool = data if data in TRAINING_DATASETS else DEFAULT_DATA
     return [problem, problem.intent, problem.reference or "", format_tests(problem.tests), pool]
 
 
-def _problem_choices(name: str, data_dir: Path | None) -> tuple[list[tuple[str, str]], str]:
+def _problem_choices(name: str | None, data_dir: Path | None) -> tuple[list[tuple[str, str]], str]:
     try:
         return [
-            (_shorten(problem.intent, _LABEL_LENGTH), problem.id) for problem in load_split_problems(name, data_dir)
+            (_shorten(problem.intent, _LABEL_LENGTH), problem.id)
+            for problem in load_split_problems(name or "", data_dir)
         ], ""
     except PromptOrTuneError as error:
         return [], str(error)
 
 
-def _find_problem(name: str, problem_id: str | None, data_dir: Path | None) -> Problem | None:
+def _find_problem(name: str | None, problem_id: str | None, data_dir: Path | None) -> Problem | None:
     try:
-        return next((problem for problem in load_split_problems(name, data_dir) if problem.id == problem_id), None)
+        return next(
+            (problem for problem in load_split_problems(name or "", data_dir) if problem.id == problem_id), None
+        )
     except PromptOrTuneError:
         return None
 

@@ -83,7 +83,15 @@ class ComparePage:
         return self.driver.find_elements(By.CSS_SELECTOR, css)
 
     def text(self, css: str) -> str:
-        return self.find(css).text
+        return texts[0] if (texts := self.texts(css)) else self.find(css).text
+
+    def texts(self, css: str) -> list[str]:
+        """Return the texts of all elements, '' for those that are not rendered."""
+        script = """
+            return Array.from(document.querySelectorAll(arguments[0]),
+              (e) => e.checkVisibility() ? (e.innerText ?? e.textContent).trim() : "");
+        """
+        return list(self.driver.execute_script(script, css))
 
     def write(self, css: str, text: str) -> None:
         """Replace the text of a field in one step, with the events of typing."""
@@ -123,7 +131,7 @@ class ComparePage:
         field.click()
         time.sleep(0.3)
         field.send_keys(words)
-        until(lambda: all(words in entry.text for entry in self.all("ul[role=listbox] li")))
+        until(lambda: all(words in text for text in self.texts("ul[role=listbox] li")))
         self.find("ul[role=listbox] li").click()
 
     def unfold_options(self) -> None:
@@ -137,7 +145,7 @@ class ComparePage:
         self.write("#reference textarea", code)
 
     def chips(self) -> list[str]:
-        return [chip.text.removesuffix("×").strip() for chip in self.all("#chips li")]
+        return [text.removesuffix("×").strip() for text in self.texts("#chips li")]
 
     def remove_chip(self, label: str) -> None:
         # Repeat the click: the chips are rendered again when the model is ready.

@@ -69,7 +69,7 @@ def open_adapters(driver: WebDriver, app: App, theme: str = "light", width: int 
 
 
 def names(page: ComparePage) -> list[str]:
-    return [item.text for item in page.all(".adapter h2")]
+    return page.texts(".adapter h2")
 
 
 def card(page: ComparePage, name: str) -> WebElement:

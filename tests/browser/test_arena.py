@@ -102,7 +102,7 @@ class ArenaPage(ComparePage):
         return self.driver.execute_script("return document.querySelector('#arena-comparison .cards').dataset.run || ''")
 
     def heads(self) -> list[str]:
-        return [head.text for head in self.all("#arena-comparison h3")]
+        return self.texts("#arena-comparison h3")
 
 
 @pytest.fixture

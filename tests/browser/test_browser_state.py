@@ -160,17 +160,17 @@ def test_url_restores_runs_filters_and_open_problem(driver: WebDriver, url: str)
     page = ComparePage(driver, url)
     page.resize(1440, 900)
     driver.get(f"{url}?tab=results&run=runs/other.jsonl&run=no/such.jsonl&show=some&words=double")
-    until(lambda: [row.text for row in page.all("#problems li .intent")] == ["double a value"])
+    until(lambda: page.texts("#problems li .intent") == ["double a value"])
     until(lambda: "Comparisons" in page.text("#summary"), describe=page.text("#summary") or "nothing")
-    page.find("#problems li button").click()
-    until(lambda: page.all("#answers .card"))
+    # Repeat the click: until all runs are read, they replace what is shown.
+    until(lambda: page.all("#answers .card") or page.find("#problems li button").click())
     question = page.text("#answers .question")
     until(lambda: "problem=" in driver.current_url)
     driver.refresh()
     until(lambda: page.all("#answers .card"))
     assert page.text("#answers .question") == question
     assert value(page, "#filter-words textarea, #filter-words input") == "double"
-    assert [row.text for row in page.all("#problems li .intent")] == ["double a value"]
+    assert page.texts("#problems li .intent") == ["double a value"]
     page.write("#filter-words textarea, #filter-words input", "")
     until(lambda: "words=" not in driver.current_url)
 

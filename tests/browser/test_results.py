@@ -43,7 +43,7 @@ def open_results(driver: WebDriver, url: str, theme: str = "light", width: int =
 
 
 def rows(page: ComparePage) -> list[str]:
-    return [row.text for row in page.all("#problems li .intent")]
+    return page.texts("#problems li .intent")
 
 
 def test_url_opens_a_run_with_its_tables(page: ComparePage) -> None:
@@ -60,8 +60,8 @@ def test_url_opens_a_run_with_its_tables(page: ComparePage) -> None:
 def test_problem_opens_with_all_answers_escaped(page: ComparePage) -> None:
     page.all("#problems li button")[1].click()
     until(lambda: page.all("#answers .card"))
-    assert [name.text for name in page.all("#answers h3:not(.question)")] == ["zero-shot", "lora-starter"]
-    assert [badge.text for badge in page.all("#answers .badge")] == ["passes"]
+    assert page.texts("#answers h3:not(.question)") == ["zero-shot", "lora-starter"]
+    assert page.texts("#answers .badge") == ["passes"]
     assert "onerror" in page.text("#answers .question")
     assert page.all("#results img, #results script") == []
     assert page.driver.title == "Prompt or Tune · Results"

@@ -28,6 +28,9 @@ def build_endpoints(context: Context) -> None:
         gr.api(function, api_name=name, concurrency_limit=MAX_WAITING, concurrency_id="programs")
 
 
+WRONG_TYPES = "The intent, the reference and the tests are texts, and methods is a list of names: correct the request."
+
+
 def compare_endpoint(context: Context) -> Any:
     """Return the function behind `/compare`."""
 
@@ -81,6 +84,14 @@ def stream_endpoint(context: Context) -> Any:
 
 
 def _make_comparison(context: Context, request: gr.Request, fields: QuestionFields, methods: list[str]) -> Comparison:
+    texts = (
+        fields.intent,
+        fields.reference or "",
+        fields.tests or "",
+        *(methods if isinstance(methods, list) else [None]),
+    )
+    if not all(isinstance(text, str) for text in texts):
+        raise PromptOrTuneError(WRONG_TYPES)
     comparison = make_comparison(build_problem(fields), methods, tests_text=fields.tests or "")
     return replace(comparison, owner=context.visitors.identify(request).id)
 

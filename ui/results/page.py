@@ -268,7 +268,7 @@ def _wire(page: ResultsPage, library: RunLibrary) -> None:
         table = read_table(names)
         key = str(data.get("method"))
         if key not in {column.key for column in table.columns}:
-            return {}
+            return {page.method: gr.skip()}
         problems = problem_list_value(table, filter_rows(table, "failures", key, ""), selected=selected)
         return {page.method: key, page.show: "failures", page.query: "", page.problems: problems}
 

@@ -20,6 +20,7 @@ from evaluate.arena.ratings import Rating, RatingTable, compute_ratings, player_
 from evaluate.arena.votes import EXPORTERS, Base, Player, VoteStore
 from evaluate.stats import Interval
 from ui import components
+from ui.access.guard import action
 from ui.html import render
 from ui.labels import method_label, model_label
 
@@ -123,6 +124,7 @@ class RatingsSection:
     def outputs(self) -> list[Any]:
         return [self.base, self.data, self.table, self.export_row]
 
+    @action("view pages")
     def updates(self, base_key: str | None = None, data: str | None = None) -> list[Any]:
         """Return updates of `outputs`: the ratings on a base (default: the served one) over one data set or all."""
         try:
@@ -188,6 +190,7 @@ def build_ratings(votes: VoteStore, current_base: Callable[[], Base | None]) -> 
 
 
 def _save_handler(votes: VoteStore, kind: str) -> Any:
+    @action("save all votes")
     def save(number: int) -> tuple[Any, int, Any]:
         try:
             text = EXPORTERS[kind](votes)

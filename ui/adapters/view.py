@@ -270,8 +270,8 @@ def adapter_list_value(
     catalog: AdapterCatalog,
     visitor: Visitor,
     *,
-    query: str = "",
-    show: str = "all",
+    query: str | None = "",
+    show: str | None = "all",
     start: int = 0,
     next_action: str = "",
     added: str = "",
@@ -280,6 +280,7 @@ def adapter_list_value(
 
     `next_action` is what the browser does next ('compare' or 'save'); `added` is the adapter that was just installed.
     """
+    query, show = str(query or ""), str(show or "all")  # a program may send null
     phase, policy = context.engine_loader.state().phase, context.visitors.policy
     states, matches_filter = catalog.states(), _filter_by(show, catalog)
     found = [state for state in states if matches_filter(state)]

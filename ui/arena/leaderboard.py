@@ -176,7 +176,10 @@ def build_ratings(votes: VoteStore, current_base: Callable[[], Base | None]) -> 
         elem_id="arena-ratings",
     )
     with gr.Row(visible=False, elem_id="arena-exports") as export_row:
-        export_buttons = {kind: gr.Button(f"Save votes as {kind.upper()}", size="sm", scale=0) for kind in EXPORTERS}
+        export_buttons = {
+            kind: gr.Button(f"Save votes as {kind.upper()}", size="sm", scale=0, elem_id=f"save-votes-{kind}")
+            for kind in EXPORTERS
+        }
         gr.HTML(
             '<p class="muted">Every vote with its question, both answers and all settings; people as numbers.</p>',
             apply_default_css=False, js_on_load=None,

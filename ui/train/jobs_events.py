@@ -87,14 +87,12 @@ class JobActions:
 
     def resume(self, request: Any, job_id: str | None) -> None:
         """Queue an ended job again (Resume, Retry, Start again); it starts from its last checkpoint, if any."""
-        job = self.require_job(request, job_id)
-        self._check_job_limit(request)
+        job = self._require_restartable(request, job_id)
         self.job_service.resume(job.id)
 
     def finish(self, request: Any, job_id: str | None) -> None:
         """Make the adapter from the best checkpoint of a stopped job."""
-        job = self.require_job(request, job_id)
-        self._check_job_limit(request)
+        job = self._require_restartable(request, job_id)
         self.job_service.finish_from_checkpoint(job.id)
 
     def delete(self, request: Any, job_id: str | None, *, adapter: bool) -> None:
@@ -137,6 +135,14 @@ class JobActions:
                 return
             self._last_worker_check = now
         self.job_service.ensure_worker()
+
+    def _require_restartable(self, request: Any, job_id: str | None) -> Job:
+        """Return the job. Raises PromptOrTuneError if the visitor may not have it run again."""
+        job, visitors = self.require_job(request, job_id), self.context.visitors
+        if job.where == "hub":
+            visitors.policy.check(visitors.identify(request), "train on Hugging Face Jobs")
+        self._check_job_limit(request)
+        return job
 
     def _check_adapter(self, request: Any, action: str, job: Job, folder: Path) -> None:
         """Raise PromptOrTuneError if the adapter is recorded as that of somebody else than the visitor."""

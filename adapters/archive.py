@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from adapters import checks
 from adapters.hub import ADAPTER_FILES, REQUIRED_FILES, STEP_CONSISTENT, STEP_NAME, file_limit, inspect_verified
 from adapters.install import StepFn, ignore_steps, install, report_step, staging_folder, target_folder
-from adapters.manifest import write_origin
+from adapters.manifest import NO_OWNER, Owner, write_origin
 from adapters.weights import WEIGHTS_NAME, open_untrusted
 from common.format import format_bytes, quote_untrusted
 from common.hub import disk_error
@@ -263,6 +263,7 @@ def unpack(
     overwrite: bool = False,
     max_bytes: int = checks.MAX_FOLDER_BYTES,
     reserved: Collection[str] = (),
+    owner: Owner = NO_OWNER,
 ) -> Path:
     """Install the adapter in the zip `archive` as the folder `name` under `root`; return that folder.
 
@@ -289,7 +290,7 @@ def unpack(
                 _extract(opened_archive, contents, folder, archive_name)
             with report_step(report, STEP_CONSISTENT):
                 inspect_verified(folder)
-            write_origin(folder, "zip", archive.name)
+            write_origin(folder, "zip", archive.name, owner)
             install(folder, target, staging, overwrite)
     return target
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from adapters import checks
 from adapters.install import StepFn, ignore_steps, install, report_step, staging_folder, target_folder
-from adapters.manifest import MANIFEST_NAME, write_origin
+from adapters.manifest import MANIFEST_NAME, NO_OWNER, Owner, write_origin
 from adapters.store import AdapterFolder, Store
 from adapters.weights import WEIGHTS_NAME
 from common.format import format_bytes, quote_untrusted
-from common.hub import hub_errors
+from common.hub import HubToken, hub_errors
 from errors import AdapterError, DiskSpaceError
 
 REQUIRED_FILES = (checks.CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME)
@@ -58,9 +58,10 @@ def pull(
     *,
     name: str | None = None,
     overwrite: bool = False,
-    token: str | None = None,
+    token: HubToken = None,
     steps: StepFn = ignore_steps,
     reserved: Collection[str] = (),
+    owner: Owner = NO_OWNER,
 ) -> Path:
     """Install `user/name@revision` as the folder `name` (default: the repository's name) under `root`; return it.
 
@@ -84,7 +85,7 @@ def pull(
             download(repo, commit, adapter_files, folder, report, token=token)
         with report_step(steps, STEP_CONSISTENT):
             digest = inspect_verified(folder).digest
-        write_origin(folder, "hub", f"{repo}@{commit}")
+        write_origin(folder, "hub", f"{repo}@{commit}", owner)
         install(folder, target, staging, overwrite)
     report(f"Installed '{name}' from {repo}@{commit} ({digest}).")
     return target
@@ -112,7 +113,7 @@ def parse_repo_spec(spec: str) -> tuple[str, str | None]:
     return repo, revision or None
 
 
-def list_repo_files(repo: str, revision: str | None, token: str | None = None) -> tuple[str, dict[str, RemoteFile]]:
+def list_repo_files(repo: str, revision: str | None, token: HubToken = None) -> tuple[str, dict[str, RemoteFile]]:
     """Return the commit of `revision` (default: main), and its files by path."""
     from huggingface_hub import HfApi
 
@@ -131,7 +132,7 @@ def download(
     folder: Path,
     report: Callable[[str], None],
     *,
-    token: str | None = None,
+    token: HubToken = None,
 ) -> None:
     """Download the files at that commit into a new `folder`, checking each one's size and SHA-256."""
     from huggingface_hub import hf_hub_download

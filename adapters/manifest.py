@@ -1,7 +1,7 @@
-"""Manifest of an adapter folder, and the note of where an installed adapter came from.
+"""Manifest of an adapter folder, and the note of where an adapter came from and to whom it belongs.
 
-The manifest says what an adapter was trained on and how. The origin is a hidden file that is written at installation;
-archives and repositories cannot bring one along.
+The manifest says what an adapter was trained on and how. The origin is a hidden file that is written at installation,
+or when a job has trained the adapter; archives and repositories cannot bring one along.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 from adapters.weights import parse_untrusted_json, read_limited
 from common.format import quote_untrusted
@@ -123,18 +123,38 @@ ORIGIN_NAME = ".origin.json"
 _MAX_ORIGIN_BYTES = 4096
 
 
+OriginKind = Literal["hub", "zip", "job"]
+
+
+class Owner(NamedTuple):
+    """Whose an adapter is: the id of a visitor, '' for the owner of the machine, and the name of the login, if any."""
+
+    id: str = ""
+    name: str = ""
+
+
+NO_OWNER = Owner()
+
+
 @dataclass(frozen=True)
 class Origin:
-    """Source of an adapter: `what` is repository@commit or the name of a zip, `added` the time in UTC (ISO 8601)."""
+    """Source and owner of an adapter.
 
-    kind: Literal["hub", "zip"]
+    `what` is repository@commit, the name of a zip or the id of a job, `added` the time in UTC (ISO 8601). `owner` and
+    `owner_name` are the fields of `Owner`.
+    """
+
+    kind: OriginKind
     what: str
     added: str = ""
+    owner: str = ""
+    owner_name: str = ""
 
 
-def write_origin(folder: Path, kind: Literal["hub", "zip"], what: str) -> None:
+def write_origin(folder: Path, kind: OriginKind, what: str, owner: Owner = NO_OWNER) -> None:
     """Write the origin, with the current time, into `folder`."""
-    origin = Origin(kind, quote_untrusted(what, 300), datetime.now(UTC).isoformat(timespec="seconds"))
+    added = datetime.now(UTC).isoformat(timespec="seconds")
+    origin = Origin(kind, quote_untrusted(what, 300), added, owner.id, quote_untrusted(owner.name, 100))
     (folder / ORIGIN_NAME).write_text(json.dumps(asdict(origin)) + "\n", encoding="utf-8")
 
 
@@ -148,5 +168,5 @@ def read_origin(folder: Path) -> Origin | None:
         found = Origin(**values)
     except (AdapterError, ValueError, TypeError):
         return None
-    are_texts = all(isinstance(text, str) for text in (found.kind, found.what, found.added))
-    return found if are_texts and found.kind in ("hub", "zip") else None
+    are_texts = all(isinstance(text, str) for text in asdict(found).values())
+    return found if are_texts and found.kind in get_args(OriginKind) else None

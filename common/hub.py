@@ -1,4 +1,4 @@
-"""Hugging Face Hub errors: the client's exceptions turned into one message.
+"""Hugging Face Hub: with whose token and cache it is asked, and the client's exceptions turned into one message.
 
 The client's own texts are never repeated, because they may quote what was sent, including a token.
 """
@@ -6,8 +6,14 @@ The client's own texts are never repeated, because they may quote what was sent,
 from __future__ import annotations
 
 import errno
+import hashlib
+import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 from common.format import quote_untrusted
 from errors import AdapterError, DiskSpaceError, PromptOrTuneError
@@ -21,6 +27,45 @@ _STATUS_MESSAGES = {
     429: ("has received too many requests", f"wait some minutes and {_RETRY_HINT}"),
 }
 _DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+
+
+HubToken = str | Literal[False] | None  # None: the token of this machine; False: none
+# When the data sets that visitors fetched have more, the oldest are removed, but none of the last hour.
+MAX_VISITOR_CACHE_BYTES = 4 << 30
+_RECENT_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class HubAccess:
+    """Whose token a request to the Hub carries, and the folder in which downloads are cached.
+
+    The default is the login and the cache of this machine, which are its owner's.
+    """
+
+    token: HubToken = field(default=None, repr=False)
+    cache: Path | None = None
+
+
+def visitor_hub_access(home: Path, token: str | None = None) -> HubAccess:
+    """Return the access of a visitor: their own token or none, and a cache that no other token's downloads are in."""
+    owner = hashlib.sha256(token.encode()).hexdigest()[:16] if token else "public"
+    return HubAccess(token or False, home / "visitor-hub" / owner)
+
+
+def trim_visitor_cache(access: HubAccess, limit: int = MAX_VISITOR_CACHE_BYTES) -> None:
+    """Remove the oldest repositories of all visitors while their caches have more than `limit` bytes together."""
+    if access.cache is None or not access.cache.parent.is_dir():
+        return
+    sizes = {
+        folder: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+        for folder in access.cache.parent.glob("*/*--*")
+    }
+    total = sum(sizes.values())
+    for folder in sorted(sizes, key=lambda folder: folder.stat().st_mtime):
+        if total <= limit or time.time() - folder.stat().st_mtime < _RECENT_SECONDS:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        total -= sizes[folder]
 
 
 @contextmanager

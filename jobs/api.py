@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from adapters.manifest import NO_OWNER, Owner
 from common.files import is_locked
 from common.format import utc_timestamp
 from common.paths import make_dir
@@ -119,7 +120,8 @@ class JobService:
         config: Mapping[str, Any],
         serving: ServingOptions,
         *,
-        owner: str = "",
+        owner: Owner = NO_OWNER,
+        visitor_data: bool = False,
         data_name: str = "",
         data: Path | None = None,
         where: ComputeTarget = "here",
@@ -127,7 +129,8 @@ class JobService:
     ) -> Job:
         """Add a new job to the queue, start a worker if none lives, and return the job.
 
-        `config` has TrainConfig's fields by name. `data`, an uploaded file, is copied to the job's folder and replaces
+        `config` has TrainConfig's fields by name; with `visitor_data` its data set of the Hub is fetched without the
+        token and the cache of this machine. `data`, an uploaded file, is copied to the job's folder and replaces
         dataset_name. Raises PromptOrTuneError for invalid settings, a name that is taken, and a local path as data set.
         """
         make_dir(self.root)
@@ -135,7 +138,19 @@ class JobService:
         target = self.root / id / "data" / safe_file_name(data_name or data.name) if data else None
         values = json.loads(json.dumps(resolve_settings(config, serving, target), default=str))
         name = data_name or (data.name if data else str(values["dataset_name"]))
-        job = Job(id, str(values["adapter_name"]), values, serving, name, owner, where, flavor, created=utc_timestamp())
+        job = Job(
+            id,
+            str(values["adapter_name"]),
+            values,
+            serving,
+            name,
+            owner.id,
+            owner.name,
+            visitor_data,
+            where,
+            flavor,
+            created=utc_timestamp(),
+        )
         staged = self.root / f".{id}.new"
         try:
             make_dir(staged / "data")

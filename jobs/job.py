@@ -45,7 +45,9 @@ class ServingOptions:
 class Job:
     """One training job. `config` has TrainConfig's fields by name (train.settings.make_config reads it).
 
-    `owner` is the id of the visitor who submitted it, '' for a job from the command line. `data_name` is the name of
+    `owner` is the id of the visitor who submitted it, '' for a job from the command line, and `owner_name` the name of
+    the login. With `visitor_data` a data set of the Hub is fetched without the token and the cache of this machine,
+    which are its owner's. `data_name` is the name of
     the uploaded file, or of the data set. Times are ISO 8601 in UTC, '' before they are known. `message` is text for
     people: the last progress line, or the error. `queue_position` counts the jobs ahead of a queued one.
     """
@@ -56,6 +58,8 @@ class Job:
     serving: ServingOptions
     data_name: str
     owner: str = ""
+    owner_name: str = ""
+    visitor_data: bool = False
     where: ComputeTarget = "here"
     flavor: str = ""  # hardware of Hugging Face Jobs, such as "a10g-small"
     created: str = ""

@@ -21,8 +21,10 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+from adapters.manifest import Owner, write_origin
 from common.files import acquire_lock, atomic_write
 from common.format import utc_timestamp
+from common.hub import HubAccess, visitor_hub_access
 from common.paths import ProgressFn
 from errors import PromptOrTuneError, TrainingError
 from jobs.job import Job, JobStage, Verdict, job_config
@@ -36,6 +38,7 @@ from jobs.store import (
     last_step,
     remove_leftovers,
 )
+from tasks.datasets.hub import use_hub_access
 from train.checkpoints import run_directory
 
 if TYPE_CHECKING:
@@ -144,6 +147,8 @@ def train_job(job: Job, folder: JobFolder, home: Path, report: ProgressFn, stopp
         target = run_remote_job(job, folder.path, report, stopped)
     else:
         target = _train_locally(job, folder, home, report, finish=state.finish)
+    if job.owner:
+        write_origin(target, "job", job.id, Owner(job.owner, job.owner_name))
     _save_curve(target, folder)
     with suppress(TrainingError):
         run_directory(job_config(job, home)).remove()  # left by a kill right after the adapter was written
@@ -187,7 +192,8 @@ def run_job(home: Path, id: str, attached: bool = False) -> int:
     lock = acquire_lock(folder.lock_path)
     if lock is None:
         raise PromptOrTuneError(f"Another process runs the job '{job.adapter}': `python -m jobs cancel {id}` stops it.")
-    with lock:
+    access = visitor_hub_access(home.absolute()) if job.visitor_data else HubAccess()
+    with lock, use_hub_access(access):
         return _JobRunner(home, folder, attached).run()
 
 

@@ -34,6 +34,8 @@ _JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9]{6}-[0-9a-f]{6}")
 _LOCK_TIMEOUT_SECONDS = 60.0  # a change of state takes milliseconds
 _JOB_STATE_FIELDS = ("state", "stage", "message", "started", "ended", "attempts")
 _REQUEST_FIELDS = ("id", "adapter", "config", "data_name", "owner", "where", "flavor", "created")
+# Fields that the requests of earlier versions lack.
+_LATER_FIELDS: Mapping[str, Any] = {"owner_name": "", "visitor_data": False}
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ class JobFolder:
 
     def write_request(self, job: Job) -> None:
         """Write job.json."""
-        values = {name: getattr(job, name) for name in _REQUEST_FIELDS} | {"serving": asdict(job.serving)}
+        names = (*_REQUEST_FIELDS, *_LATER_FIELDS)
+        values = {name: getattr(job, name) for name in names} | {"serving": asdict(job.serving)}
         _write_json(self.path / "job.json", values)
 
     def read_state(self) -> JobState:
@@ -134,6 +137,7 @@ class JobFolder:
         try:
             request = json.loads((self.path / "job.json").read_text(encoding="utf-8"))
             values = {name: request[name] for name in _REQUEST_FIELDS if name != "config"}
+            values |= {name: type(default)(request.get(name, default)) for name, default in _LATER_FIELDS.items()}
             config, serving = dict(request["config"]), ServingOptions(**request["serving"])
         except (OSError, ValueError, TypeError, KeyError):
             values = {"id": self.id, "adapter": "", "data_name": "", "created": _created_at(self.id)}

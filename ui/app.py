@@ -17,10 +17,11 @@ from starlette.routing import BaseRoute
 
 from serve.engine.llm_engine import EngineLoader
 from ui import components
+from ui.access.guard import action, protect
 from ui.access.login import build_login, is_login_available
 from ui.access.middleware import UploadLimitMiddleware, VisitorCookieMiddleware
+from ui.access.policy import Visitor
 from ui.access.quota import VisitorLimits
-from ui.access.visitors import Visitor
 from ui.adapters import page as adapters
 from ui.arena import page as arena
 from ui.blocks import EventErrorMiddleware, PageBlocks
@@ -125,6 +126,7 @@ def build_pages(
         pages.load(_account_handler(context), None, account, **components.EVENT_OPTIONS)
         _wire_pages(pages, context, tabs, form)
         pages.unload(_unload_handler(context))
+    protect(pages, context.visitors)
     return pages.queue(default_concurrency_limit=8, max_size=MAX_QUEUED)
 
 
@@ -174,6 +176,7 @@ def launch(
 
 
 def _account_handler(context: Context) -> Any:
+    @action("view pages")
     def account(request: gr.Request) -> str:
         return account_html(context.visitors.identify(request))
 
@@ -183,6 +186,7 @@ def _account_handler(context: Context) -> Any:
 def _unload_handler(context: Context) -> Any:
     """Return the handler that cancels the runs of a page when it is closed."""
 
+    @action("view pages")
     def unload(request: gr.Request) -> None:
         context.cancel_registry.cancel(request.session_hash or "")
 
@@ -195,6 +199,7 @@ def _wire_pages(pages: gr.Blocks, context: Context, tabs: Mapping[str, gr.Tab], 
     The parameter is not `page`, because Gradio uses that one itself.
     """
 
+    @action("view pages")
     def refresh_adapters() -> list[Any]:
         if context.engine_loader.state().phase != "ready":
             return [gr.skip(), gr.skip()]
@@ -216,6 +221,7 @@ def _wire_loading(pages: gr.Blocks, context: Context, header: gr.HTML, timer: gr
     Returns the load event of the page.
     """
 
+    @action("view pages")
     def tick(chips: Any) -> list[Any]:
         state = context.engine_loader.state()
         html = header_html(context)

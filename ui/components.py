@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from markupsafe import Markup
 
+from ui.access.guard import action
 from ui.html import diff_html
 from ui.labels import method_hint, method_label
 
@@ -41,6 +42,7 @@ def error_html(*errors: object) -> str:
     return Markup("").join(paragraph.format(str(error)) for error in errors if str(error))
 
 
+@action("view pages")
 def difference(pair: Mapping[str, Any]) -> str:
     """Compare two codes, {"mine", "theirs"}, as HTML; js/comparison.js calls it when a difference is opened."""
     return diff_html(str(pair.get("mine") or ""), str(pair.get("theirs") or ""))

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.hub import HubAccess, visitor_hub_access
 from common.paths import cache_dir
 from evaluate.scoring import score_code
 from jobs.job import ServingOptions
 from serve.engine.llm_engine import EngineLoader
+from ui.access.policy import Visitor
 from ui.access.visitors import VisitorRegistry
 from ui.admission_queue import AdmissionQueue
 from ui.compare.comparison import Scorer
@@ -48,6 +50,16 @@ class CancelRegistry:
         with self._lock:
             for event in self._events.get(session, ()):
                 event.set()
+
+
+def hub_access(context: Context, visitor: Visitor, token: str | None = None) -> HubAccess:
+    """Return with whose token and cache the Hub is asked for a visitor: their `token`, else none.
+
+    The owner of the app may use the login of the machine, and its cache also with a token of their own.
+    """
+    if context.visitors.policy.may(visitor, "use the machine's Hub token"):
+        return HubAccess(token)
+    return visitor_hub_access(context.home.absolute(), token)
 
 
 @dataclass(frozen=True)

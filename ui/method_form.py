@@ -12,6 +12,7 @@ import gradio as gr
 from errors import PromptOrTuneError
 from tasks.methods import MAX_EXAMPLES, Method, NoExamples, parse_method
 from ui import components
+from ui.access.guard import action
 from ui.compare.comparison import MAX_COLUMNS
 from ui.labels import method_label
 
@@ -151,11 +152,13 @@ def build_method_form() -> MethodForm:
     return MethodForm(chips, adapter, reasons)
 
 
+@action("view pages")
 def _toggle_form(is_open: bool) -> tuple[Any, ...]:
     label = "Add a method" if is_open else "Close"
     return not is_open, gr.Row(visible=not is_open), gr.Button(label), ""
 
 
+@action("view pages")
 def _field_visibility(kind: str, examples: str) -> tuple[Any, ...]:
     """Return updates that show the fields of this kind of method."""
     is_adapter = kind == "adapter"
@@ -163,12 +166,14 @@ def _field_visibility(kind: str, examples: str) -> tuple[Any, ...]:
     return gr.Dropdown(visible=is_adapter), gr.Dropdown(visible=is_adapter), gr.Number(visible=needs_count)
 
 
+@action("view pages")
 def _unavailable_message(kind: str, adapter: str | None, reasons: dict[str, str]) -> str:
     """Return why the chosen adapter cannot be used; '' if it can."""
     reason = reasons.get(adapter or "") if kind == "adapter" else None
     return components.error_html(reason or "")
 
 
+@action("view pages")
 def _add_chip(value: Any, kind: str, k: float | None, adapter: str | None, examples: str) -> tuple[Any, str]:
     try:
         name = method_name(kind, k, adapter, examples)

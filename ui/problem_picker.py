@@ -15,6 +15,7 @@ from errors import PromptOrTuneError
 from tasks.datasets.registry import DATASETS, TRAINING_DATASETS, available_datasets, load_problems
 from tasks.problem import Problem
 from ui import components
+from ui.access.guard import action, declare
 from ui.compare.comparison import format_tests
 
 DEFAULT_DATA = "starter"
@@ -122,14 +123,17 @@ def wire_picker(
     where that has no examples. Returns the events that choose a problem.
     """
 
+    @action("view pages")
     def show(name: str) -> tuple[Any, str]:
         _, problem, note = picker.selection_updates(name, "", data_dir)
         return problem, note
 
+    @action("view pages")
     def pick(name: str | None, identity: str | None) -> list[object]:
         problem = _find_problem(name, identity, data_dir)
         return _field_values(problem, name) if problem else [gr.skip()] * 5
 
+    @action("view pages")
     def pick_random(name: str | None) -> list[object]:
         choices, _ = _problem_choices(name, data_dir)
         identity = random.choice(choices)[1] if choices else None
@@ -152,7 +156,7 @@ def wire_picker(
 
 def fill_handler(example: Problem) -> Callable[[], list[object]]:
     """Return an event handler that fills the outputs of `wire_picker` with this problem of the starter set."""
-    return partial(_field_values, example, DEFAULT_DATA)
+    return declare("view pages", partial(_field_values, example, DEFAULT_DATA))
 
 
 def _field_values(problem: Problem, data: str | None) -> list[object]:

@@ -21,12 +21,25 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from common.format import format_bytes
-from common.hub import cache_error_message, cache_may_help, uncached_message
+from common.hub import HubAccess, cache_error_message, cache_may_help, trim_visitor_cache, uncached_message
 from errors import DataError
 from tasks.datasets.base import DatasetRow
 from tasks.datasets.tables import FORMATS, MAX_BYTES
 
+# Access to data sets that are not our own. One for the process, as a process works for one person at a time.
+_access = HubAccess()
 _NOISY_LOGGERS = ("datasets", "huggingface_hub", "httpx", "httpx2", "fsspec")
+
+
+@contextmanager
+def use_hub_access(access: HubAccess) -> Iterator[None]:
+    """Fetch data sets in this process with `access` during the block."""
+    global _access  # noqa: PLW0603 - a context variable would be lost in threads, and with it the restriction
+    previous, _access = _access, access
+    try:
+        yield
+    finally:
+        _access = previous
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,8 @@ def _load_dataset(file: HubFile) -> Any:
         with silence_libraries():  # again: the import above sets the libraries' own levels
             cached = try_to_load_from_cache(file.repo, file.path, revision=file.revision, repo_type="dataset")
             source = cached if isinstance(cached, str) else file.url
-            return datasets.load_dataset(file.format, data_files=source, split="train")
+            # Our data sets are public: a token of this machine would only tell who asks.
+            return datasets.load_dataset(file.format, data_files=source, split="train", token=False)
 
 
 @contextmanager
@@ -132,7 +146,9 @@ def fetch_tables(spec: str) -> HubTables:
         from huggingface_hub import HfApi
 
         try:
-            info = HfApi().dataset_info(name, revision=revision, timeout=_REQUEST_TIMEOUT_S, files_metadata=True)
+            info = HfApi().dataset_info(
+                name, revision=revision, timeout=_REQUEST_TIMEOUT_S, files_metadata=True, token=_access.token
+            )
         except Exception as error:  # errors of several libraries
             if not cache_may_help(error):
                 raise DataError(cache_error_message(error, name, "looking up", revision, "data set")) from error
@@ -197,9 +213,14 @@ def _download(name: str, commit: str, train: Sequence[str], validation: Sequence
     from huggingface_hub import hf_hub_download
 
     def get(path: str) -> Path:
-        return Path(hf_hub_download(name, path, repo_type="dataset", revision=commit))
+        return Path(
+            hf_hub_download(
+                name, path, repo_type="dataset", revision=commit, token=_access.token, cache_dir=_access.cache
+            )
+        )
 
     try:
+        trim_visitor_cache(_access)
         card = get(_DATASET_CARD) if has_card else None
         return HubTables(name, commit, _licence(card), tuple(map(get, train)), tuple(map(get, validation)))
     except Exception as error:
@@ -210,7 +231,11 @@ def _find_cached(name: str, revision: str | None, within: str, error: Exception)
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True))
+        folder = Path(
+            snapshot_download(
+                name, repo_type="dataset", revision=revision, local_files_only=True, cache_dir=_access.cache
+            )
+        )
     except Exception:  # noqa: BLE001 - as above
         raise DataError(uncached_message(error, f"the data set '{name}'", "give a file")) from error
     cached = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from adapters.manifest import Owner
 from errors import DataError, DiskSpaceError, PromptOrTuneError, TrainingError, UnknownNameError
 from jobs.api import JobService
 from jobs.job import Job, JobStatus, ServingOptions, safe_file_name
@@ -44,7 +45,7 @@ def with_checkpoint(service: JobService, job: Job, step: int = 4) -> Path:
 
 
 def test_submitted_job_is_queued(service: ServiceWithoutWorker) -> None:
-    job = submit_named(service, "lora-mine", owner="visitor-1")
+    job = submit_named(service, "lora-mine", owner=Owner("visitor-1"))
     assert (job.state, job.queue_position, job.owner, job.data_name) == ("queued", 0, "visitor-1", "starter")
     assert job.config["learning_rate"] == 1e-3, "the values of the technique are stored"
     assert job.config["model_name_or_path"] == "embedded"

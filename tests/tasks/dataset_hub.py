@@ -23,11 +23,17 @@ _FILE = re.compile(r"/datasets/([^/]+/[^/]+)/resolve/([0-9a-f]{40})/(.+)")
 
 @dataclass
 class DatasetHub:
-    """The served repositories; `requests` lists the requests so far."""
+    """The served repositories; `requests` lists the requests so far, `tokens` the Authorization header of each.
+
+    A repository of `private` is served to those who send its token.
+    """
 
     repositories: dict[str, Path] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     requests: list[str] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    private: dict[str, str] = field(default_factory=dict)
+    url: str = ""
 
     def commit(self, name: str) -> str:
         digest = hashlib.sha1(name.encode())
@@ -48,7 +54,7 @@ def dataset_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Datase
         hub_state = hub
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    url = f"http://127.0.0.1:{server.server_address[1]}"
+    url = hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
@@ -76,10 +82,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub_state.requests.append(f"{self.command} {path}")
+        token = self.headers.get("Authorization", "")
+        self.hub_state.tokens.append(token)
         match = _INFO.fullmatch(path) or _FILE.fullmatch(path)
         if match is None:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
-        elif match[1] not in self.hub_state.repositories:
+        elif match[1] not in self.hub_state.repositories or self.hub_state.private.get(match[1]) not in (
+            None,
+            token.removeprefix("Bearer "),
+        ):
             self._send(401, b"", {"X-Error-Code": "RepoNotFound"})
         elif match[1] in self.hub_state.gated:
             self._send(403, b"", {"X-Error-Code": "GatedRepo"})

@@ -145,7 +145,8 @@ class FakeHub:
         self._rows = rows
         monkeypatch.setattr(datasets, "load_dataset", self._load)
 
-    def _load(self, format: str, *, data_files: str, split: str) -> Any:
+    def _load(self, format: str, *, data_files: str, split: str, token: bool) -> Any:
         self.requests.append((format, data_files))
+        assert token is False  # our data sets are public
         assert split == "train"  # the only split of a single data file
         return datasets.Dataset.from_list(self._rows)

@@ -11,12 +11,16 @@ from common.command import read_secrets
 from errors import PromptOrTuneError, unknown_name_error
 from serve.api.auth import is_loopback
 from space.settings import SpaceSettings
+from ui.access.policy import AccessPolicy, TrainingAccess
 from ui.access.quota import VisitorLimits
-from ui.access.visitors import AccessPolicy, TrainingAccess
 
 AUTH_VARIABLE = "PROMPT_OR_TUNE_AUTH"
 MIN_PASSWORD_LENGTH = 8
 TRAINING_CHOICES: tuple[TrainingAccess, ...] = ("everyone", "owner", "nobody")
+NOBODY_OWNS_NOTE = (
+    "Anybody who can reach {} may train, and nobody owns this app: give logins with --auth FILE, and the first one "
+    "owns it."
+)
 # Field of Limits: (option, unit by which its value is multiplied, description).
 _LIMIT_OPTIONS = {
     "rows_at_once": ("--rows-at-once", 1, "answers running for one person"),
@@ -67,7 +71,9 @@ def parse_access_options(args: argparse.Namespace, host: str, space: SpaceSettin
         if accounts and owner.casefold() not in names:
             raise PromptOrTuneError(f"--owner '{owner}' has no login: add a line for it to the file of --auth.")
     training, note = _resolve_training(args.train, host, owners, bool(accounts), space)
-    policy = AccessPolicy(training=training, owners=owners, limits=_parse_limits(args))
+    # Behind a name, other machines or a proxy may connect although the address is this machine's.
+    local = is_loopback(host) and not space.is_space and not getattr(args, "allow_host", None)
+    policy = AccessPolicy(training, owners, _parse_limits(args), local=local, logins=bool(accounts))
     return AccessOptions(policy, accounts, note)
 
 
@@ -83,14 +89,15 @@ def _resolve_training(
             raise unknown_name_error("choice for --train", requested, TRAINING_CHOICES)
         if requested == "owner" and not owners:
             raise PromptOrTuneError("--train owner needs an owner: name one with --owner and give logins with --auth.")
-        return choices[requested], ""
+        is_open = requested == "everyone" and not (login or space.is_space or is_loopback(host))
+        return choices[requested], NOBODY_OWNS_NOTE.format(host) if is_open else ""
     if space.is_space:
         return space.training_access, ""
     if login or is_loopback(host):
         return "everyone", ""
     return "nobody", (
-        f"Others can reach {host}, so nobody may train or change adapters: give logins with --auth, or "
-        "--train everyone."
+        f"Others can reach {host}, so nobody may train or change adapters: give logins with --auth FILE; the first "
+        "login then owns this app."
     )
 
 

@@ -1,4 +1,4 @@
-"""Identity of visitors, and what a visitor may do.
+"""Identity of visitors.
 
 A visitor is identified by the name of the login, else by a random cookie of the browser, else (a program without
 cookies) by the address. A cookie can be deleted to get a new identity, so training on a public Space needs a login.
@@ -12,35 +12,15 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from ui.access.quota import VisitorLimits, VisitorQuota
+from ui.access.policy import AccessPolicy, Visitor
+from ui.access.quota import VisitorQuota
 
 COOKIE_NAME = "prompt_or_tune_visitor"
 # The cookie of earlier versions, with the same kind of value.
 OLD_COOKIE_NAME = "peft_arena_visitor"
 TOKEN_PATTERN = re.compile(r"[A-Za-z0-9_-]{22,64}")
-
-TrainingAccess = Literal["everyone", "owner", "nobody"]
-
-
-@dataclass(frozen=True)
-class Visitor:
-    """One visitor. `id` is a stable hash; `name` is the name of the login, '' without one."""
-
-    id: str
-    name: str = ""
-    owner: bool = False
-
-
-@dataclass(frozen=True)
-class AccessPolicy:
-    """The owners (compared without case; without any, every visitor is an owner), and the visitors that may train."""
-
-    training: TrainingAccess = "everyone"
-    owners: frozenset[str] = frozenset()
-    limits: VisitorLimits = field(default_factory=VisitorLimits)
 
 
 class VisitorRegistry:
@@ -51,30 +31,20 @@ class VisitorRegistry:
         self.quota = VisitorQuota(self.policy.limits)
 
     def identify(self, request: Any) -> Visitor:
-        """Return the visitor of a `gr.Request`: by login, else by cookie, else by address."""
+        """Return the visitor of a `gr.Request` or of a request of the web framework: by login, cookie or address."""
         name = _login_name(request)
-        owners = {owner.casefold() for owner in self.policy.owners}
-        owner = not owners or name.casefold() in owners
+        owner = self.policy.is_owner(name)
         if name:
             return Visitor(_hashed_id("user", name.casefold()), name, owner)
         token = read_visitor_token(_cookies(request))
         if token:
             return Visitor(_hashed_id("browser", token), "", owner)
-        return Visitor(_hashed_id("address", _client_address(request)), "", owner)
+        return Visitor(_hashed_id("address", _client_address(request)), "", owner, identified=False)
 
-    def training_denied_reason(self, visitor: Visitor) -> str | None:
-        """Return the reason why this visitor may not train, add or remove adapters; None if they may."""
-        if self.policy.training == "nobody":
-            return (
-                "Training is switched off here: run Prompt or Tune on a machine of your own, or ask this one's owner."
-            )
-        if self.policy.training == "owner" and not visitor.owner:
-            owners = " or ".join(sorted(self.policy.owners)) or "its owner"
-            return (
-                f"Only {owners} may train and change adapters here: log in as the owner, or duplicate this Space and "
-                "train in your own."
-            )
-        return None
+
+def login_token(request: Any) -> str | None:
+    """Return the Hub token of the visitor's login with the Hub; None without a login."""
+    return str(_hub_login(request).get("access_token") or "") or None
 
 
 def read_visitor_token(cookies: Mapping[str, str]) -> str:
@@ -85,18 +55,30 @@ def read_visitor_token(cookies: Mapping[str, str]) -> str:
 
 def _login_name(request: Any) -> str:
     """Return the name of the login (of --auth, or of the Hub on a Space); '' without one."""
-    username = getattr(request, "username", None)
+    username = getattr(request, "username", None) or _name_of_gradio_login(request)
     if username:
         return str(username)
+    return str((_hub_login(request).get("userinfo") or {}).get("preferred_username") or "")
+
+
+def _hub_login(request: Any) -> Mapping[str, Any]:
+    """Return what Gradio stores of a login with the Hub that is still valid; {} without one."""
     info = _scope(request).get("session", {}).get("oauth_info")
-    if not isinstance(info, Mapping) or float(info.get("expires_at") or math.inf) <= time.time():
-        return ""
-    return str((info.get("userinfo") or {}).get("preferred_username") or "")
+    is_valid = isinstance(info, Mapping) and float(info.get("expires_at") or math.inf) > time.time()
+    return info if is_valid else {}
+
+
+def _name_of_gradio_login(request: Any) -> str:
+    """Return the name of the login behind a request of the web framework, which components' server functions get."""
+    app = _scope(request).get("app")
+    cookie_id, tokens, cookies = getattr(app, "cookie_id", None), getattr(app, "tokens", None) or {}, _cookies(request)
+    names = (f"access-token-{cookie_id}", f"access-token-unsecure-{cookie_id}")
+    return str(next((tokens[cookies[name]] for name in names if cookies.get(name) in tokens), "") or "")
 
 
 def _cookies(request: Any) -> Mapping[str, str]:
     # gr.Request wraps the mappings of the web framework in objects of its own.
-    return getattr(getattr(request, "request", None), "cookies", None) or {}
+    return getattr(_inner(request), "cookies", None) or {}
 
 
 def _client_address(request: Any) -> str:
@@ -107,7 +89,12 @@ def _client_address(request: Any) -> str:
 
 
 def _scope(request: Any) -> Mapping[str, Any]:
-    return getattr(getattr(request, "request", None), "scope", None) or {}
+    return getattr(_inner(request), "scope", None) or {}
+
+
+def _inner(request: Any) -> Any:
+    """Return the request of the web framework in a `gr.Request`, or the request itself."""
+    return getattr(request, "request", None) or request
 
 
 def _hashed_id(kind: str, value: str) -> str:

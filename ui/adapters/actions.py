@@ -21,13 +21,15 @@ from markupsafe import Markup
 
 from adapters import archive, hub
 from adapters.archive import pack
-from adapters.checks import MAX_FOLDER_BYTES
+from adapters.checks import MAX_FOLDER_BYTES, check_name
 from adapters.install import Step, StepFn
+from adapters.manifest import Owner
 from adapters.store import delete_adapter, user_adapter_folder
+from common.hub import HubToken
 from errors import BusyError, PromptOrTuneError
 from tasks.methods import Method, NoExamples
+from ui.access.policy import Visitor
 from ui.access.quota import check_upload_size
-from ui.access.visitors import Visitor
 from ui.adapters.catalog import AdapterCatalog
 from ui.context import Context
 from ui.html import render
@@ -58,21 +60,20 @@ class AdapterActions:
             "delete": self.delete,
         }
 
-    def require_permission(self, visitor: Visitor) -> None:
-        """Raise PromptOrTuneError if this visitor may not change adapters."""
-        reason = self._context.visitors.training_denied_reason(visitor)
-        if reason is not None:
-            raise PromptOrTuneError(reason)
+    def check(self, visitor: Visitor, action: str, name: str) -> None:
+        """Raise PromptOrTuneError if this visitor may not do `action` with the adapter."""
+        check_name(name)
+        self._context.visitors.policy.check(visitor, action, owner=self._catalog.owner(name))
 
     def load(self, visitor: Visitor, name: str) -> str:
         """Load the adapter into memory, so that its first request does not wait."""
-        self.require_permission(visitor)
+        self.check(visitor, "load an adapter", name)
         self._require_engine().adapter_cache.acquire(name).release()
         return f"'{name}' is in memory."
 
     def unload(self, visitor: Visitor, name: str) -> str:
         """Free the adapter's memory, at once or when the answers that use it are done."""
-        self.require_permission(visitor)
+        self.check(visitor, "unload an adapter", name)
         cache = self._require_engine().adapter_cache
         cache.unload(name)
         if any(adapter.name == name for adapter in cache.status().adapters):
@@ -81,7 +82,7 @@ class AdapterActions:
 
     def delete(self, visitor: Visitor, name: str) -> str:
         """Delete an adapter that was added here; answers that use it are completed."""
-        self.require_permission(visitor)
+        self.check(visitor, "delete an adapter", name)
         folder = user_adapter_folder(name, self._catalog.store.roots)
         engine = self._catalog.engine
         if engine is not None:
@@ -102,9 +103,11 @@ class AdapterActions:
             raise PromptOrTuneError(reason)
         return engine
 
-    def pack_zip(self, name: str) -> Path:
+    def pack_zip(self, visitor: Visitor, name: str) -> Path:
         """Pack the adapter as a zip in a folder of its own; the last MAX_CACHED_ZIPS zips stay on disk."""
         folder = self._catalog.folder(name)
+        if self._catalog.location(name) != "library":
+            self.check(visitor, "download an adapter", name)
         self._zips.mkdir(parents=True, exist_ok=True)
         folders = [path for path in self._zips.iterdir() if path.is_dir()]
         for old in sorted(folders, key=lambda path: path.stat().st_mtime)[: -MAX_CACHED_ZIPS + 1]:
@@ -140,8 +143,10 @@ class InstallProgress:
 InstallFn = Callable[[StepFn, Callable[[str], None]], Path]
 
 
-def install_from_zip(catalog: AdapterCatalog, file: Path, name: str, max_bytes: int) -> Iterator[InstallProgress]:
-    """Install the adapter in the zip `file`, which is deleted, under `name` ('': its own name).
+def install_from_zip(
+    catalog: AdapterCatalog, file: Path, name: str, max_bytes: int, visitor: Visitor
+) -> Iterator[InstallProgress]:
+    """Install the adapter in the zip `file`, which is deleted, under `name` ('': its own name); it is the visitor's.
 
     `max_bytes` limits the zip and the unpacked folder; 0 means the default limit of a folder.
     """
@@ -158,6 +163,7 @@ def install_from_zip(catalog: AdapterCatalog, file: Path, name: str, max_bytes: 
                 name=name.strip() or None,
                 max_bytes=limit,
                 reserved=_reserved_names(catalog),
+                owner=Owner(visitor.id, visitor.name),
             )
         finally:
             file.unlink(missing_ok=True)
@@ -165,8 +171,10 @@ def install_from_zip(catalog: AdapterCatalog, file: Path, name: str, max_bytes: 
     return _run_install(archive.STEPS, install)
 
 
-def install_from_hub(catalog: AdapterCatalog, spec: str, name: str, token: str | None) -> Iterator[InstallProgress]:
-    """Install `user/name@revision` from the Hub under `name` ('': its own name)."""
+def install_from_hub(
+    catalog: AdapterCatalog, spec: str, name: str, token: HubToken, visitor: Visitor
+) -> Iterator[InstallProgress]:
+    """Install `user/name@revision` from the Hub under `name` ('': its own name); it is the visitor's."""
 
     def install(steps: StepFn, report: Callable[[str], None]) -> Path:
         return hub.pull(
@@ -177,6 +185,7 @@ def install_from_hub(catalog: AdapterCatalog, spec: str, name: str, token: str |
             token=token,
             steps=steps,
             reserved=_reserved_names(catalog),
+            owner=Owner(visitor.id, visitor.name),
         )
 
     return _run_install(hub.STEPS, install)
@@ -197,8 +206,8 @@ def checks_html(progress: InstallProgress) -> Markup:
 
 
 def _reserved_names(catalog: AdapterCatalog) -> Sequence[str]:
-    """Return all names in use, also those of the library, which an added adapter must not hide."""
-    return catalog.store.names()
+    """Return all names in use: also of the library, which an added adapter must not hide, and of jobs under way."""
+    return sorted({*catalog.store.names(), *catalog.job_names()})
 
 
 @dataclass

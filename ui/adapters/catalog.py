@@ -12,6 +12,7 @@ from adapters.manifest import Manifest, Origin, read_origin
 from adapters.store import LIBRARY, AdapterStatus, Store, looks_like_adapter
 from adapters.weights import WEIGHTS_NAME
 from errors import PromptOrTuneError
+from jobs.api import JobService
 from tasks.methods import Method, NoExamples
 from tasks.prompt import STYLES
 from ui.context import Context
@@ -95,6 +96,20 @@ class AdapterCatalog:
         check_name(name)
         path = _locate(name, self._locations())[1]
         return self.store.inspect(name).path if path is None else path
+
+    def location(self, name: str) -> Location:
+        """Return where the adapter is stored; 'registered' for an unknown name."""
+        return _locate(name, self._locations())[0]
+
+    def owner(self, name: str) -> str:
+        """Return the id of the visitor who added or trained the adapter; '' where nobody is recorded."""
+        path = _locate(name, self._locations())[1]
+        origin = None if path is None else read_origin(path)
+        return "" if origin is None else origin.owner
+
+    def job_names(self) -> set[str]:
+        """Return the names under which jobs that have not ended will write an adapter."""
+        return {job.adapter for job in JobService(self._context.home).list_jobs() if not job.is_ended}
 
     def _locations(self) -> list[tuple[Location, Path]]:
         """Return the folders of adapters; a name in an earlier one hides the same name in a later one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from markupsafe import Markup
 
 from errors import PromptOrTuneError
 from ui import components
+from ui.access.guard import guard
 from ui.access.login import resolve_token
+from ui.access.policy import Visitor
 from ui.adapters.actions import AdapterActions, InstallProgress, checks_html, install_from_hub, install_from_zip
 from ui.adapters.catalog import AdapterCatalog
 from ui.adapters.view import FILTERS, adapter_list_component, adapter_list_value, page_start
-from ui.context import Context
+from ui.context import Context, hub_access
 from ui.method_form import MethodForm, add_adapter_updates
 
 TITLE = "Adapters"
@@ -61,15 +63,15 @@ class AdaptersPage:
 def build_adapters(context: Context, tab: gr.Tab, form: MethodForm) -> None:
     """Build the page inside `tab` and wire its events. `form` is that of the Compare page, for 'Open in Compare'."""
     catalog = AdapterCatalog(context)
-    page = _build_page(catalog)
+    page = _build_page(context, catalog)
     # Gradio copies files into this folder before it serves them, so a zip that is made there is not copied again.
     actions = AdapterActions(context, catalog, Path(page.download.GRADIO_CACHE) / "adapter-zips")
     _wire_list(context, catalog, page, tab)
     _wire_actions(context, catalog, page, actions, form)
-    _wire_install(context, catalog, page, actions)
+    _wire_install(context, catalog, page)
 
 
-def _build_page(catalog: AdapterCatalog) -> AdaptersPage:
+def _build_page(context: Context, catalog: AdapterCatalog) -> AdaptersPage:
     with gr.Column(elem_id="adapters"):
         gr.HTML(INTRO_HTML, apply_default_css=False, js_on_load=None, elem_id="adapters-title")
         denied_note = components.live_region("", elem_id="adapters-denied")
@@ -123,7 +125,7 @@ def _build_page(catalog: AdapterCatalog) -> AdaptersPage:
             )
             refresh = gr.Button("Look again", size="md", scale=0, min_width=110, elem_id="adapters-refresh")
         note = components.live_region("", elem_id="adapters-note")
-        adapter_list = adapter_list_component(catalog)
+        adapter_list = adapter_list_component(context, catalog)
         download = gr.DownloadButton("Save the zip", visible="hidden", elem_id="adapters-saved")
         timer = gr.Timer(LOADING_POLL_SECONDS, active=False)
     return AdaptersPage(
@@ -139,7 +141,7 @@ def _wire_list(context: Context, catalog: AdapterCatalog, page: AdaptersPage, ta
             value = adapter_list_value(context, catalog, visitor, query=query, show=show)
         except Exception as error:  # noqa: BLE001 - the page must survive any bug, which is logged
             return {page.note: _exception_html(error), page.timer: gr.Timer(active=False)}
-        denied = context.visitors.training_denied_reason(visitor)
+        denied = context.visitors.policy.denied_reason(visitor, "add an adapter")
         return {
             page.note: "",
             page.list: value,
@@ -156,8 +158,9 @@ def _wire_list(context: Context, catalog: AdapterCatalog, page: AdaptersPage, ta
     inputs, outputs = [page.query, page.show], [page.note, page.list, page.denied_note, page.install_form, page.timer]
     triggers = [tab.select, page.refresh.click, page.query.change, page.show.input]
     # always_last: of several changes while the list is rendered only the last one counts.
-    gr.on(triggers, update, inputs, outputs, trigger_mode="always_last", **_EVENT_OPTIONS)
-    page.timer.tick(tick, inputs, outputs, **_EVENT_OPTIONS)
+    updated = guard(context.visitors, "view pages", update)
+    gr.on(triggers, updated, inputs, outputs, trigger_mode="always_last", **_EVENT_OPTIONS)
+    page.timer.tick(guard(context.visitors, "view pages", tick), inputs, outputs, **_EVENT_OPTIONS)
 
 
 def _wire_actions(
@@ -173,7 +176,7 @@ def _wire_actions(
             if action in actions.handlers:
                 changes[page.note] = _paragraph_html(actions.handlers[action](visitor, name))
             elif action == "save":
-                changes[page.download] = gr.DownloadButton(value=str(actions.pack_zip(name)))
+                changes[page.download] = gr.DownloadButton(value=str(actions.pack_zip(visitor, name)))
                 next_action = action
             elif action == "open":
                 updates = add_adapter_updates(actions.require_usable(name), chips, name)
@@ -192,35 +195,43 @@ def _wire_actions(
 
     outputs = [page.note, page.list, page.download, form.chips, form.adapter, form.reasons]
     acted = page.list.select(
-        act, [page.query, page.show, form.chips], outputs, show_progress="hidden", api_visibility="private"
+        guard(context.visitors, "view pages", act),
+        [page.query, page.show, form.chips],
+        outputs,
+        show_progress="hidden",
+        api_visibility="private",
     )
     acted.then(None, [page.list, page.download], None, js=_AFTER_ACTION_JS, **_EVENT_OPTIONS)
 
 
-def _wire_install(context: Context, catalog: AdapterCatalog, page: AdaptersPage, actions: AdapterActions) -> None:
+def _wire_install(context: Context, catalog: AdapterCatalog, page: AdaptersPage) -> None:
     def pull(spec: str, name: str, request: gr.Request, login: gr.OAuthToken | None = None) -> Iterator[dict[Any, Any]]:
         if not spec.strip():
             yield {page.add_note: _error_html("Write the repository first: user/name, as on the Hub.")}
             return
-        yield from add(request, lambda: install_from_hub(catalog, spec, name, resolve_token(login)))
+        visitor = context.visitors.identify(request)
+        token = hub_access(context, visitor, resolve_token(login)).token
+        yield from add(visitor, install_from_hub(catalog, spec, name, token, visitor))
 
     def upload(file: str | None, name: str, request: gr.Request) -> Iterator[dict[Any, Any]]:
         if not file:
             return
-        limit = context.visitors.policy.limits.archive_bytes
+        limit, visitor = context.visitors.policy.limits.archive_bytes, context.visitors.identify(request)
         try:
-            yield from add(request, lambda: install_from_zip(catalog, Path(file), name, limit))
+            yield from add(visitor, install_from_zip(catalog, Path(file), name, limit, visitor))
         finally:
             Path(file).unlink(missing_ok=True)
 
-    def add(request: gr.Request, install: Callable[[], Iterator[InstallProgress]]) -> Iterator[dict[Any, Any]]:
-        visitor = context.visitors.identify(request)
-        try:
-            actions.require_permission(visitor)
-        except PromptOrTuneError as error:
-            yield {page.add_note: _error_html(str(error)), page.checks: "", page.file: None}
-            return
-        for progress in install():
+    def refuse(reason: str, _: Sequence[Any]) -> dict[Any, Any]:
+        return {page.add_note: _error_html(reason), page.checks: "", page.file: None}
+
+    def refuse_upload(reason: str, values: Sequence[Any]) -> dict[Any, Any]:
+        if values[0]:
+            Path(values[0]).unlink(missing_ok=True)
+        return refuse(reason, values)
+
+    def add(visitor: Visitor, install: Iterator[InstallProgress]) -> Iterator[dict[Any, Any]]:
+        for progress in install:
             updates: dict[Any, Any] = {
                 page.add_note: _paragraph_html(progress.message),
                 page.checks: checks_html(progress),
@@ -231,7 +242,7 @@ def _wire_install(context: Context, catalog: AdapterCatalog, page: AdaptersPage,
                 updates |= added(visitor, progress.installed.name)
             yield updates
 
-    def added(visitor: Any, name: str) -> dict[Any, Any]:
+    def added(visitor: Visitor, name: str) -> dict[Any, Any]:
         value = adapter_list_value(context, catalog, visitor, added=name)
         card = next((card for card in value["cards"] if card["name"] == name), None)
         if card is not None and card["usable"] == "no":
@@ -254,13 +265,14 @@ def _wire_install(context: Context, catalog: AdapterCatalog, page: AdaptersPage,
     options = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": MAX_CONCURRENT_INSTALLS}
     gr.on(
         [page.pull.click, page.spec.submit],
-        pull,
+        guard(context.visitors, "add an adapter", pull, refuse),
         [page.spec, page.name],
         outputs,
         concurrency_id="add-adapter",
         **options,
     )
-    page.file.upload(upload, [page.file, page.name], outputs, concurrency_id="add-adapter", **options)
+    uploaded = guard(context.visitors, "add an adapter", upload, refuse_upload)
+    page.file.upload(uploaded, [page.file, page.name], outputs, concurrency_id="add-adapter", **options)
 
 
 def _exception_html(error: Exception) -> str:

@@ -10,12 +10,13 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from adapters.checks import check_name
 from adapters.manifest import Manifest
 from adapters.store import AdapterStatus, Store
 from adapters.weights import read_limited
@@ -23,7 +24,8 @@ from common.format import format_bytes, quantization_label, quote_untrusted
 from errors import PromptOrTuneError
 from models.identity import BaseIdentity
 from ui import components
-from ui.access.visitors import Visitor
+from ui.access.guard import guard
+from ui.access.policy import AccessPolicy, Visitor
 from ui.adapters.catalog import AdapterCatalog, CatalogEntry
 from ui.context import Context
 from ui.labels import format_date
@@ -37,6 +39,8 @@ FILTERS = {
     "library": "Come with Prompt or Tune",
     "memory": "In memory",
 }
+OTHERS_ROWS = "another visitor's rows"
+DETAILS_HIDDEN = "This adapter is another visitor's: only they, or the owner of this app, see its card and manifest."
 MAX_SCORES = 3
 MAX_ALL_SCORES = 60
 MAX_CARD_BYTES = 1 << 20
@@ -69,6 +73,28 @@ def card_value(entry: CatalogEntry, base: BaseIdentity | None) -> dict[str, Any]
         "place": _origin_text(entry),
         "own": entry.location == "own",
     }
+
+
+def visitor_card(
+    card: Mapping[str, Any], entry: CatalogEntry, policy: AccessPolicy, visitor: Visitor
+) -> dict[str, Any]:
+    """Return the card as this visitor may see it: with what they may do, without the data of another visitor."""
+    owner = "" if entry.origin is None else entry.origin.owner
+    may = {
+        name: policy.may(visitor, f"{name} an adapter", owner=owner)
+        for name in ("load", "unload", "download", "delete")
+    }
+    may["download"] = may["download"] or entry.location == "library"
+    if is_hidden(owner, policy, visitor):
+        facts = [[term, OTHERS_ROWS if term == "Trained on" else value] for term, value in card["facts"]]
+        return {**card, "may": may, "facts": facts, "place": "Added by another visitor", "scores": [], "scored_on": ""}
+    by = entry.origin.owner_name if visitor.owner and entry.origin is not None else ""
+    return {**card, "may": may, "place": card["place"] + (f", added by {quote_untrusted(by, 64)}" if by else "")}
+
+
+def is_hidden(owner: str, policy: AccessPolicy, visitor: Visitor) -> bool:
+    """Return whether the data of an adapter of `owner` ('' for nobody's) is hidden from this visitor."""
+    return bool(owner) and not policy.may(visitor, "see an adapter's data", owner=owner)
 
 
 def details_value(path: Path, manifest: Manifest | None) -> dict[str, Any]:
@@ -197,7 +223,7 @@ def _origin_text(entry: CatalogEntry) -> str:
         return "Comes with Prompt or Tune"
     if entry.location == "registered":
         return "Registered through the API"
-    if entry.origin is None:
+    if entry.origin is None or entry.origin.kind == "job":
         return "Trained here, or copied here by hand"
     what = quote_untrusted(entry.origin.what, 80)
     return f"From the Hub: {_short_commit(what)}" if entry.origin.kind == "hub" else f"From the zip {what}"
@@ -244,8 +270,8 @@ def adapter_list_value(
     catalog: AdapterCatalog,
     visitor: Visitor,
     *,
-    query: str = "",
-    show: str = "all",
+    query: str | None = "",
+    show: str | None = "all",
     start: int = 0,
     next_action: str = "",
     added: str = "",
@@ -254,9 +280,12 @@ def adapter_list_value(
 
     `next_action` is what the browser does next ('compare' or 'save'); `added` is the adapter that was just installed.
     """
-    phase = context.engine_loader.state().phase
+    query, show = str(query or ""), str(show or "all")  # a program may send null
+    phase, policy = context.engine_loader.state().phase, context.visitors.policy
     states, matches_filter = catalog.states(), _filter_by(show, catalog)
-    found = [state for state in states if matches_filter(state) and _matches_query(state, query)]
+    found = [state for state in states if matches_filter(state)]
+    if query.strip():
+        found = [state for state in found if _matches_query(_visible_state(state, catalog, policy, visitor), query)]
     start = min(max(start, 0), max(len(found) - 1, 0)) // PAGE_SIZE * PAGE_SIZE
     engine = catalog.engine
     base = None if engine is None else engine.base
@@ -265,25 +294,31 @@ def adapter_list_value(
         "turn": time.monotonic_ns(),
         "head": _count_text(len(states), len(found)),
         "phase": phase,
-        "cards": [card_value(entry, base) for entry in catalog.entries(found[start : start + PAGE_SIZE])],
+        "cards": [
+            visitor_card(card_value(entry, base), entry, policy, visitor)
+            for entry in catalog.entries(found[start : start + PAGE_SIZE])
+        ],
         "from": start,
         "size": PAGE_SIZE,
         "total": len(found),
         "none": not states,
-        "may": context.visitors.training_denied_reason(visitor) is None,
-        # Their paths on this machine are for its owner only.
-        "models": full_models(catalog.store) if visitor.owner else [],
+        "may": policy.may(visitor, "add an adapter"),
+        "models": full_models(catalog.store) if policy.may(visitor, "see paths of the machine") else [],
         "after": next_action,
         "fresh": added,
     }
 
 
-def adapter_list_component(catalog: AdapterCatalog) -> gr.HTML:
+def adapter_list_component(context: Context, catalog: AdapterCatalog) -> gr.HTML:
     """Return the list. It triggers `select` with {"do": open, load, unload, delete, save or page, "name", "from"}."""
 
-    def adapter_details(name: str) -> dict[str, Any]:
+    def adapter_details(name: str, request: gr.Request) -> dict[str, Any]:
         """Return the details of a card; called by the browser when they are unfolded."""
+        visitor = context.visitors.identify(request)
         try:
+            check_name(str(name))
+            if is_hidden(catalog.owner(str(name)), context.visitors.policy, visitor):
+                return {"error": DETAILS_HIDDEN}
             folder = catalog.folder(str(name))
             manifest = next((state.manifest for state in catalog.states() if state.name == name), None)
         except PromptOrTuneError as error:
@@ -301,10 +336,19 @@ def adapter_list_component(catalog: AdapterCatalog) -> gr.HTML:
         None,
         html_template=template,
         js_on_load=components.load_script("adapters"),
-        server_functions=[adapter_details],
+        server_functions=[guard(context.visitors, "view pages", adapter_details)],
         apply_default_css=False,
         elem_id="adapters-list",
     )
+
+
+def _visible_state(
+    state: AdapterStatus, catalog: AdapterCatalog, policy: AccessPolicy, visitor: Visitor
+) -> AdapterStatus:
+    """Return the state without the name of its data where the visitor may not see that."""
+    if visitor.owner or state.manifest is None or not is_hidden(catalog.owner(state.name), policy, visitor):
+        return state
+    return replace(state, manifest=replace(state.manifest, dataset=""))
 
 
 def _matches_query(state: AdapterStatus, query: str) -> bool:

@@ -21,6 +21,7 @@ from evaluate.arena.ratings import compute_ratings, point_ratings
 from evaluate.arena.votes import AlreadyVotedError, PairwiseComparison, Side, Vote, VoteStore, Winner, count_wins
 from evaluate.generate import package_versions
 from tasks.prompt import PROMPT_VERSION
+from ui.access.guard import action
 from ui.arena.form import form_updates, make_match_request
 from ui.arena.matches import LOCKED_BY_OTHER_WINDOW, Match, MatchRunner, MatchUpdate
 from ui.arena.view import empty_match_view, match_view
@@ -144,11 +145,13 @@ class ArenaEvents:
         self._runner = runner
         self._page = page
 
+    @action("view pages")
     def load_form(self, stored: Any) -> list[Any]:
         """Return updates of the form: the values that the browser stored, and the methods that can be used now."""
         loader = self._runner.context.engine_loader
         return form_updates(loader.engine() if loader.state().phase == "ready" else None, stored)
 
+    @action("vote")
     def restore_match(self, request: gr.Request) -> Iterator[Update]:
         """The tab was opened: yield the visitor's open match."""
         visitor, session = self._runner.context.visitors.identify(request), request.session_hash or ""
@@ -158,6 +161,7 @@ class ArenaEvents:
         with self._runner.context.cancel_registry.register(session) as cancel:
             yield from self._stream_updates(self._runner.resume_match(visitor, session, cancel), visitor.id)
 
+    @action("vote")
     def next_match(
         self, request: gr.Request, match_id: str, question: str, data: str, methods: list[str]
     ) -> Iterator[Update]:
@@ -169,6 +173,7 @@ class ArenaEvents:
                 self._runner.next_match(visitor, session, match_request, match_id, cancel), visitor.id
             )
 
+    @action("vote")
     def stop(self, request: gr.Request) -> None:
         """Cancel this window's runs. A match without answers is deleted: its names were not shown."""
         visitor = self._runner.context.visitors.identify(request)
@@ -178,6 +183,7 @@ class ArenaEvents:
             if match is not None and not match.records:
                 self._runner.matches.delete(visitor.id)
 
+    @action("vote")
     def show_reference(self, request: gr.Request, match_id: str) -> Update:
         """Show the reference before the vote; the vote records that."""
         return self._update_match(request, match_id, lambda _, match: replace(match, reference_seen=True))
@@ -190,11 +196,13 @@ class ArenaEvents:
                 raise PromptOrTuneError(ALREADY_VOTED)
             return record_vote(self._runner.votes, visitor, match, winner)
 
+        @action("vote")
         def vote(request: gr.Request, match_id: str) -> Update:
             return self._update_match(request, match_id, record)
 
         return vote
 
+    @action("vote")
     def run_tests(self, request: gr.Request, match_id: str) -> Iterator[Update]:
         """Run both answers against the problem's tests in the sandbox; a later vote records that."""
         visitor, session = self._runner.context.visitors.identify(request).id, request.session_hash or ""

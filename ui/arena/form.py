@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from ui.access.guard import action
 from ui.arena.matches import MatchRequest, usable_methods
 from ui.context import Context
 from ui.labels import method_label
@@ -65,14 +66,23 @@ def build_form(context: Context) -> ArenaForm:
         secret="peft-arena",  # noqa: S106
     )
     form = ArenaForm(question, data, methods, accordion, browser_state)
+
+    @action("view pages")
+    def collect(*values: Any) -> list[Any]:
+        return list(values)
+
+    @action("view pages")
+    def retitle(names: list[str] | None) -> Any:
+        return gr.Accordion(label=_accordion_title(names))
+
     gr.on(
         [question.change, data.input, methods.input],
-        lambda *values: list(values),
+        collect,
         form.fields,
         browser_state,
         **_EVENT_OPTIONS,
     )
-    methods.change(lambda names: gr.Accordion(label=_accordion_title(names)), methods, accordion, **_EVENT_OPTIONS)
+    methods.change(retitle, methods, accordion, **_EVENT_OPTIONS)
     return form
 
 

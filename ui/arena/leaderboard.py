@@ -20,6 +20,7 @@ from evaluate.arena.ratings import Rating, RatingTable, compute_ratings, player_
 from evaluate.arena.votes import EXPORTERS, Base, Player, VoteStore
 from evaluate.stats import Interval
 from ui import components
+from ui.access.guard import action
 from ui.html import render
 from ui.labels import method_label, model_label
 
@@ -123,6 +124,7 @@ class RatingsSection:
     def outputs(self) -> list[Any]:
         return [self.base, self.data, self.table, self.export_row]
 
+    @action("view pages")
     def updates(self, base_key: str | None = None, data: str | None = None) -> list[Any]:
         """Return updates of `outputs`: the ratings on a base (default: the served one) over one data set or all."""
         try:
@@ -174,7 +176,10 @@ def build_ratings(votes: VoteStore, current_base: Callable[[], Base | None]) -> 
         elem_id="arena-ratings",
     )
     with gr.Row(visible=False, elem_id="arena-exports") as export_row:
-        export_buttons = {kind: gr.Button(f"Save votes as {kind.upper()}", size="sm", scale=0) for kind in EXPORTERS}
+        export_buttons = {
+            kind: gr.Button(f"Save votes as {kind.upper()}", size="sm", scale=0, elem_id=f"save-votes-{kind}")
+            for kind in EXPORTERS
+        }
         gr.HTML(
             '<p class="muted">Every vote with its question, both answers and all settings; people as numbers.</p>',
             apply_default_css=False, js_on_load=None,
@@ -188,6 +193,7 @@ def build_ratings(votes: VoteStore, current_base: Callable[[], Base | None]) -> 
 
 
 def _save_handler(votes: VoteStore, kind: str) -> Any:
+    @action("save all votes")
     def save(number: int) -> tuple[Any, int, Any]:
         try:
             text = EXPORTERS[kind](votes)

@@ -30,7 +30,7 @@ from evaluate.arena.ratings import sample_pair
 from evaluate.arena.votes import Base, Player, VoteStore, problem_digest, unordered_pair
 from tasks.methods import parse_method
 from tasks.problem import Problem, parse_test
-from ui.access.visitors import Visitor
+from ui.access.policy import Visitor
 from ui.compare.comparison import CUSTOM_PROBLEM_ID, Column, Comparison, compare
 from ui.context import Context
 from ui.method_form import METHODS_WITHOUT_ADAPTER, list_adapter_choices

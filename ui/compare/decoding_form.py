@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from serve.types import MAX_CANDIDATES, SamplingParams
+from ui.access.guard import action
 from ui.components import EVENT_OPTIONS
 from ui.labels import decoding_label
 from ui.problem_picker import DEFAULT_DATA, pool_choices
@@ -107,6 +108,7 @@ def build_options(data_dir: Path | None) -> DecodingForm:
     return options
 
 
+@action("view pages")
 def _field_visibility(mode: str) -> list[Any]:
     samples = mode == "sample"
     return [gr.update(visible=mode != "greedy"), *(gr.update(visible=samples) for _ in range(3))]
@@ -116,6 +118,7 @@ def _params_values(params: SamplingParams) -> Sequence[Any]:
     return decoding_values(asdict(params))
 
 
+@action("view pages")
 def _title_update(pool: str, *values: Any) -> Any:
     return gr.Accordion(label=_title(pool, *values))
 

@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from errors import PromptOrTuneError
+from ui.access.guard import action
 from ui.compare.comparison import Column, Comparison, QuestionFields, build_problem, make_comparison
 from ui.compare.steps import ComparisonUpdate, collect_records, run_comparison
 from ui.context import Context
@@ -34,6 +35,7 @@ WRONG_TYPES = "The intent, the reference and the tests are texts, and methods is
 def compare_endpoint(context: Context) -> Any:
     """Return the function behind `/compare`."""
 
+    @action("compare")
     def compare(
         request: gr.Request, intent: str, methods: list[str], reference: str | None = None, tests: str | None = None
     ) -> list[dict[str, Any]]:
@@ -61,6 +63,7 @@ def compare_endpoint(context: Context) -> Any:
 def stream_endpoint(context: Context) -> Any:
     """Return the function behind `/stream`."""
 
+    @action("compare")
     def stream(
         request: gr.Request, intent: str, methods: list[str], reference: str | None = None, tests: str | None = None
     ) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ import gradio as gr
 from errors import PromptOrTuneError
 from tasks.problem import Problem
 from ui import components
+from ui.access.guard import action
 from ui.compare.browser_state import DECODING_FIELDS, STORED_FIELDS, TEXT_FIELDS, parse_browser_state
 from ui.compare.comparison import CUSTOM_PROBLEM_ID, Comparison, QuestionFields, build_problem, make_comparison
 from ui.compare.decoding_form import DecodingForm, decoding_values, read_sampling_params
@@ -101,6 +102,7 @@ def wire_run(page: ComparePage, context: Context, triggers: Sequence[Callable[..
         # Run is shown again only now: Gradio silently drops a click before the event has ended.
         running.then(_reset_buttons, None, [page.run, page.stop], **components.EVENT_OPTIONS)
 
+    @action("compare")
     def stop(request: gr.Request) -> None:
         context.cancel_registry.cancel(request.session_hash or "")
 
@@ -110,6 +112,7 @@ def wire_run(page: ComparePage, context: Context, triggers: Sequence[Callable[..
 def _run_handler(page: ComparePage, context: Context) -> Any:
     """Return the generator behind Run; every yield updates the components that changed."""
 
+    @action("compare")
     def run(
         request: gr.Request,
         intent: str,
@@ -144,6 +147,7 @@ def _run_handler(page: ComparePage, context: Context) -> Any:
     return run
 
 
+@action("view pages")
 def _reset_buttons() -> list[Any]:
     return [gr.Button(visible=True), gr.Button(visible=False)]
 
@@ -189,6 +193,7 @@ def _apply_update(page: ComparePage, update: ComparisonUpdate, history: History)
 def wire_history(page: ComparePage) -> None:
     """Restore a run and its fields on a click in the history."""
 
+    @action("view pages")
     def restore(history: History, event: gr.EventData) -> list[Any]:
         index = event._data.get("index") if isinstance(event._data, dict) else None
         if not isinstance(index, int) or not 0 <= index < len(history.runs):
@@ -232,6 +237,7 @@ def wire_browser_state(page: ComparePage, context: Context, selection_events: Se
         event.then(_store_selected_problem, page.selected_problem, page.storage_writer, **components.EVENT_OPTIONS)
     outputs = [*page.history_outputs, picker.data, picker.problem, picker.note, *page.exports]
 
+    @action("view pages")
     def restore(value: Any) -> dict[Any, Any]:
         state = parse_browser_state(value)
         changes: dict[Any, Any] = {page.history_state: gr.skip()}
@@ -264,6 +270,7 @@ def wire_browser_state(page: ComparePage, context: Context, selection_events: Se
     return restore_after
 
 
+@action("view pages")
 def _store_selected_problem(problem: Problem | None) -> dict[str, Any]:
     return {"at": time.time_ns(), "chosen": asdict(problem) if problem else None}
 

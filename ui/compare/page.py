@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from ui import components
+from ui.access.guard import action
 from ui.compare.decoding_form import build_options
 from ui.compare.endpoints import build_endpoints
 from ui.compare.events import ComparePage, wire_browser_state, wire_history, wire_run
@@ -148,6 +149,7 @@ def _export_button(kind: str, *, visible: bool) -> gr.Button:
 
 
 def _export_handler(kind: str) -> Any:
+    @action("view pages")
     def export(history: History, number: int) -> tuple[Any, int]:
         return export_file(history.selected, kind, number + 1), number + 1
 

@@ -72,15 +72,15 @@ function actionButtons(card, value) {
   const open = button("Open in Compare", "main", () => sendAction("open", card));
   open.disabled = card.usable !== "yes";
   row.append(open);
-  if (value.may && value.phase === "ready" && card.usable === "yes") {
+  if ((card.memory ? card.may.unload : card.may.load) && value.phase === "ready" && card.usable === "yes") {
     const load = card.memory
       ? button("Unload", "", () => sendAction("unload", card))
       : button("Load", "", () => sendAction("load", card));
     load.title = card.memory ? "Take it out of memory" : "Bring it into memory, so that its first answer comes sooner";
     row.append(load);
   }
-  row.append(button("Download zip", "", () => sendAction("save", card)));
-  if (value.may && card.own) row.append(button("Delete", "bad", () => confirmDelete(card, row, value)));
+  if (card.may.download) row.append(button("Download zip", "", () => sendAction("save", card)));
+  if (card.may.delete && card.own) row.append(button("Delete", "bad", () => confirmDelete(card, row, value)));
   for (const child of row.children) child.setAttribute("aria-label", child.textContent + ": " + card.name);
   return row;
 }

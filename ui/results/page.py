@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -20,6 +21,7 @@ from errors import PromptOrTuneError
 from evaluate.report import json_report, markdown_report, metrics_csv, plot_report_png
 from evaluate.results import Run
 from ui import components
+from ui.access.guard import action, declare
 from ui.compare.view import ComparisonView
 from ui.results.runs import (
     FILTERS,
@@ -200,7 +202,7 @@ def build_results(library: RunLibrary, tab: gr.Tab) -> None:
     download, number = components.file_download(), gr.State(0)
     _wire(page, library)
     _wire_url(page, library, tab)
-    refresh.click(lambda: run_choices(library), None, runs, **components.EVENT_OPTIONS)
+    refresh.click(declare("view pages", partial(run_choices, library)), None, runs, **components.EVENT_OPTIONS)
     for kind, button in buttons.items():
         button.click(
             _export_handler(library, kind), [runs, number], [download, number, note], **components.EVENT_OPTIONS
@@ -229,6 +231,7 @@ def _wire(page: ResultsPage, library: RunLibrary) -> None:
     def read_table(names: Sequence[str]) -> ProblemTable:
         return make_problem_table(read_runs(library, names)[0])
 
+    @action("view pages")
     def load_runs(names: list[str], url_state: UrlState, loaded: list[str]) -> Iterator[dict[Any, Any]]:
         if names and names == loaded:
             # The dropdown was only rendered again: filters and the open problem stay.
@@ -241,10 +244,12 @@ def _wire(page: ResultsPage, library: RunLibrary) -> None:
             _log.exception("The runs %s could not be shown.", names)
             yield {page.note: components.error_html(INTERNAL_ERROR)}
 
+    @action("view pages")
     def apply_filters(names: list[str], method: str, show: str, query: str, selected: str) -> dict[Any, Any]:
         table = read_table(names)
         return {page.problems: problem_list_value(table, filter_rows(table, show, method, query), selected=selected)}
 
+    @action("view pages")
     def select_problem(
         names: list[str], method: str, show: str, query: str, selected: str, event: gr.EventData
     ) -> dict[Any, Any]:
@@ -263,6 +268,7 @@ def _wire(page: ResultsPage, library: RunLibrary) -> None:
             page.selected_problem: row.id,
         }
 
+    @action("view pages")
     def show_failures(names: list[str], selected: str, event: gr.EventData) -> dict[Any, Any]:
         data = event._data if isinstance(event._data, dict) else {}
         table = read_table(names)
@@ -300,6 +306,7 @@ def _wire(page: ResultsPage, library: RunLibrary) -> None:
 def _wire_url(page: ResultsPage, library: RunLibrary, tab: gr.Tab) -> None:
     """Write the choices into the URL; opening the tab applies the URL, or selects the first run."""
 
+    @action("view pages")
     def open_tab(selected: list[str], parameters: Any) -> dict[Any, Any]:
         if selected:
             return {page.pending_url_state: gr.skip()}
@@ -360,6 +367,7 @@ def _row_position(rows: Sequence[ProblemRow], row: ProblemRow | None) -> int:
 
 
 def _export_handler(library: RunLibrary, kind: str) -> Any:
+    @action("view pages")
     def save(names: list[str], number: int) -> tuple[Any, int, Any]:
         try:
             runs, _ = read_runs(library, names)

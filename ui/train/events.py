@@ -19,13 +19,17 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
+from adapters.manifest import Owner
+from common.hub import HubAccess
 from errors import PromptOrTuneError
 from jobs.api import JobService
 from jobs.job import Job, ServingOptions, check_name_is_free, resolve_settings
 from tasks.datasets.registry import DATASETS, STARTER, load_examples
-from ui.access.visitors import Visitor
+from ui.access.guard import action
+from ui.access.policy import Visitor
+from ui.access.visitors import login_token
 from ui.components import error_html
-from ui.context import Context
+from ui.context import Context, hub_access
 from ui.train.drafts import Draft, DraftStore
 from ui.train.form import NO_LOCAL_BASE, TrainForm, command_updates, denied_reason
 from ui.train.preview import Event, PreviewClient, PreviewRequest
@@ -140,11 +144,11 @@ class PreviewReporter:
         self.context, self.form, self.drafts = context, form, drafts
         self.preview_client = PreviewClient(context.home)
 
-    def report(self, session: str, visitor: str, draft: Draft, *, fresh: bool) -> Iterator[Updates]:
+    def report(self, session: str, visitor: str, draft: Draft, *, fresh: bool, access: HubAccess) -> Iterator[Updates]:
         """Yield all updates of a report; a newer report of the same session ends this one.
 
-        `fresh` says that the rows or columns differ from those on the page; else the old report stays until the new one
-        is complete.
+        A data set of the Hub is fetched with `access`. `fresh` says that the rows or columns differ from those on the
+        page; else the old report stays until the new one is complete.
         """
         form, request = self.form, self.preview_client.new_request(session)
         first: Updates = {
@@ -161,7 +165,7 @@ class PreviewReporter:
             yield self.settings_updates(error_updates("", "")) | self.commands(draft)
             facts: Mapping[str, Any] | None = None
             table: Mapping[str, Any] | None = None
-            for event in self._preview_events(request, values):
+            for event in self._preview_events(request, values, access):
                 facts, table = event.get("facts", facts), event.get("table", table)
                 if "table" in event:
                     draft = self._save_recognised_columns(visitor, draft, event["table"])
@@ -187,16 +191,16 @@ class PreviewReporter:
         """Return updates of all setting fields by component."""
         return dict(zip(self.form.fields, updates, strict=True))
 
-    def _preview_events(self, request: PreviewRequest, values: Mapping[str, Any]) -> Iterator[Event]:
+    def _preview_events(self, request: PreviewRequest, values: Mapping[str, Any], access: HubAccess) -> Iterator[Event]:
         """Yield the events of the rows alone at once, and those that need the base when it is loaded."""
         loader, only_rows = self.context.engine_loader, {**values, "model_name_or_path": ""}
         if not self.context.serving.base:
-            yield from self.preview_client.preview(request, only_rows)
+            yield from self.preview_client.preview(request, only_rows, access)
             yield {"progress": ""}
             return
         if loader.state().phase == "loading":
             last: Event = {}
-            for last in self.preview_client.preview(request, only_rows):
+            for last in self.preview_client.preview(request, only_rows, access):
                 yield last
             if "facts" not in last and values["dataset_name"] not in DATASETS:
                 return
@@ -207,7 +211,7 @@ class PreviewReporter:
         if loader.state().phase == "failed":
             yield {"error": loader.state().message}
             return
-        yield from self.preview_client.preview(request, values)
+        yield from self.preview_client.preview(request, values, access)
 
     def _event_updates(self, draft: Draft, facts: Mapping[str, Any] | None, event: Event, *, fresh: bool) -> Updates:
         """Return the updates for one event of the preview."""
@@ -273,16 +277,26 @@ class TrainFormHandlers:
 
     def __init__(self, context: Context, form: TrainForm, job_service: JobService) -> None:
         self.context, self.form, self.job_service = context, form, job_service
+        self.policy = context.visitors.policy
         self.drafts = DraftStore(context.home)
         self.reporter = PreviewReporter(context, form, self.drafts)
         self._submit_lock = threading.Lock()
 
+    def refuse(self, reason: str, _: Sequence[Any]) -> Updates:
+        """Return the updates for a visitor who may not have rows looked at."""
+        return {self.form.note: _error_html(reason), self.form.progress: "", self.form.file: None}
+
+    def refuse_start(self, reason: str, _: Sequence[Any]) -> Updates:
+        """Return the updates for a visitor who may not train."""
+        return {self.form.start_note: _error_html(reason)}
+
+    @action("view pages")
     def restore_draft(self, request: gr.Request, rendered_key: str, *values: Any) -> Iterator[Updates]:
         """The tab was opened: yield what this visitor may do, and the draft that the page does not show yet."""
         form, visitor = self.form, self.context.visitors.identify(request)
         denied = self._denied_reason(visitor, "here")
         yield {form.start: gr.Button(interactive=denied is None), form.start_note: _error_html(denied)}
-        draft = self.drafts.get(visitor.id)
+        draft = self.drafts.get(visitor.id) if self.policy.may(visitor, "look at rows") else None
         if draft is None or rendered_key == draft_key(draft):
             return
         technique = draft.technique or FormValues.parse(values).technique
@@ -293,6 +307,7 @@ class TrainFormHandlers:
         }
         yield from self._report(request, visitor, draft, fresh=True)
 
+    @action("view pages")
     def close_session(self, request: gr.Request) -> None:
         """The page was closed: cancel its preview."""
         self.reporter.preview_client.cancel_session(request.session_hash or "")
@@ -352,11 +367,12 @@ class TrainFormHandlers:
         yield self.reporter.settings_updates(settings_updates(form_values.technique, settings))
         yield from self._settings_changed(request, replace(form_values, settings=settings))
 
+    @action("view pages")
     def change_location(self, request: gr.Request, *values: Any) -> Updates:
         """Another machine was chosen: return whether this visitor may use it, and the command for it."""
         visitor, form_values = self.context.visitors.identify(request), FormValues.parse(values)
         updates: Updates = {self.form.start_note: _error_html(self._denied_reason(visitor, form_values.location))}
-        draft = self.drafts.get(visitor.id)
+        draft = self.drafts.get(visitor.id) if self.policy.may(visitor, "look at rows") else None
         if draft is not None:
             draft = replace(draft, technique=form_values.technique, settings=form_values.settings)
             updates |= self.reporter.commands(draft, form_values.flavor)
@@ -387,7 +403,8 @@ class TrainFormHandlers:
                 job = self.job_service.submit(
                     train_config_fields(draft, self.context.serving),
                     self.context.serving,
-                    owner=visitor.id,
+                    owner=Owner(visitor.id, visitor.name),
+                    visitor_data=not self.policy.may(visitor, "use the machine's Hub token"),
                     data_name=draft.name,
                     data=self.drafts.path(visitor.id, draft) if draft.is_file else None,
                     where="hub" if is_hub else "here",
@@ -459,7 +476,8 @@ class TrainFormHandlers:
         yield from self._report(request, visitor, draft, fresh=False)
 
     def _report(self, request: gr.Request, visitor: Visitor, draft: Draft, *, fresh: bool) -> Iterator[Updates]:
-        return self.reporter.report(request.session_hash or "", visitor.id, draft, fresh=fresh)
+        access = hub_access(self.context, visitor, login_token(request))
+        return self.reporter.report(request.session_hash or "", visitor.id, draft, fresh=fresh, access=access)
 
 
 def _error_html(message: str | None) -> str:

@@ -27,7 +27,8 @@ from jobs.hf_jobs.hardware import (
 from jobs.hf_jobs.submit import manual_commands
 from jobs.job import ServingOptions
 from ui import components
-from ui.access.visitors import Visitor
+from ui.access.guard import action, declare
+from ui.access.policy import Visitor
 from ui.components import error_html
 from ui.context import Context
 from ui.train.settings import (
@@ -145,8 +146,12 @@ def build_training_target(context: Context) -> TrainingTarget:
         # A browser may get only the last of several quick updates, so each of them is complete.
         yield [gr.Dropdown(_hardware_choices(hardware), value=value, visible=True), hardware_html(machine, hardware)]
 
-    location.change(choose, [location, flavor], [flavor, note], **_EVENT_OPTIONS)
-    flavor.input(lambda machine: hardware_html(machine, prices.cached()), flavor, note, queue=False, **_EVENT_OPTIONS)
+    @action("view pages")
+    def show_price(machine: str) -> Markup:
+        return hardware_html(machine, prices.cached())
+
+    location.change(declare("view pages", choose), [location, flavor], [flavor, note], **_EVENT_OPTIONS)
+    flavor.input(show_price, flavor, note, queue=False, **_EVENT_OPTIONS)
     return TrainingTarget(location, flavor, (boxes[0], boxes[1]))
 
 
@@ -164,12 +169,13 @@ def command_updates(
 
 def denied_reason(context: Context, visitor: Visitor, location: str) -> str | None:
     """Return why this visitor may not train there; None if they may."""
-    denied = context.visitors.training_denied_reason(visitor)
+    policy = context.visitors.policy
+    denied = policy.denied_reason(visitor, "train")
     if denied or location == "here":
         return denied
     if location != "hub":
         return f"'{location[:40]}' is not a training target: choose this machine or Hugging Face Jobs."
-    if not visitor.owner:
+    if not policy.may(visitor, "train on Hugging Face Jobs"):
         return "Hugging Face Jobs costs the owner of this app money, so only the owner may use it: train here instead."
     return _remote_unavailable_reason(context.serving.base)
 

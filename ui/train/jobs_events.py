@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from adapters.archive import pack
+from adapters.manifest import read_origin
 from adapters.store import delete_adapter, user_adapter_folder
 from errors import PromptOrTuneError
 from jobs.api import JobService
 from jobs.job import Job, Progress
 from jobs.store import last_checkpoint
-from ui.access.visitors import Visitor
+from ui.access.policy import Visitor
 from ui.context import Context
 from ui.train.jobs_view import (
     JobArtifacts,
@@ -35,6 +36,8 @@ from ui.train.jobs_view import (
     job_state_html,
     log_tail_html,
     loss_curve,
+    reduced_job,
+    reduced_progress,
     resume_label,
     verdict_html,
 )
@@ -61,26 +64,21 @@ class JobActions:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def denied_reason(self, visitor: Visitor) -> str | None:
-        """Return why this visitor sees no jobs (those who may not train do not see others' data); None if they do."""
-        return self.context.visitors.training_denied_reason(visitor)
+        """Return why this visitor does not see that jobs run; None if they do."""
+        return self.context.visitors.policy.denied_reason(visitor, "see that jobs run")
 
-    def may_change(self, visitor: Visitor, job: Job) -> bool:
-        """Return whether this visitor may change the job: its owner and the app's owner may."""
-        return visitor.owner or (bool(job.owner) and job.owner == visitor.id)
+    def may_see(self, visitor: Visitor, job: Job) -> bool:
+        """Return whether this visitor may see all of the job, and change it: its owner and the app's owner may."""
+        return self.context.visitors.policy.may(visitor, "see a job", owner=job.owner)
 
-    def require_job(self, request: Any, job_id: str | None) -> Job:
-        """Return the job. Raises PromptOrTuneError if the visitor behind `request` may not change it."""
-        visitor = self.context.visitors.identify(request)
-        denied = self.denied_reason(visitor)
-        if denied:
-            raise PromptOrTuneError(denied)
+    def require_job(self, request: Any, job_id: str | None, action: str = "change a job") -> Job:
+        """Return the job. Raises PromptOrTuneError if the visitor behind `request` may not do `action` with it."""
+        visitor, policy = self.context.visitors.identify(request), self.context.visitors.policy
+        policy.check(visitor, action)
         if not job_id:
             raise PromptOrTuneError("Choose a job in the list first.")
         job = self.job_service.get_job(job_id)
-        if not self.may_change(visitor, job):
-            raise PromptOrTuneError(
-                f"The job of '{job.adapter}' is another visitor's: only they, or the owner of this app, may change it."
-            )
+        policy.check(visitor, action, owner=job.owner)
         return job
 
     def cancel(self, request: Any, job_id: str | None) -> None:
@@ -89,20 +87,20 @@ class JobActions:
 
     def resume(self, request: Any, job_id: str | None) -> None:
         """Queue an ended job again (Resume, Retry, Start again); it starts from its last checkpoint, if any."""
-        job = self.require_job(request, job_id)
-        self._check_job_limit(request)
+        job = self._require_restartable(request, job_id)
         self.job_service.resume(job.id)
 
     def finish(self, request: Any, job_id: str | None) -> None:
         """Make the adapter from the best checkpoint of a stopped job."""
-        job = self.require_job(request, job_id)
-        self._check_job_limit(request)
+        job = self._require_restartable(request, job_id)
         self.job_service.finish_from_checkpoint(job.id)
 
     def delete(self, request: Any, job_id: str | None, *, adapter: bool) -> None:
         """Delete an ended job, and with `adapter` its adapter too."""
-        job = self.require_job(request, job_id)
-        if adapter and job.is_ended and self.job_service.adapter_folder(job.id):
+        job = self.require_job(request, job_id, "delete a job")
+        folder = self.job_service.adapter_folder(job.id)
+        if adapter and job.is_ended and folder:
+            self._check_adapter(request, "delete an adapter", job, folder)
             jobs = self.job_service.list_jobs()
             if any(other.adapter == job.adapter and other.created > job.created for other in jobs):
                 raise PromptOrTuneError(
@@ -113,10 +111,11 @@ class JobActions:
 
     def pack_zip(self, request: Any, job_id: str | None) -> Path:
         """Pack the finished adapter as a zip in a folder that Gradio serves files from."""
-        job = self.require_job(request, job_id)
+        job = self.require_job(request, job_id, "see a job")
         folder = self.job_service.adapter_folder(job.id)
         if folder is None:
             raise PromptOrTuneError(f"The adapter '{job.adapter}' no longer exists: train it again.")
+        self._check_adapter(request, "download an adapter", job, folder)
         # Gradio serves files of the machine's temporary folder, but none of the user's home.
         return pack(folder, Path(self._zips.name) / job.id / f"{folder.name}.zip")
 
@@ -136,6 +135,21 @@ class JobActions:
                 return
             self._last_worker_check = now
         self.job_service.ensure_worker()
+
+    def _require_restartable(self, request: Any, job_id: str | None) -> Job:
+        """Return the job. Raises PromptOrTuneError if the visitor may not have it run again."""
+        job, visitors = self.require_job(request, job_id), self.context.visitors
+        if job.where == "hub":
+            visitors.policy.check(visitors.identify(request), "train on Hugging Face Jobs")
+        self._check_job_limit(request)
+        return job
+
+    def _check_adapter(self, request: Any, action: str, job: Job, folder: Path) -> None:
+        """Raise PromptOrTuneError if the adapter is recorded as that of somebody else than the visitor."""
+        origin = read_origin(folder)
+        owner = origin.owner if origin is not None and origin.owner else job.owner
+        visitors = self.context.visitors
+        visitors.policy.check(visitors.identify(request), action, owner=owner)
 
     def _check_job_limit(self, request: Any) -> None:
         visitor, limit = self.context.visitors.identify(request), self.context.visitors.policy.limits.jobs_at_once
@@ -172,18 +186,24 @@ def panel_update(
     denied = job_actions.denied_reason(visitor)
     if denied:
         return _make_update(poll, "", {"note": "", "empty": denied_html(denied)}, IDLE_SECONDS)
-    jobs = job_actions.job_service.list_jobs()
-    note = _ensure_worker(job_actions, jobs)
+    all_jobs = job_actions.job_service.list_jobs()
+    note = _ensure_worker(job_actions, all_jobs)
+    own_ids = {job.id for job in all_jobs if job_actions.may_see(visitor, job)}
+    # Of others a visitor sees only that jobs wait and run.
+    jobs = [job for job in all_jobs if job.id in own_ids or not job.is_ended]
     if not jobs:
         return _make_update(poll, "", {"note": note, "empty": empty_html()}, IDLE_SECONDS)
     wanted_id = selected_job or str(poll.get("job") or "")
     wanted = next((job for job in jobs if job.id == wanted_id), None)
-    job = wanted or default_job(jobs)
+    job = wanted or default_job([job for job in jobs if job.id in own_ids] or jobs)
     if wanted_id and not wanted and not selected_job:
         note = note or JOB_NOT_FOUND
-    own_ids = [other.id for other in jobs if job_actions.may_change(visitor, other)]
-    values: dict[str, Any] = {"note": note, "empty": "", "list": job_list_value(jobs, job.id, own_ids)}
-    values |= _job_values(job_actions, job, may_change=job.id in own_ids, with_log=bool(poll.get("log")))
+    listed = [other if other.id in own_ids else reduced_job(other) for other in jobs]
+    values: dict[str, Any] = {"note": note, "empty": "", "list": job_list_value(listed, job.id, own_ids)}
+    if job.id in own_ids:
+        values |= _job_values(job_actions, job, with_log=bool(poll.get("log")))
+    else:
+        values |= _reduced_values(job_actions, job)
     busy = any(not other.is_ended for other in jobs)
     return _make_update(poll, job.id, values, BUSY_SECONDS if busy else IDLE_SECONDS)
 
@@ -213,7 +233,20 @@ def button_labels(job: Job, artifacts: JobArtifacts, *, may_change: bool) -> dic
     }
 
 
-def _job_values(job_actions: JobActions, job: Job, *, may_change: bool, with_log: bool) -> dict[str, Any]:
+def _reduced_values(job_actions: JobActions, job: Job) -> dict[str, Any]:
+    """Return the values of another visitor's job."""
+    progress, job = reduced_progress(_job_progress(job_actions, job)), reduced_job(job)
+    return {
+        "head": job_header_html(job, progress),
+        "line": job_state_html(job, JobArtifacts(), progress.steps),
+        **dict.fromkeys(("message", "failed", "verdict"), ""),
+        "curve": {"job": job.id, **loss_curve(progress)},
+        "log": {"job": job.id, "lines": None},
+        "doing": button_labels(job, JobArtifacts(), may_change=False),
+    }
+
+
+def _job_values(job_actions: JobActions, job: Job, *, with_log: bool) -> dict[str, Any]:
     service = job_actions.job_service
     progress = _job_progress(job_actions, job)
     artifacts = job_actions.artifacts(job)
@@ -227,7 +260,7 @@ def _job_values(job_actions: JobActions, job: Job, *, may_change: bool, with_log
         "verdict": verdict_html(verdict) if verdict else "",
         "curve": {"job": job.id, **loss_curve(progress)},
         "log": {"job": job.id, "lines": lines if with_log else None},
-        "doing": button_labels(job, artifacts, may_change=may_change),
+        "doing": button_labels(job, artifacts, may_change=True),
     }
 
 

@@ -7,7 +7,7 @@ parts that changed since. All state comes from the disk, so a refresh or another
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from markupsafe import Markup
 from errors import PromptOrTuneError
 from jobs.api import JobService
 from jobs.job import Job
+from ui.access.guard import guard
 from ui.components import error_html, live_region, load_script
 from ui.context import Context
 from ui.method_form import MethodForm, add_adapter_updates
@@ -226,13 +227,14 @@ def _wire_poll(panel: JobsPanel, job_actions: JobActions) -> None:
             _log.exception("The jobs could not be shown.")
             return {panel.note: error_html(INTERNAL_ERROR), panel.poller: failed_poll_state(poll)}
 
+    visitors = job_actions.context.visitors
     outputs = [
         panel.selected_job, panel.poller, panel.note, panel.empty, panel.layout, panel.jobs, *panel.parts.values(),
         *panel.buttons.values(), panel.actions, panel.publish, panel.confirmation,
     ]  # fmt: skip
     gr.on(
         [panel.poller.tick, panel.selected_job.change],
-        show,
+        guard(visitors, "view pages", show),
         panel.selected_job,
         outputs,
         trigger_mode="always_last",
@@ -244,7 +246,11 @@ def _wire_poll(panel: JobsPanel, job_actions: JobActions) -> None:
 
     # This event uses the queue: only there does Gradio notice that a State changed, which triggers other events.
     panel.jobs.select(
-        choose, None, [panel.selected_job, panel.action_note], show_progress="hidden", api_visibility="private"
+        guard(visitors, "view pages", choose),
+        None,
+        [panel.selected_job, panel.action_note],
+        show_progress="hidden",
+        api_visibility="private",
     )
 
 
@@ -295,7 +301,7 @@ def _wire_buttons(panel: JobsPanel, job_actions: JobActions) -> None:
         return run
 
     def confirm(request: gr.Request, selected_job: str | None) -> Mapping[Any, Any]:
-        job = job_actions.require_job(request, selected_job)
+        job = job_actions.require_job(request, selected_job, "delete a job")
         adapter = job_actions.job_service.adapter_folder(job.id) is not None
         return {
             panel.confirmation: gr.Column(visible=True),
@@ -310,34 +316,50 @@ def _wire_buttons(panel: JobsPanel, job_actions: JobActions) -> None:
 
         return run
 
-    clicks: list[tuple[gr.Button, _ActionFn, list[Any]]] = [
-        (panel.buttons["cancel"], without_updates(job_actions.cancel), []),
-        (panel.buttons["again"], without_updates(job_actions.resume), []),
-        (panel.buttons["finish"], without_updates(job_actions.finish), []),
+    def refuse(reason: str, _: Sequence[Any]) -> dict[Any, Any]:
+        return {panel.action_note: error_html(reason)}
+
+    clicks: list[tuple[gr.Button, str, _ActionFn, list[Any]]] = [
+        (panel.buttons["cancel"], "change a job", without_updates(job_actions.cancel), []),
+        (panel.buttons["again"], "change a job", without_updates(job_actions.resume), []),
+        (panel.buttons["finish"], "change a job", without_updates(job_actions.finish), []),
         (
             panel.buttons["delete"],
+            "delete a job",
             confirm,
             [panel.confirmation, panel.confirmation_text, panel.confirmation_buttons["both"]],
         ),
-        (panel.confirmation_buttons["job"], delete(adapter=False), [panel.confirmation, panel.selected_job]),
-        (panel.confirmation_buttons["both"], delete(adapter=True), [panel.confirmation, panel.selected_job]),
+        (
+            panel.confirmation_buttons["job"],
+            "delete a job",
+            delete(adapter=False),
+            [panel.confirmation, panel.selected_job],
+        ),
+        (
+            panel.confirmation_buttons["both"],
+            "delete a job",
+            delete(adapter=True),
+            [panel.confirmation, panel.selected_job],
+        ),
         (
             panel.confirmation_buttons["keep"],
+            "view pages",
             lambda _request, _selected_job: {panel.confirmation: _hidden_column()},
             [panel.confirmation],
         ),
     ]
-    for button, act, outputs in clicks:
-        clicked = button.click(click_handler(act), panel.selected_job, [panel.action_note, *outputs], **_EVENT_OPTIONS)
+    for button, action, act, outputs in clicks:
+        handler = guard(job_actions.context.visitors, action, click_handler(act), refuse)
+        clicked = button.click(handler, panel.selected_job, [panel.action_note, *outputs], **_EVENT_OPTIONS)
         clicked.then(None, None, None, js="() => window.promptOrTune.pollJobs?.()", **_EVENT_OPTIONS)
 
 
 def _wire_adapter(panel: JobsPanel, job_actions: JobActions, form: MethodForm) -> None:
     """Wire the buttons of a finished adapter: open it in Compare, download it."""
 
-    def open_in_compare(selected_job: str | None, chips: Any) -> list[Any]:
+    def open_in_compare(selected_job: str | None, chips: Any, request: gr.Request) -> list[Any]:
         try:
-            job = job_actions.job_service.get_job(selected_job or "")
+            job = job_actions.require_job(request, selected_job, "see a job")
             if job_actions.context.engine_loader.state().phase != "ready":
                 raise PromptOrTuneError("The model is not ready yet: the top of the page shows how far it is.")
             updates = add_adapter_updates(job_actions.context.engine_loader.engine(), chips, job.adapter)
@@ -353,15 +375,18 @@ def _wire_adapter(panel: JobsPanel, job_actions: JobActions, form: MethodForm) -
         except PromptOrTuneError as error:
             return [gr.skip(), error_html(str(error))]
 
+    def refuse(reason: str, _: Sequence[Any]) -> list[Any]:
+        return [gr.skip(), gr.skip(), gr.skip(), error_html(reason)]
+
     opened = panel.buttons["open"].click(
-        open_in_compare,
+        guard(job_actions.context.visitors, "see a job", open_in_compare, refuse),
         [panel.selected_job, form.chips],
         [form.chips, form.adapter, form.reasons, panel.action_note],
         **_EVENT_OPTIONS,
     )
     opened.then(None, panel.action_note, None, js=OPEN_COMPARE_JS, **_EVENT_OPTIONS)
     packed = panel.buttons["download"].click(
-        download,
+        guard(job_actions.context.visitors, "download an adapter", download),
         panel.selected_job,
         [panel.download, panel.action_note],
         show_progress="hidden",

@@ -6,8 +6,8 @@ The templates escape every text of a person, a file or a model.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from markupsafe import Markup
@@ -20,6 +20,7 @@ from ui.html import render
 from ui.labels import model_label
 
 MAX_POINTS = 240
+OTHERS_JOB, OTHERS_ROWS = "Another visitor's job", "rows of their own"
 NO_JOBS_TITLE = "No training yet"
 NO_JOBS_TEXT = (
     "Start one above. It runs in a process of its own, one job after the other, and goes on when you close the page."
@@ -174,7 +175,7 @@ def curve_description(training: Sequence[Point], validation: Sequence[Point], st
     return " ".join(parts)
 
 
-def job_list_value(jobs: Sequence[Job], selected: str, own_ids: Sequence[str]) -> dict[str, Any]:
+def job_list_value(jobs: Sequence[Job], selected: str, own_ids: Collection[str]) -> dict[str, Any]:
     """Return the value of the job list's component; `selected` is a job's id, `own_ids` are the visitor's own jobs."""
     return {
         "jobs": [
@@ -191,6 +192,17 @@ def job_list_value(jobs: Sequence[Job], selected: str, own_ids: Sequence[str]) -
             for job in jobs
         ]
     }
+
+
+def reduced_job(job: Job) -> Job:
+    """Return what another visitor may know of a job: how it trains, its state, and its position in the queue."""
+    config = {name: job.config[name] for name in ("technique",) if name in job.config}
+    return replace(job, adapter=OTHERS_JOB, config=config, data_name=OTHERS_ROWS, owner="", owner_name="", message="")
+
+
+def reduced_progress(progress: Progress) -> Progress:
+    """Return the progress without losses."""
+    return replace(progress, losses=(), validation=())
 
 
 def empty_html() -> str:

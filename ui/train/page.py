@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import gradio as gr
 from gradio.context import Context as GradioContext
 
 from jobs.api import JobService
+from ui.access.guard import guard
 from ui.context import Context
 from ui.method_form import MethodForm
 from ui.train.events import TrainFormHandlers
@@ -42,29 +46,43 @@ def build_train(context: Context, tab: gr.Tab, form: MethodForm) -> None:
 
 def _wire(form: TrainForm, handlers: TrainFormHandlers, tab: gr.Tab) -> None:
     outputs, inputs = form.outputs, form.inputs
+
+    def looking(handler: Callable[..., Any], name: str = "look at rows") -> Any:
+        return guard(handlers.context.visitors, name, handler, handlers.refuse)
+
     tab.select(handlers.restore_draft, [form.draft_key, *inputs], outputs, **_PREVIEW_EVENT_OPTIONS)
-    form.file.upload(handlers.upload, [form.file, *inputs], outputs, **_PREVIEW_EVENT_OPTIONS)
+    form.file.upload(looking(handlers.upload), [form.file, *inputs], outputs, **_PREVIEW_EVENT_OPTIONS)
     gr.on(
         [form.use_dataset.click, form.dataset_name.submit],
-        handlers.select_dataset,
+        looking(handlers.select_dataset, "look at a Hub data set"),
         [form.dataset_name, *inputs],
         outputs,
         **_PREVIEW_EVENT_OPTIONS,
     )
-    form.example.click(handlers.load_example, inputs, outputs, **_PREVIEW_EVENT_OPTIONS)
-    gr.on([form.intent.input, form.code.input], handlers.change_columns, inputs, outputs, **_PREVIEW_EVENT_OPTIONS)
+    form.example.click(looking(handlers.load_example), inputs, outputs, **_PREVIEW_EVENT_OPTIONS)
+    gr.on(
+        [form.intent.input, form.code.input],
+        looking(handlers.change_columns),
+        inputs,
+        outputs,
+        **_PREVIEW_EVENT_OPTIONS,
+    )
     fields = dict(zip((setting.name for setting in ALL_SETTINGS), form.fields, strict=True))
     gr.on(
         [form.technique.input, fields.pop("preset").input],
-        handlers.change_technique,
+        looking(handlers.change_technique),
         inputs,
         outputs,
         **_PREVIEW_EVENT_OPTIONS,
     )
     gr.on(
-        [field.input for field in fields.values()], handlers.change_setting, inputs, outputs, **_PREVIEW_EVENT_OPTIONS
+        [field.input for field in fields.values()],
+        looking(handlers.change_setting),
+        inputs,
+        outputs,
+        **_PREVIEW_EVENT_OPTIONS,
     )
-    form.remove_rows.click(handlers.clear, None, outputs, **_EVENT_OPTIONS)
+    form.remove_rows.click(looking(handlers.clear), None, outputs, **_EVENT_OPTIONS)
     gr.on(
         [form.target.location.input, form.target.flavor.input],
         handlers.change_location,
@@ -72,7 +90,13 @@ def _wire(form: TrainForm, handlers: TrainFormHandlers, tab: gr.Tab) -> None:
         outputs,
         **_EVENT_OPTIONS,
     )
-    started = form.start.click(handlers.start, inputs, outputs, show_progress="hidden", api_visibility="private")
+    started = form.start.click(
+        guard(handlers.context.visitors, "train", handlers.start, handlers.refuse_start),
+        inputs,
+        outputs,
+        show_progress="hidden",
+        api_visibility="private",
+    )
     if GradioContext.root_block is not None:
         GradioContext.root_block.unload(handlers.close_session)
     started.then(None, None, None, js=_SCROLL_TO_JOBS_JS, **_EVENT_OPTIONS)

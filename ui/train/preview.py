@@ -7,6 +7,7 @@ then the process is killed, as nothing else can interrupt it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -19,6 +20,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
+
+from common.hub import HubAccess, visitor_hub_access
 
 _ROOT = Path(__file__).resolve().parents[2]
 Event = dict[str, Any]
@@ -83,9 +86,18 @@ class PreviewClient:
         if request is not None:
             request.cancel()
 
-    def preview(self, request: PreviewRequest, values: Mapping[str, Any]) -> Iterator[Event]:
-        """Yield the events of the preview process for TrainConfig's fields; ends early if the request is cancelled."""
-        key = json.dumps(values, sort_keys=True, default=str)
+    def preview(
+        self, request: PreviewRequest, values: Mapping[str, Any], access: HubAccess | None = None
+    ) -> Iterator[Event]:
+        """Yield the events of the preview process for TrainConfig's fields; ends early if the request is cancelled.
+
+        A data set of the Hub is fetched with `access`, by default that of a visitor without a token.
+        """
+        access = access or visitor_hub_access(self._home.absolute())
+        hub_access = {"token": access.token, "cache": str(access.cache) if access.cache else None}
+        line = json.dumps({**values, "hub_access": hub_access}, sort_keys=True, default=str)
+        # A digest, as the line may hold a token. An answer is for those with the same access.
+        key = hashlib.sha256(line.encode()).hexdigest()
         cached = self._cache.get(key)
         if cached is not None:
             yield from cached
@@ -99,7 +111,7 @@ class PreviewClient:
                 yield {"progress": "Waiting for another preview to end ..."}
         try:
             events = []
-            for event in self._stream_events(request, key):
+            for event in self._stream_events(request, line):
                 if "progress" not in event:
                     events.append(event)
                 yield event

@@ -2,9 +2,10 @@
 
     python -m ui.train.preview_process < requests.jsonl
 
-Each line of the input is a request: TrainConfig's fields by name. The answer is a series of events, one JSON object a
-line: {"table"}, {"facts"}, {"progress"}, then one of {"preflight"}, {"question"} (which columns?), {"error"} or
-{"internal_error"}, and at the end {"done"}.
+Each line of the input is a request: TrainConfig's fields by name, and as "hub_access" the token and the cache folder
+with which a data set of the Hub is fetched; without it no token is sent and visitors' cache is used. The answer is a
+series of events, one JSON object a line: {"table"}, {"facts"}, {"progress"}, then one of {"preflight"}, {"question"}
+(which columns?), {"error"} or {"internal_error"}, and at the end {"done"}.
 
 It is a process of its own for two reasons. The estimate builds the base on the meta device with torch's global settings
 changed, which must not happen in a process whose model is answering. And a process can be killed when its answer is no
@@ -24,10 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from common.command import configure_environment
+from common.hub import HubAccess, visitor_hub_access
+from common.paths import cache_dir
 from errors import DataError, PromptOrTuneError
 from models.source import Source
 from tasks.datasets.columns import Columns, detect_columns, quote_names
-from tasks.datasets.hub import fetch_tables, is_hub_id
+from tasks.datasets.hub import fetch_tables, is_hub_id, use_hub_access
 from tasks.datasets.registry import DATASETS
 from tasks.datasets.tables import open_table
 from tasks.datasets.upload import read_upload
@@ -45,16 +48,24 @@ def preview(values: Mapping[str, Any], report_progress: Any) -> Iterator[Event]:
     from train.preflight import run_preflight
 
     try:
-        config = make_config(values)
-        yield from _read_rows(config, report_progress)
-        if not config.model_name_or_path:
-            return
-        report_progress("Counting what would be learned ...")
-        yield {"preflight": run_preflight(config, report_progress, _estimate).to_dict()}
+        config = make_config({name: value for name, value in values.items() if name != "hub_access"})
+        with use_hub_access(_hub_access(values.get("hub_access"))):
+            yield from _read_rows(config, report_progress)
+            if not config.model_name_or_path:
+                return
+            report_progress("Counting what would be learned ...")
+            yield {"preflight": run_preflight(config, report_progress, _estimate).to_dict()}
     except _UnknownColumnsError as error:
         yield {"question": str(error)}
     except PromptOrTuneError as error:
         yield {"error": hide_path(str(error), str(values.get("dataset_name", "")))}
+
+
+def _hub_access(value: Any) -> HubAccess:
+    """Return the access in a request, {"token", "cache"}; without one that of a visitor without a token."""
+    if value is None:
+        return visitor_hub_access(cache_dir())
+    return HubAccess(value["token"], Path(value["cache"]) if value["cache"] else None)
 
 
 class _UnknownColumnsError(PromptOrTuneError):

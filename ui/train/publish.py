@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,11 @@ from errors import PromptOrTuneError
 from jobs.api import JobService
 from jobs.job import Job
 from jobs.publish import PublishProgress, PublishRequest, PublishService, full_repo_id
+from train.hub_access import find_token
 from ui import components
+from ui.access.guard import guard
 from ui.access.login import build_login, is_login_available, resolve_token
-from ui.access.visitors import Visitor
+from ui.access.policy import Visitor
 from ui.context import Context
 from ui.html import render
 
@@ -73,23 +76,30 @@ def build_publish(context: Context, selected_job: gr.State) -> None:
             return _progress_updates(publisher.progress(id), error=str(error))
         return _progress_updates(publisher.progress(id))
 
-    def show(id: str) -> list[Any]:
-        return [publisher.suggest_repo_name(id), *_progress_updates(publisher.progress(id))]
+    def show(id: str, request: gr.Request) -> list[Any]:
+        seen = id if publisher.may_see(context.visitors.identify(request), id) else ""
+        return [publisher.suggest_repo_name(seen), *_progress_updates(publisher.progress(seen))]
 
+    def tick(id: str, request: gr.Request) -> list[Any]:
+        return show(id, request)[1:]
+
+    def refuse(reason: str, _: Sequence[Any]) -> list[Any]:
+        return _progress_updates(None, error=reason)
+
+    visitors = context.visitors
     form.start.click(
-        start,
+        # The token is removed from the page in every case.
+        guard(visitors, "publish", start, lambda reason, values: ["", *refuse(reason, values)]),
         [selected_job, form.repo, form.private, form.token],
         [form.token, *form.progress_outputs],
         api_visibility="private",
     )
-    form.stop.click(stop, selected_job, form.progress_outputs, **_EVENT_OPTIONS)
-    form.timer.tick(
-        lambda id: _progress_updates(publisher.progress(id)), selected_job, form.progress_outputs, **_EVENT_OPTIONS
-    )
+    form.stop.click(guard(visitors, "publish", stop, refuse), selected_job, form.progress_outputs, **_EVENT_OPTIONS)
+    form.timer.tick(guard(visitors, "view pages", tick), selected_job, form.progress_outputs, **_EVENT_OPTIONS)
     # Gradio renders an accordion's content when it is opened: earlier updates would be lost.
     gr.on(
         [selected_job.change, form.accordion.expand],
-        show,
+        guard(visitors, "view pages", show),
         selected_job,
         [form.repo, *form.progress_outputs],
         **_EVENT_OPTIONS,
@@ -112,10 +122,12 @@ class Publisher:
             raise PromptOrTuneError(f"'{job.adapter}' has no adapter yet: wait until its job has ended.")
         if token is None and is_login_available():
             raise PromptOrTuneError("Log in with Hugging Face first: the button is beside this one.")
-        if token is None and not visitor.owner:
+        if token is None and not self._context.visitors.policy.may(visitor, "use the machine's Hub token"):
             raise PromptOrTuneError(
                 "Publishing needs a token of your own: make one with write access at huggingface.co/settings/tokens."
             )
+        if token is not None:
+            find_token(repo or job.adapter, token)  # raises for characters that no token has
         serving = job.serving
         request = PublishRequest(
             folder=folder,
@@ -148,6 +160,11 @@ class Publisher:
         job = self._find_job(job_id)
         return job.adapter if job else ""
 
+    def may_see(self, visitor: Visitor, job_id: str) -> bool:
+        """Return whether the visitor may see the job and how it is published; False for an unknown job."""
+        job = self._find_job(job_id)
+        return job is not None and self._context.visitors.policy.may(visitor, "see a job", owner=job.owner)
+
     def _find_job(self, job_id: str) -> Job | None:
         try:
             return self._job_service.get_job(job_id) if job_id else None
@@ -155,16 +172,12 @@ class Publisher:
             return None
 
     def _require_allowed_job(self, visitor: Visitor, job_id: str) -> Job:
-        denied_reason = self._context.visitors.training_denied_reason(visitor)
-        if denied_reason:
-            raise PromptOrTuneError(denied_reason)
+        policy = self._context.visitors.policy
+        policy.check(visitor, "publish")
         if not job_id:
             raise PromptOrTuneError("Choose a finished job first.")
         job = self._job_service.get_job(job_id)
-        if job.owner != visitor.id and not visitor.owner:
-            raise PromptOrTuneError(
-                "This job is another person's: only they, or the owner of this app, may publish it."
-            )
+        policy.check(visitor, "publish", owner=job.owner)
         return job
 
 

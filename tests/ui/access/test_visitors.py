@@ -22,8 +22,9 @@ from space.settings import SpaceSettings
 from tests import messages
 from ui.access.middleware import UploadLimitMiddleware, VisitorCookieMiddleware
 from ui.access.options import AUTH_VARIABLE, AccessOptions, add_access_options, parse_access_options
+from ui.access.policy import AccessPolicy
 from ui.access.quota import VisitorLimits, VisitorQuota, check_upload_size
-from ui.access.visitors import COOKIE_NAME, OLD_COOKIE_NAME, AccessPolicy, VisitorRegistry
+from ui.access.visitors import COOKIE_NAME, OLD_COOKIE_NAME, VisitorRegistry
 
 TOKEN = "a" * 32
 
@@ -83,10 +84,10 @@ def test_policy_decides_who_may_train() -> None:
         VisitorRegistry(AccessPolicy(training=who, owners=frozenset({"ada"})))
         for who in ("everyone", "owner", "nobody")
     )
-    assert everyone.training_denied_reason(everyone.identify(anybody)) is None
-    assert owner.training_denied_reason(owner.identify(ada)) is None
-    assert "Only ada may train" in str(owner.training_denied_reason(owner.identify(anybody)))
-    assert "switched off" in str(nobody.training_denied_reason(nobody.identify(ada)))
+    assert everyone.policy.may(everyone.identify(anybody), "train")
+    assert owner.policy.may(owner.identify(ada), "train")
+    assert "Only ada may train" in str(owner.policy.denied_reason(owner.identify(anybody), "train"))
+    assert "switched off" in str(nobody.policy.denied_reason(nobody.identify(ada), "train"))
 
 
 def web(max_bytes: int = 1000) -> TestClient:

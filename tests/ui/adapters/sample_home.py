@@ -19,7 +19,8 @@ from tasks.prompt import STYLES
 from tasks.retrieval import ExamplePools
 from tests.adapters.folders import write_adapter
 from tests.serve.api.scripted_backend import ScriptedBackend
-from ui.access.visitors import AccessPolicy, VisitorRegistry
+from ui.access.policy import AccessPolicy
+from ui.access.visitors import VisitorRegistry
 from ui.context import Context
 
 _LINEAR = {

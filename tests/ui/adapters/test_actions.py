@@ -18,8 +18,8 @@ from tasks.methods import Method, NoExamples
 from tasks.problem import Problem
 from tests import messages
 from tests.ui.adapters.sample_home import SMALL, copy_adapter, fill_home, loading_context, ready_context
+from ui.access.policy import AccessPolicy, Visitor
 from ui.access.quota import VisitorLimits
-from ui.access.visitors import AccessPolicy, Visitor
 from ui.adapters.actions import MAX_CACHED_ZIPS, AdapterActions, InstallProgress, checks_html, install_from_zip
 from ui.adapters.catalog import AdapterCatalog
 from ui.adapters.view import PAGE_SIZE, adapter_list_value, page_start
@@ -112,17 +112,17 @@ def test_require_usable_raises_for_unusable_adapters(actions: AdapterActions, tm
 
 
 def test_download_packs_the_adapter_and_limits_cached_zips(actions: AdapterActions, tmp_path: Path) -> None:
-    path = actions.pack_zip(SMALL)
+    path = actions.pack_zip(OWNER, SMALL)
     assert path.name == f"{SMALL}.zip"
     assert path.read_bytes() == pack(LIBRARY / SMALL, tmp_path / "own.zip").read_bytes()
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
     for turn in range(MAX_CACHED_ZIPS + 3):
-        os.utime(actions.pack_zip(SMALL).parent, (turn, turn))
+        os.utime(actions.pack_zip(OWNER, SMALL).parent, (turn, turn))
     assert len(list((tmp_path / "zips").iterdir())) == MAX_CACHED_ZIPS
     for name in ("../home/adapters/prompt-mine", "/etc", "none", ""):
         with pytest.raises(PromptOrTuneError):
-            actions.pack_zip(name)
+            actions.pack_zip(OWNER, name)
 
 
 def names(context: Context, visitor: Visitor = OWNER, **options: str) -> list[str]:
@@ -173,7 +173,7 @@ def test_list_is_paginated(tmp_path: Path) -> None:
 def added(
     catalog: AdapterCatalog, path: Path, name: str = "", limit: int = VisitorLimits().archive_bytes
 ) -> list[InstallProgress]:
-    return list(install_from_zip(catalog, path, name, limit))
+    return list(install_from_zip(catalog, path, name, limit, OWNER))
 
 
 def test_installed_zip_is_usable_and_the_upload_is_deleted(

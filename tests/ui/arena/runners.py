@@ -9,7 +9,7 @@ from threading import Event
 from evaluate.arena.votes import VOTES_FILE, VoteStore
 from serve.engine.llm_engine import EngineLoader
 from tests.fakes import FakeEngine
-from ui.access.visitors import Visitor
+from ui.access.policy import Visitor
 from ui.arena.matches import MATCH_FOLDER, Match, MatchRequest, MatchRunner, MatchStore, MatchUpdate
 from ui.context import Context
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adapters.manifest import Manifest
+from adapters.manifest import Manifest, Owner
 from common.format import utc_timestamp
 from jobs.api import JobService
 from jobs.job import ComputeTarget, Job, ScoreComparison, ServingOptions, Verdict, job_config
@@ -61,7 +61,7 @@ def submit(
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(CSV, encoding="utf-8")
     values = {"adapter_name": adapter, **config}
-    return service.submit(values, ServingOptions(), owner=owner, data_name=data_name, data=file, where=where)
+    return service.submit(values, ServingOptions(), owner=Owner(owner), data_name=data_name, data=file, where=where)
 
 
 def set_state(service: JobService, id: str, **changes: Any) -> None:

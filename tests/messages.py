@@ -368,3 +368,6 @@ SEVERAL_EDITIONS = r"has several editions of HumanEval\+ \(HumanEvalPlus-Mini\.j
 REFERENCE_ANSWERS_UNREADABLE = r"the expected values of twice, cannot be read \(\w+\): delete the file"
 REFERENCE_LIMIT_INVALID = r"The limit \w+ out of the reference is [^\n]+: give a number above 0\.$"
 REFERENCE_FAILS = r"twice: the reference solution fails \(twice\('x'\) raised TypeError[^\n]+\), so that no answer"
+
+# security
+NO_NAME_OR_ORIGIN = "is no (name|origin): give"

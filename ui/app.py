@@ -12,13 +12,15 @@ from typing import Any
 
 import gradio as gr
 from markupsafe import Markup
-from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
+from serve.api.origins import WebAccess
 from serve.engine.llm_engine import EngineLoader
 from ui import components
+from ui.access.bodies import StoredUploads
+from ui.access.guard import GuardSettings, install
 from ui.access.login import build_login, is_login_available
-from ui.access.middleware import UploadLimitMiddleware, VisitorCookieMiddleware
+from ui.access.logins import LoginGuard
 from ui.access.quota import VisitorLimits
 from ui.access.visitors import Visitor
 from ui.adapters import page as adapters
@@ -68,6 +70,8 @@ def build_header(context: Context) -> tuple[gr.HTML, gr.HTML, gr.Timer]:
 
 # No usage data is sent. Gradio reads this when it is imported.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# uvicorn would believe X-Forwarded-For of any program on this machine; serve/api/origins.py reads it where it may.
+os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
 
 
 PRODUCT = "Prompt or Tune"
@@ -83,6 +87,7 @@ EPHEMERAL_STORAGE_NOTE = (
     '<p class="passing">This Space has no storage of its own: adapters, uploads, jobs and votes are gone when it '
     "restarts. Save what you want to keep.</p>"
 )
+LOGIN_MESSAGE = "After five wrong passwords the next try has to wait, longer each time."
 MAX_QUEUED = 256
 # A run holds one thread while it waits in the queue; events of other pages need free ones.
 MAX_THREADS = 128
@@ -139,20 +144,19 @@ def launch(
     *,
     limits: VisitorLimits | None = None,
     accounts: Sequence[tuple[str, str]] = (),
+    web: WebAccess | None = None,
     routes: Sequence[BaseRoute] = (),
     **options: Any,
 ) -> Any:
     """Serve the app, on any free port if `port` is None. `options` are passed to Gradio's `launch`.
 
-    `limits` bounds the size of an upload, `accounts` are the (name, password) of the logins, `routes` are served
-    beside the pages.
+    `limits` bounds the size of an upload, `accounts` are the (name, password) of the logins, `web` has the names under
+    which the pages are reached, `routes` are served beside the pages.
     """
     limits = limits or VisitorLimits()
     largest = max(limits.upload_bytes, limits.archive_bytes) if limits.upload_bytes * limits.archive_bytes > 0 else 0
-    layers = [
-        Middleware(VisitorCookieMiddleware),
-        *([Middleware(UploadLimitMiddleware, max_bytes=largest)] if largest else []),
-    ]
+    stored = StoredUploads(limits.stored_bytes, limits.total_stored_bytes)
+    guard = GuardSettings(web or WebAccess(hosts=frozenset({host.lower()})), largest, stored)
     return pages.launch(
         server_name=host,
         server_port=port,
@@ -163,10 +167,11 @@ def launch(
         ssr_mode=False,
         run_history=False,  # the Compare page has its own
         quiet=True,
-        auth=list(accounts) or None,
+        auth=LoginGuard(accounts) if accounts else None,
+        auth_message=LOGIN_MESSAGE if accounts else None,
         max_file_size=largest or None,
         max_threads=MAX_THREADS,
-        app_kwargs={"routes": list(routes), "middleware": layers},
+        app_kwargs={"routes": list(routes), "lifespan": install(guard), "openapi_url": None},
         **options,
     )
 

@@ -109,8 +109,8 @@ class WebAccess:
         return bool(name) and (name, port or default) == (own_name, own_port or default)
 
     def _opens_page(self, headers: Headers) -> bool:
-        places = ("document", "iframe") if self.frame else ("document",)
-        return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") in places
+        destinations = ("document", "iframe") if self.frame else ("document",)
+        return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") in destinations
 
 
 def add_web_options(parser: argparse.ArgumentParser) -> None:

@@ -24,6 +24,8 @@ _LIMIT_OPTIONS = {
     "jobs_at_once": ("--jobs-at-once", 1, "training jobs that wait or run for one person"),
     "upload_bytes": ("--max-upload", 1 << 20, "megabytes of a file with rows"),
     "archive_bytes": ("--max-archive", 1 << 20, "megabytes of an adapter's zip"),
+    "stored_bytes": ("--max-stored", 1 << 20, "megabytes of uploads that one person may leave within a day"),
+    "total_stored_bytes": ("--max-stored-total", 1 << 20, "megabytes of uploads that all may leave within a day"),
 }
 
 

@@ -26,6 +26,8 @@ class VisitorLimits:
     jobs_at_once: int = 3  # waiting or running
     upload_bytes: int = 20 << 20
     archive_bytes: int = 200 << 20  # an adapter's zip
+    stored_bytes: int = 1 << 30  # uploads within a day
+    total_stored_bytes: int = 10 << 30  # uploads of all visitors within a day
 
 
 class VisitorQuota:

@@ -1,0 +1,281 @@
+"""The outermost layer of the pages: names, origins, logins, sessions, sizes and headers of every request.
+
+Gradio's own layer for other origins answers all of them with credentials, and is always placed outside of the layers
+that an application gives it. `Guard` is placed around everything instead, when the server starts (see `install`), and
+takes the Origin header away, so that Gradio's layer never acts.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette._utils import get_route_path
+from starlette.datastructures import Headers
+from starlette.requests import Request, cookie_parser
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from common.format import format_bytes
+from serve.api.origins import WebAccess, client_address, is_https
+from ui.access.bodies import (
+    MAX_JSON_BYTES,
+    MAX_LOGIN_BYTES,
+    MULTIPART_OVERHEAD,
+    BodyError,
+    StoredUploads,
+    UploadReceiver,
+    content_length,
+    read_body,
+    replay,
+)
+from ui.access.logins import login_address
+from ui.access.responses import encoded, protected_headers, visitor_cookie
+from ui.access.routes import Rule, find_rule
+from ui.access.sessions import SessionOwners
+from ui.access.visitors import COOKIE_NAME, TOKEN_PATTERN, VisitorRegistry, read_visitor_token
+
+_YEAR_SECONDS = 365 * 24 * 3600
+_API = "/gradio_api/"
+_UPLOAD = f"{_API}upload"
+_EVENT_ROUTES = (f"{_API}queue/join", f"{_API}call/")
+# These begin a session; the others need one.
+_CLAIMING_ROUTES = (*_EVENT_ROUTES, f"{_API}run/", f"{_API}api/", f"{_API}component_server", f"{_API}heartbeat/")
+_FOREIGN_SESSION = "This session belongs to somebody else or has ended: load the page again."
+_NO_LOGIN = "Not authenticated"
+# Headers by which a client could choose the address that Gradio writes into the page.
+_PROXY_HEADERS = (b"x-forwarded-host", b"x-gradio-server")
+
+
+@dataclass(frozen=True)
+class GuardSettings:
+    """`upload_bytes` bounds the files of one upload, zero or less: no limit."""
+
+    web: WebAccess = field(default_factory=WebAccess)
+    upload_bytes: int = 0
+    stored: StoredUploads = field(default_factory=lambda: StoredUploads(0, 0))
+
+
+def install(settings: GuardSettings) -> Callable[[Any], AbstractAsyncContextManager[None]]:
+    """Return a lifespan for Gradio's application that places a Guard around all of its layers before it serves."""
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        app.middleware_stack = Guard(app.middleware_stack, app, settings)
+        yield
+
+    return lifespan
+
+
+class Guard:
+    """ASGI middleware around `app`; `gradio` is the application that holds the logins."""
+
+    def __init__(self, app: ASGIApp, gradio: Any, settings: GuardSettings) -> None:
+        self._app = app
+        self._gradio = gradio
+        self._settings = settings
+        self._web = settings.web
+        self._sessions = SessionOwners()
+        self._visitors = VisitorRegistry()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        route, rule, parameters = find_rule(get_route_path(scope))
+        send = self._protect(scope, headers, route, send)
+        if rule is Rule.API:
+            await (self._preflight(headers, scope) or self._app)(scope, receive, send)
+            return
+        refused = self._refusal(headers, scope, rule)
+        if refused is not None:
+            await refused(scope, receive, send)
+            return
+        inner = self._inner_scope(scope, headers, route)
+        try:
+            if route == _UPLOAD:
+                await self._upload(inner, receive, send)
+            elif route == "/login":
+                login_address.set(str((inner["client"] or ("",))[0]))
+                body = await read_body(headers, receive, MAX_LOGIN_BYTES)
+                await self._app(inner, replay(body, receive), send)
+            elif rule is Rule.MEMBER:
+                await self._use(inner, route, parameters, receive, send)
+            else:
+                await self._app(inner, receive, send)
+        except BodyError as error:
+            await _refuse(error.status, str(error))(inner, receive, send)
+
+    def _refusal(self, headers: Headers, scope: Scope, rule: Rule) -> Response | None:
+        """Return the answer to a request that is not let in; None for the others."""
+        if message := self._web.host_refusal(headers):
+            return PlainTextResponse(message, 421)
+        if preflight := self._preflight(headers, scope):
+            return preflight
+        navigable = rule is Rule.PAGE and scope["method"] in ("GET", "HEAD")
+        if rule is not Rule.ASSET and (message := self._web.origin_refusal(headers, is_https(scope), navigable)):
+            return _refuse(403, message)
+        if rule >= Rule.MEMBER and self._gradio.auth is not None and not self._user(scope):
+            return _refuse(401, {"error": _NO_LOGIN, "auth_message": None})
+        if rule is Rule.OFF:
+            return _refuse(404, "There is nothing here: open the page without a path.")
+        return None
+
+    def _preflight(self, headers: Headers, scope: Scope) -> Response | None:
+        """Return the answer to a preflight request, which Gradio would grant to everybody; None for the others."""
+        granted = self._web.preflight_headers(headers) if scope["method"] == "OPTIONS" else None
+        return None if granted is None else Response(status_code=204 if granted else 403, headers=granted)
+
+    def _inner_scope(self, scope: Scope, headers: Headers, route: str) -> Scope:
+        """Return the scope for Gradio: the address of the client, and no header that it would trust wrongly."""
+        dropped = {b"origin", *(() if self._trusts_host(headers) else _PROXY_HEADERS)}
+        if self._web.allowed_origin(headers):
+            dropped.add(b"cookie")  # a page of another origin acts as a program, never as the person
+        if route.startswith(f"{_API}file="):
+            dropped.add(b"range")  # Gradio answers it with the headers of the request
+        passed = [(name, value) for name, value in scope["headers"] if name not in dropped]
+        client = (client_address(scope, self._web), (scope.get("client") or ("", 0))[1])
+        return {**scope, "headers": passed, "client": client}
+
+    def _trusts_host(self, headers: Headers) -> bool:
+        forwarded = headers.get("x-forwarded-host", "").partition(",")[0].strip()
+        return self._web.trust_proxy and "x-gradio-server" not in headers and self._web.is_answered(forwarded)
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers, stored = Headers(scope=scope), self._settings.stored
+        visitor, limit, size = self._visitor(scope), self._settings.upload_bytes, content_length(headers)
+        if not headers.get("content-type", "").lower().startswith("multipart/form-data"):
+            raise BodyError(415, "An upload must be a form with files: send it as multipart/form-data.")
+        if 0 < limit < size - MULTIPART_OVERHEAD:
+            raise BodyError(413, _too_large(limit, size))
+        if message := stored.refusal(visitor, size):
+            raise BodyError(413, message)
+        upload = UploadReceiver(headers, receive, limit, stored, visitor)
+        status = 500
+
+        async def send_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if status != 200:
+                    # The rest of the body is not read, so the connection cannot be used again.
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        try:
+            await self._app(scope, upload, send_status)
+        finally:
+            if status != 200:
+                stored.add(visitor, -upload.size)
+
+    async def _use(self, scope: Scope, route: str, parameters: dict[str, str], receive: Receive, send: Send) -> None:
+        """Answer a request to a route of MEMBER: sessions and events that it names must be the visitor's."""
+        visitor, claim = self._visitor(scope), route.startswith(_CLAIMING_ROUTES)
+        named = [parameters[name] for name in ("session_hash", "event_id") if name in parameters]
+        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        named += query.get("session_hash", [])
+        if scope["method"] == "POST":
+            headers = Headers(scope=scope)
+            if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+                raise BodyError(415, "The body must be JSON: send it with 'Content-Type: application/json'.")
+            body = await read_body(headers, receive, MAX_JSON_BYTES)
+            values = _parse_object(body)
+            session = values.get("session_hash")
+            if not self._may_use(session, visitor, claim) or not self._may_use(
+                values.get("event_id"), visitor, claim=False
+            ):
+                raise BodyError(403, _FOREIGN_SESSION)
+            receive = replay(body, receive)
+            if route.startswith(_EVENT_ROUTES):
+                send = self._record_event(visitor, send)
+        if not all(self._may_use(name, visitor, claim) for name in named):
+            raise BodyError(403, _FOREIGN_SESSION)
+        await self._app(scope, receive, send)
+
+    def _may_use(self, name: object, visitor: str, claim: bool) -> bool:
+        return name is None or self._sessions.may_use(name, visitor, claim)
+
+    def _record_event(self, visitor: str, send: Send) -> Send:
+        """Return a `send` that notes the event in the answer, {"event_id"}, as the visitor's."""
+
+        async def recorded(message: Message) -> None:
+            if message["type"] == "http.response.body" and b'"event_id"' in message.get("body", b""):
+                self._may_use(_parse_object(message["body"]).get("event_id"), visitor, claim=True)
+            await send(message)
+
+        return recorded
+
+    def _user(self, scope: Scope) -> str:
+        """Return the name of the login, found as Gradio finds it; '' without one."""
+        cookies, suffix = _cookies(scope), self._gradio.cookie_id
+        token = cookies.get(f"access-token-{suffix}") or cookies.get(f"access-token-unsecure-{suffix}")
+        return str(self._gradio.tokens.get(token) or "")
+
+    def _visitor(self, scope: Scope) -> str:
+        request = SimpleNamespace(request=Request(scope), username=self._user(scope))
+        return self._visitors.identify(request).id
+
+    def _protect(self, scope: Scope, request_headers: Headers, route: str, send: Send) -> Send:
+        """Return a `send` that adds the headers that protect the page, and the visitor cookie to pages."""
+        space, https = self._web.frame, is_https(scope)
+        cors = self._web.cors_headers(request_headers)
+
+        async def protected(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = list(message.get("headers", []))
+                if scope["method"] == "GET" and _is_html(headers) and (cookie := _new_cookie(scope, space, https)):
+                    headers.append((b"set-cookie", cookie.encode()))
+                file = route.startswith(f"{_API}file=")
+                headers = protected_headers(headers, space=space, https=https, file=file)
+                headers += encoded(cors.items())
+                message = {**message, "headers": headers}
+            await send(message)
+
+        return protected
+
+
+def _refuse(status: int, detail: Any) -> Response:
+    # In the form of Gradio's errors, which its page shows. The body may be unread.
+    return JSONResponse({"detail": detail}, status, {"connection": "close"} if status in (408, 413) else None)
+
+
+def _too_large(limit: int, size: int) -> str:
+    return (
+        f"An upload may have {format_bytes(limit)} here and this one has {format_bytes(size)}: make the file smaller, "
+        "or run Prompt or Tune on a machine of your own."
+    )
+
+
+def _parse_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object in `body` as Gradio will read it; raises BodyError 400 if it is none."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise BodyError(400, "The body is no JSON object: see the endpoints on the page ?view=api.")
+    return value
+
+
+def _cookies(scope: Scope) -> dict[str, str]:
+    return cookie_parser(Headers(scope=scope).get("cookie", ""))
+
+
+def _is_html(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"content-type" and value.startswith(b"text/html") for name, value in headers)
+
+
+def _new_cookie(scope: Scope, space: bool, https: bool) -> str:
+    """Return the visitor cookie for a browser that has none; '' otherwise. One of earlier versions is taken over."""
+    cookies = _cookies(scope)
+    if TOKEN_PATTERN.fullmatch(cookies.get(COOKIE_NAME, "")):
+        return ""
+    token = read_visitor_token(cookies) or secrets.token_urlsafe(24)
+    return visitor_cookie(COOKIE_NAME, token, _YEAR_SECONDS, space=space, https=https)

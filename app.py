@@ -112,9 +112,10 @@ def serve(options: AppOptions) -> NoReturn:
             pages,
             options.host,
             options.port,
-            limits=options.access.policy.limits,
+            limits=options.access.upload_limits(),
             accounts=options.access.accounts,
             web=options.web,
+            runs=context.cancel_registry,
             routes=api.routes() if api else [],
             prevent_thread_lock=True,
         )

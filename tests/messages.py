@@ -371,3 +371,5 @@ REFERENCE_FAILS = r"twice: the reference solution fails \(twice\('x'\) raised Ty
 
 # security
 NO_NAME_OR_ORIGIN = "is no (name|origin): give"
+ADDRESS_IS_BUSY = "All at your address have 32 answers running and 32 at once is the limit for one address"
+ADDRESS_HAD_ITS_ANSWERS = "All at your address have had 200 answers within an hour"

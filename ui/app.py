@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ui.access.visitors import Visitor
 from ui.adapters import page as adapters
 from ui.arena import page as arena
 from ui.compare import page
-from ui.context import Context
+from ui.context import CancelRegistry, Context
 from ui.html import render
 from ui.labels import base_label
 from ui.method_form import METHODS_WITHOUT_ADAPTER, MethodForm, default_methods, list_adapter_choices
@@ -145,18 +146,22 @@ def launch(
     limits: VisitorLimits | None = None,
     accounts: Sequence[tuple[str, str]] = (),
     web: WebAccess | None = None,
+    runs: CancelRegistry | None = None,
     routes: Sequence[BaseRoute] = (),
     **options: Any,
 ) -> Any:
     """Serve the app, on any free port if `port` is None. `options` are passed to Gradio's `launch`.
 
     `limits` bounds the size of an upload, `accounts` are the (name, password) of the logins, `web` has the names under
-    which the pages are reached, `routes` are served beside the pages.
+    which the pages are reached, `routes` are served beside the pages. `runs` are cancelled when nobody reads them.
     """
     limits = limits or VisitorLimits()
     largest = max(limits.upload_bytes, limits.archive_bytes) if limits.upload_bytes * limits.archive_bytes > 0 else 0
     stored = StoredUploads(limits.stored_bytes, limits.total_stored_bytes)
     guard = GuardSettings(web or WebAccess(hosts=frozenset({host.lower()})), largest, stored)
+    if runs is not None:
+        runs.is_watched = True
+        guard = replace(guard, reading=runs.reading)
     return pages.launch(
         server_name=host,
         server_port=port,

@@ -63,11 +63,12 @@ class Site:
 def running(home: Path, accounts: Sequence[tuple[str, str]] = ()) -> Iterator[Site]:
     engine = make_engine()
     loader = EngineLoader(lambda report: engine).start()
-    pages = build_pages(loader, context=Context(loader, home=home))
+    context = Context(loader, home=home)
+    pages = build_pages(loader, context=context)
     web = WebAccess(frozenset({"arena.example"}), frozenset({FRIEND}))
     app, url, _ = launch(
         pages, port=None, prevent_thread_lock=True, limits=LIMITS, accounts=accounts, web=web,
-        routes=Api(loader, ApiKeys(), ApiSettings(web=web)).routes(),
+        runs=context.cancel_registry, routes=Api(loader, ApiKeys(), ApiSettings(web=web)).routes(),
     )  # fmt: skip
     try:
         yield Site(url, app)

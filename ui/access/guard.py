@@ -8,9 +8,10 @@ takes the Origin header away, so that Gradio's layer never acts.
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -38,16 +39,20 @@ from ui.access.bodies import (
 from ui.access.logins import login_address
 from ui.access.responses import encoded, protected_headers, visitor_cookie
 from ui.access.routes import Rule, find_rule
-from ui.access.sessions import SessionOwners
-from ui.access.visitors import COOKIE_NAME, TOKEN_PATTERN, VisitorRegistry, read_visitor_token
+from ui.access.sessions import SessionOwners, UnreadSessions
+from ui.access.visitors import COOKIE_NAME, TOKEN_PATTERN, Visitor, VisitorRegistry, read_visitor_token
 
+_log = logging.getLogger(__name__)
 _YEAR_SECONDS = 365 * 24 * 3600
 _API = "/gradio_api/"
 _UPLOAD = f"{_API}upload"
 _EVENT_ROUTES = (f"{_API}queue/join", f"{_API}call/")
 # These begin a session; the others need one.
 _CLAIMING_ROUTES = (*_EVENT_ROUTES, f"{_API}run/", f"{_API}api/", f"{_API}component_server", f"{_API}heartbeat/")
+# An event of a call without a session is a session of its own.
+_READING_ROUTES = frozenset({f"{_API}queue/data", *(f"{_API}call/{v}{{api_name}}/{{event_id}}" for v in ("", "v2/"))})
 _FOREIGN_SESSION = "This session belongs to somebody else or has ended: load the page again."
+_UNREAD = "Too many runs were begun and nobody reads their events: read those first."
 _NO_LOGIN = "Not authenticated"
 # Headers by which a client could choose the address that Gradio writes into the page.
 _PROXY_HEADERS = (b"x-forwarded-host", b"x-gradio-server")
@@ -60,6 +65,8 @@ class GuardSettings:
     web: WebAccess = field(default_factory=WebAccess)
     upload_bytes: int = 0
     stored: StoredUploads = field(default_factory=lambda: StoredUploads(0, 0))
+    # Is entered with the session while its events are read.
+    reading: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
 
 def install(settings: GuardSettings) -> Callable[[Any], AbstractAsyncContextManager[None]]:
@@ -82,6 +89,8 @@ class Guard:
         self._settings = settings
         self._web = settings.web
         self._sessions = SessionOwners()
+        self._unread = UnreadSessions()
+        self._is_warned = False
         self._visitors = VisitorRegistry()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,6 +144,9 @@ class Guard:
 
     def _inner_scope(self, scope: Scope, headers: Headers, route: str) -> Scope:
         """Return the scope for Gradio: the address of the client, and no header that it would trust wrongly."""
+        if "x-forwarded-for" in headers and not self._web.trust_proxy and not self._is_warned:
+            self._is_warned = True
+            _log.warning("Requests come through a proxy: start with --trust-proxy, or all visitors share one address.")
         dropped = {b"origin", *(() if self._trusts_host(headers) else _PROXY_HEADERS)}
         if self._web.allowed_origin(headers):
             dropped.add(b"cookie")  # a page of another origin acts as a program, never as the person
@@ -150,7 +162,7 @@ class Guard:
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, stored = Headers(scope=scope), self._settings.stored
-        visitor, limit, size = self._visitor(scope), self._settings.upload_bytes, content_length(headers)
+        visitor, limit, size = self._visitor(scope).id, self._settings.upload_bytes, content_length(headers)
         if not headers.get("content-type", "").lower().startswith("multipart/form-data"):
             raise BodyError(415, "An upload must be a form with files: send it as multipart/form-data.")
         if 0 < limit < size - MULTIPART_OVERHEAD:
@@ -178,6 +190,7 @@ class Guard:
     async def _use(self, scope: Scope, route: str, parameters: dict[str, str], receive: Receive, send: Send) -> None:
         """Answer a request to a route of MEMBER: sessions and events that it names must be the visitor's."""
         visitor, claim = self._visitor(scope), route.startswith(_CLAIMING_ROUTES)
+        who = visitor.address or visitor.id
         named = [parameters[name] for name in ("session_hash", "event_id") if name in parameters]
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         named += query.get("session_hash", [])
@@ -194,20 +207,34 @@ class Guard:
                 raise BodyError(403, _FOREIGN_SESSION)
             receive = replay(body, receive)
             if route.startswith(_EVENT_ROUTES):
-                send = self._record_event(visitor, send)
+                if not self._unread.has_room(who, session):
+                    raise BodyError(429, _UNREAD)
+                send = self._record_event(visitor, session, send)
         if not all(self._may_use(name, visitor, claim) for name in named):
             raise BodyError(403, _FOREIGN_SESSION)
+        if route in _READING_ROUTES and named:
+            session = self._session_of(named[-1])
+            with self._unread.reading(who, session), self._settings.reading(session):
+                await self._app(scope, receive, send)
+            return
         await self._app(scope, receive, send)
 
-    def _may_use(self, name: object, visitor: str, claim: bool) -> bool:
-        return name is None or self._sessions.may_use(name, visitor, claim)
+    def _may_use(self, name: object, visitor: Visitor, claim: bool) -> bool:
+        return name is None or self._sessions.may_use(name, visitor.id, claim)
 
-    def _record_event(self, visitor: str, send: Send) -> Send:
+    def _session_of(self, name: str) -> str:
+        """Return the session of an event, by which its runs are known; `name` itself if it is a session."""
+        event = self._gradio.get_blocks()._queue.event_ids_to_events.get(name)
+        return name if event is None else str(event.session_hash)
+
+    def _record_event(self, visitor: Visitor, session: str | None, send: Send) -> Send:
         """Return a `send` that notes the event in the answer, {"event_id"}, as the visitor's."""
 
         async def recorded(message: Message) -> None:
             if message["type"] == "http.response.body" and b'"event_id"' in message.get("body", b""):
-                self._may_use(_parse_object(message["body"]).get("event_id"), visitor, claim=True)
+                event = str(_parse_object(message["body"]).get("event_id"))
+                self._may_use(event, visitor, claim=True)
+                self._unread.add(visitor.address or visitor.id, session or event)
             await send(message)
 
         return recorded
@@ -218,9 +245,9 @@ class Guard:
         token = cookies.get(f"access-token-{suffix}") or cookies.get(f"access-token-unsecure-{suffix}")
         return str(self._gradio.tokens.get(token) or "")
 
-    def _visitor(self, scope: Scope) -> str:
+    def _visitor(self, scope: Scope) -> Visitor:
         request = SimpleNamespace(request=Request(scope), username=self._user(scope))
-        return self._visitors.identify(request).id
+        return self._visitors.identify(request)
 
     def _protect(self, scope: Scope, request_headers: Headers, route: str, send: Send) -> Send:
         """Return a `send` that adds the headers that protect the page, and the visitor cookie to pages."""

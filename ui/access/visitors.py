@@ -7,6 +7,7 @@ cookies) by the address. A cookie can be deleted to get a new identity, so train
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import math
 import os
 import re
@@ -27,11 +28,15 @@ TrainingAccess = Literal["everyone", "owner", "nobody"]
 
 @dataclass(frozen=True)
 class Visitor:
-    """One visitor. `id` is a stable hash; `name` is the name of the login, '' without one."""
+    """One visitor. `id` is a stable hash; `name` is the name of the login, '' without one.
+
+    `address` is a hash of the address (of the network, for IPv6) of a visitor without a login, '' with one.
+    """
 
     id: str
     name: str = ""
     owner: bool = False
+    address: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,11 @@ class VisitorRegistry:
         owner = not owners or name.casefold() in owners
         if name:
             return Visitor(_hashed_id("user", name.casefold()), name, owner)
+        address = _hashed_id("network", _network(_client_address(request)))
         token = read_visitor_token(_cookies(request))
         if token:
-            return Visitor(_hashed_id("browser", token), "", owner)
-        return Visitor(_hashed_id("address", _client_address(request)), "", owner)
+            return Visitor(_hashed_id("browser", token), "", owner, address)
+        return Visitor(_hashed_id("address", _client_address(request)), "", owner, address)
 
     def training_denied_reason(self, visitor: Visitor) -> str | None:
         """Return the reason why this visitor may not train, add or remove adapters; None if they may."""
@@ -104,6 +110,17 @@ def _client_address(request: Any) -> str:
     forwarded = headers.get(b"x-forwarded-for", b"").decode("latin-1") if os.environ.get("SPACE_ID") else ""
     # On a Space requests come from the proxy of the Hub, which appends the address of its client.
     return forwarded.rpartition(",")[2].strip() or str((_scope(request).get("client") or ("",))[0])
+
+
+def _network(address: str) -> str:
+    """Return the /64 network of an IPv6 address, within which anybody has any address; other addresses as they are."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return address
+    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))
 
 
 def _scope(request: Any) -> Mapping[str, Any]:

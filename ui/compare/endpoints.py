@@ -44,8 +44,8 @@ def compare_endpoint(context: Context) -> Any:
             comparison = _make_comparison(context, request, QuestionFields(intent, reference, tests), methods)
             session = request.session_hash or ""
             with (
-                context.visitors.quota.reserve(comparison.owner, len(comparison.methods)),
                 context.cancel_registry.register(session) as cancel,
+                context.visitors.quota.reserve(comparison.owner, len(comparison.methods), comparison.address),
             ):
                 records = collect_records(context, comparison, cancel)
             if not records:
@@ -71,8 +71,8 @@ def stream_endpoint(context: Context) -> Any:
             comparison = _make_comparison(context, request, QuestionFields(intent, reference, tests), methods)
             session = request.session_hash or ""
             with (
-                context.visitors.quota.reserve(comparison.owner, len(comparison.methods)),
                 context.cancel_registry.register(session) as cancel,
+                context.visitors.quota.reserve(comparison.owner, len(comparison.methods), comparison.address),
             ):
                 for update in run_comparison(context, comparison, cancel):
                     yield _update_json(update)
@@ -82,7 +82,8 @@ def stream_endpoint(context: Context) -> Any:
 
 def _make_comparison(context: Context, request: gr.Request, fields: QuestionFields, methods: list[str]) -> Comparison:
     comparison = make_comparison(build_problem(fields), methods, tests_text=fields.tests or "")
-    return replace(comparison, owner=context.visitors.identify(request).id)
+    visitor = context.visitors.identify(request)
+    return replace(comparison, owner=visitor.id, address=visitor.address)
 
 
 def _update_json(update: ComparisonUpdate) -> dict[str, Any]:

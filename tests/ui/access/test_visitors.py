@@ -178,6 +178,11 @@ def test_logins_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
     assert [name for name, _ in access().accounts] == ["ada", "bob"]
 
 
+def test_where_nobody_trains_no_upload_is_as_large_as_an_adapter() -> None:
+    assert access("--train", "nobody", "--max-upload", "10").upload_limits().archive_bytes == 10 << 20
+    assert access("--max-upload", "10").upload_limits().archive_bytes == 200 << 20
+
+
 def test_limits_are_parsed_in_their_units() -> None:
     limits = access("--rows-per-hour", "0", "--max-upload", "5", "--jobs-at-once", "1").policy.limits
     assert (limits.rows_per_hour, limits.upload_bytes, limits.jobs_at_once) == (0, 5 << 20, 1)

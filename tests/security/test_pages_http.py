@@ -382,7 +382,7 @@ def test_stored_uploads_of_one_visitor_have_a_total(site: Site) -> None:
 
 
 @pytest.mark.parametrize("name", ["page.html", "picture.svg", "script.js", "picture.png"])
-def test_uploaded_files_are_saved_and_never_shown(site: Site, name: str) -> None:
+def test_uploaded_files_are_attachments(site: Site, name: str) -> None:
     script = b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
     with site.visitor() as client:
         path = client.post(f"{API}upload", files={"files": (name, script)}).json()[0]

@@ -19,9 +19,9 @@ from serve.api.origins import WebAccess
 from serve.engine.llm_engine import EngineLoader
 from ui import components
 from ui.access.bodies import StoredUploads
-from ui.access.guard import GuardSettings, install
 from ui.access.login import build_login, is_login_available
 from ui.access.logins import LoginGuard
+from ui.access.middleware import AccessSettings, access_lifespan
 from ui.access.quota import VisitorLimits
 from ui.access.visitors import Visitor
 from ui.adapters import page as adapters
@@ -158,10 +158,10 @@ def launch(
     limits = limits or VisitorLimits()
     largest = max(limits.upload_bytes, limits.archive_bytes) if limits.upload_bytes * limits.archive_bytes > 0 else 0
     stored = StoredUploads(limits.stored_bytes, limits.total_stored_bytes)
-    guard = GuardSettings(web or WebAccess(hosts=frozenset({host.lower()})), largest, stored)
+    settings = AccessSettings(web or WebAccess(hosts=frozenset({host.lower()})), largest, stored)
     if runs is not None:
         runs.is_watched = True
-        guard = replace(guard, reading=runs.reading)
+        settings = replace(settings, reading=runs.reading)
     return pages.launch(
         server_name=host,
         server_port=port,
@@ -176,7 +176,7 @@ def launch(
         auth_message=LOGIN_MESSAGE if accounts else None,
         max_file_size=largest or None,
         max_threads=MAX_THREADS,
-        app_kwargs={"routes": list(routes), "lifespan": install(guard), "openapi_url": None},
+        app_kwargs={"routes": list(routes), "lifespan": access_lifespan(settings), "openapi_url": None},
         **options,
     )
 

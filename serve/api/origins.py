@@ -1,6 +1,6 @@
 """Names under which a server answers, and the origins of the pages that may use it.
 
-The pages (ui/access/guard.py) and the API check both, so that no other web site acts in the name of a person who
+The pages (ui/access/middleware.py) and the API check both, so that no other web site acts in the name of a person who
 visits it: neither by a request of its own, nor by a name of its own that it lets resolve to this machine.
 """
 

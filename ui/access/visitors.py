@@ -65,8 +65,8 @@ class VisitorRegistry:
         address = _hashed_id("network", _network(_client_address(request)))
         token = read_visitor_token(_cookies(request))
         if token:
-            return Visitor(_hashed_id("browser", token), "", owner, address)
-        return Visitor(_hashed_id("address", _client_address(request)), "", owner, address)
+            return Visitor(_hashed_id("browser", token), "", owner, address=address)
+        return Visitor(_hashed_id("address", _client_address(request)), "", owner, address=address)
 
     def training_denied_reason(self, visitor: Visitor) -> str | None:
         """Return the reason why this visitor may not train, add or remove adapters; None if they may."""

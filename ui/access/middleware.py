@@ -1,8 +1,8 @@
 """The outermost layer of the pages: names, origins, logins, sessions, sizes and headers of every request.
 
 Gradio's own layer for other origins answers all of them with credentials, and is always placed outside of the layers
-that an application gives it. `Guard` is placed around everything instead, when the server starts (see `install`), and
-takes the Origin header away, so that Gradio's layer never acts.
+that an application gives it. `AccessMiddleware` is placed around everything instead, when the server starts (see
+`access_lifespan`), and takes the Origin header away, so that Gradio's layer never acts.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _PROXY_HEADERS = (b"x-forwarded-host", b"x-gradio-server")
 
 
 @dataclass(frozen=True)
-class GuardSettings:
+class AccessSettings:
     """`upload_bytes` bounds the files of one upload, zero or less: no limit."""
 
     web: WebAccess = field(default_factory=WebAccess)
@@ -69,21 +69,21 @@ class GuardSettings:
     reading: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
 
-def install(settings: GuardSettings) -> Callable[[Any], AbstractAsyncContextManager[None]]:
-    """Return a lifespan for Gradio's application that places a Guard around all of its layers before it serves."""
+def access_lifespan(settings: AccessSettings) -> Callable[[Any], AbstractAsyncContextManager[None]]:
+    """Return a lifespan for Gradio's application that places an AccessMiddleware around all of its layers."""
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
-        app.middleware_stack = Guard(app.middleware_stack, app, settings)
+        app.middleware_stack = AccessMiddleware(app.middleware_stack, app, settings)
         yield
 
     return lifespan
 
 
-class Guard:
+class AccessMiddleware:
     """ASGI middleware around `app`; `gradio` is the application that holds the logins."""
 
-    def __init__(self, app: ASGIApp, gradio: Any, settings: GuardSettings) -> None:
+    def __init__(self, app: ASGIApp, gradio: Any, settings: AccessSettings) -> None:
         self._app = app
         self._gradio = gradio
         self._settings = settings

@@ -32,6 +32,7 @@ from errors import PromptOrTuneError
 from jobs.job import ServingOptions
 from models.source import EMBEDDED
 from serve.api.app import Api
+from serve.api.origins import WebAccess, read_web_access
 from serve.api.server import ApiOptions, add_api_options, read_api_options
 from serve.options import ModelOptions, add_model_options, parse_model_options
 from space.settings import SpaceSettings, space_settings
@@ -54,6 +55,7 @@ class AppOptions:
     port: int
     api: ApiOptions | None
     access: AccessOptions
+    web: WebAccess
     space: SpaceSettings
 
 
@@ -79,6 +81,7 @@ def parse_options(arguments: Sequence[str]) -> AppOptions:
         port=parse_port(given.port),
         api=read_api_options(given, given.host) if given.api else None,
         access=parse_access_options(given, given.host, space),
+        web=read_web_access(given, given.host),
         space=space,
     )
 
@@ -109,8 +112,10 @@ def serve(options: AppOptions) -> NoReturn:
             pages,
             options.host,
             options.port,
-            limits=options.access.policy.limits,
+            limits=options.access.upload_limits(),
             accounts=options.access.accounts,
+            web=options.web,
+            runs=context.cancel_registry,
             routes=api.routes() if api else [],
             prevent_thread_lock=True,
         )

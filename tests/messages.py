@@ -368,3 +368,8 @@ SEVERAL_EDITIONS = r"has several editions of HumanEval\+ \(HumanEvalPlus-Mini\.j
 REFERENCE_ANSWERS_UNREADABLE = r"the expected values of twice, cannot be read \(\w+\): delete the file"
 REFERENCE_LIMIT_INVALID = r"The limit \w+ out of the reference is [^\n]+: give a number above 0\.$"
 REFERENCE_FAILS = r"twice: the reference solution fails \(twice\('x'\) raised TypeError[^\n]+\), so that no answer"
+
+# security
+NO_NAME_OR_ORIGIN = "is no (name|origin): give"
+ADDRESS_IS_BUSY = "All at your address have 32 answers running and 32 at once is the limit for one address"
+ADDRESS_HAD_ITS_ANSWERS = "All at your address have had 200 answers within an hour"

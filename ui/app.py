@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,21 @@ from markupsafe import Markup
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
+from serve.api.origins import WebAccess
 from serve.engine.llm_engine import EngineLoader
 from ui import components
+from ui.access.bodies import StoredUploads
 from ui.access.guard import action, protect
 from ui.access.login import build_login, is_login_available
-from ui.access.middleware import UploadLimitMiddleware, VisitorCookieMiddleware
+from ui.access.logins import LoginGuard
+from ui.access.middleware import AccessSettings, access_lifespan
 from ui.access.policy import Visitor
 from ui.access.quota import VisitorLimits
 from ui.adapters import page as adapters
 from ui.arena import page as arena
 from ui.blocks import EventErrorMiddleware, PageBlocks
 from ui.compare import page
-from ui.context import Context
+from ui.context import CancelRegistry, Context
 from ui.html import render
 from ui.labels import base_label
 from ui.method_form import METHODS_WITHOUT_ADAPTER, MethodForm, default_methods, list_adapter_choices
@@ -70,6 +74,8 @@ def build_header(context: Context) -> tuple[gr.HTML, gr.HTML, gr.Timer]:
 
 # No usage data is sent. Gradio reads this when it is imported.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# uvicorn would believe X-Forwarded-For of any program on this machine; serve/api/origins.py reads it where it may.
+os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
 
 
 PRODUCT = "Prompt or Tune"
@@ -85,6 +91,7 @@ EPHEMERAL_STORAGE_NOTE = (
     '<p class="passing">This Space has no storage of its own: adapters, uploads, jobs and votes are gone when it '
     "restarts. Save what you want to keep.</p>"
 )
+LOGIN_MESSAGE = "After five wrong passwords the next try has to wait, longer each time."
 MAX_QUEUED = 256
 # A run holds one thread while it waits in the queue; events of other pages need free ones.
 MAX_THREADS = 128
@@ -142,21 +149,23 @@ def launch(
     *,
     limits: VisitorLimits | None = None,
     accounts: Sequence[tuple[str, str]] = (),
+    web: WebAccess | None = None,
+    runs: CancelRegistry | None = None,
     routes: Sequence[BaseRoute] = (),
     **options: Any,
 ) -> Any:
     """Serve the app, on any free port if `port` is None. `options` are passed to Gradio's `launch`.
 
-    `limits` bounds the size of an upload, `accounts` are the (name, password) of the logins, `routes` are served
-    beside the pages.
+    `limits` bounds the size of an upload, `accounts` are the (name, password) of the logins, `web` has the names under
+    which the pages are reached, `routes` are served beside the pages. `runs` are cancelled when nobody reads them.
     """
     limits = limits or VisitorLimits()
     largest = max(limits.upload_bytes, limits.archive_bytes) if limits.upload_bytes * limits.archive_bytes > 0 else 0
-    layers = [
-        Middleware(VisitorCookieMiddleware),
-        Middleware(EventErrorMiddleware),
-        *([Middleware(UploadLimitMiddleware, max_bytes=largest)] if largest else []),
-    ]
+    stored = StoredUploads(limits.stored_bytes, limits.total_stored_bytes)
+    settings = AccessSettings(web or WebAccess(hosts=frozenset({host.lower()})), largest, stored)
+    if runs is not None:
+        runs.is_watched = True
+        settings = replace(settings, reading=runs.reading)
     return pages.launch(
         server_name=host,
         server_port=port,
@@ -167,10 +176,16 @@ def launch(
         ssr_mode=False,
         run_history=False,  # the Compare page has its own
         quiet=True,
-        auth=list(accounts) or None,
+        auth=LoginGuard(accounts) if accounts else None,
+        auth_message=LOGIN_MESSAGE if accounts else None,
         max_file_size=largest or None,
         max_threads=MAX_THREADS,
-        app_kwargs={"routes": list(routes), "middleware": layers},
+        app_kwargs={
+            "routes": list(routes),
+            "middleware": [Middleware(EventErrorMiddleware)],
+            "lifespan": access_lifespan(settings),
+            "openapi_url": None,
+        },
         **options,
     )
 

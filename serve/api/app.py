@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -19,9 +19,10 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from errors import PromptOrTuneError
-from serve.api.auth import ApiKey, ApiKeys, RateLimiter, is_loopback
+from serve.api.auth import ApiKey, ApiKeys, RateLimiter
 from serve.api.errors import ApiError, internal_error, to_api_error
 from serve.api.http import ApiResponse, ErrorResponse, EventStreamResponse, ResponseSender, parse_body, read_body
+from serve.api.origins import SAFE_METHODS, WebAccess, client_address, is_https
 from serve.api.protocol import (
     MAX_NAME_LENGTH,
     ChatCompletionRequest,
@@ -51,8 +52,8 @@ class ApiSettings:
     """Limits of the API. Beyond `max_requests`, or `max_concurrent_rows` answers per caller, it answers 429.
 
     `write_timeout_s` is how long a client may leave a response unread. `rows_per_minute` applies to callers whose key
-    has no limit of its own. `pool` names the data set with the examples of `icl` and `rag`. `loopback_only` refuses
-    requests whose Host header does not name this machine; this stops web pages that reach the server by DNS rebinding.
+    has no limit of its own. `pool` names the data set with the examples of `icl` and `rag`. `web` has the names under
+    which the server answers and the origins of web pages that may use it.
     """
 
     pool: str = "starter"
@@ -63,7 +64,7 @@ class ApiSettings:
     max_requests: int = 512
     max_concurrent_rows: int = 128
     rows_per_minute: int | None = None
-    loopback_only: bool = False
+    web: WebAccess = field(default_factory=WebAccess)
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ class Api:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Every failure becomes OpenAI's error object; unexpected exceptions show no details."""
-        sender = ResponseSender(send, self._settings.write_timeout_s)
+        cors = self._settings.web.cors_headers(Headers(scope=scope))
+        sender = ResponseSender(send, self._settings.write_timeout_s, cors)
         try:
             error = await self._handle(scope, receive, sender)
             # An error after the status has been sent can only end the connection.
@@ -125,6 +127,9 @@ class Api:
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> ApiError | None:
         """Check the caller and run the endpoint; return the error to send, if any."""
         try:
+            if preflight := self._check_web(scope):
+                await preflight(scope, receive, send)
+                return None
             # "app" makes the router raise HTTPException instead of answering in plain text. The exception handlers
             # of an application around this one would do the same with HTML.
             scope = {**scope, "app": self, "user": self._identify_caller(scope)}
@@ -141,17 +146,24 @@ class Api:
             return internal_error()
         return None
 
+    def _check_web(self, scope: Scope) -> Response | None:
+        """Raise ApiError for a Host or an Origin that is not answered; return the answer to a preflight request."""
+        headers, web = Headers(scope=scope), self._settings.web
+        if message := web.host_refusal(headers):
+            raise ApiError(421, message, code="misdirected_request")
+        if scope["method"] == "OPTIONS" and (granted := web.preflight_headers(headers)):
+            return Response(status_code=204, headers=granted)
+        if message := web.origin_refusal(headers, is_https(scope), navigable=scope["method"] in SAFE_METHODS):
+            raise ApiError(403, message, type="permission_error", code="origin_not_allowed")
+        return None
+
     def _identify_caller(self, scope: Scope) -> Caller:
         """Return the caller; raises ApiError 401 if a key is required and absent or wrong."""
         headers = Headers(scope=scope)
         if len(self._keys) and scope["path"] not in _PUBLIC_PATHS:
             key = self._keys.find(headers.get("authorization", ""))
             return Caller(f"key {key.name}", key)
-        if self._settings.loopback_only and not is_loopback(_host_name(headers.get("host", ""))):
-            message = "Without API keys only 'localhost' is served: ask that, or start the server with keys or --open."
-            raise ApiError(421, message, code="misdirected_request")
-        client = scope.get("client")
-        return Caller(f"address {client[0]}" if client else "address unknown")
+        return Caller(f"address {client_address(scope, self._settings.web) or 'unknown'}")
 
     async def _parse(self, model: type[RequestT], request: Request) -> RequestT:
         max_bytes, seconds = self._settings.max_body_bytes, self._settings.body_timeout_s
@@ -243,8 +255,3 @@ def _routing_error(scope: Scope, error: HTTPException) -> ApiError:
         message = f"{path} answers {allowed} and not {method}: use {allowed}."
         return ApiError(405, message, code="method_not_allowed", headers={"allow": allowed})
     return ApiError(404, f"There is nothing at {method} {path}: see docs/serving.md.", code="unknown_url")
-
-
-def _host_name(header: str) -> str:
-    """Return the name in a Host header, without port and brackets."""
-    return header.removeprefix("[").partition("]")[0] if header.startswith("[") else header.partition(":")[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -148,14 +148,15 @@ async def _prepend(first: bytes, events: AsyncIterator[bytes]) -> AsyncIterator[
 
 
 class ResponseSender:
-    """The `send` of one response: adds the common headers, and treats a client that does not read as gone.
+    """The `send` of one response: adds the common headers and `headers`; a client that does not read counts as gone.
 
     `started` tells whether the status has been sent. Raises ClientGoneError if one message takes longer than
     `write_timeout_s`.
     """
 
-    def __init__(self, send: Send, write_timeout_s: float) -> None:
+    def __init__(self, send: Send, write_timeout_s: float, headers: Mapping[str, str]) -> None:
         self._send = send
+        self._headers = headers
         self._write_timeout_s = write_timeout_s
         self._request_id = secrets.token_hex(12)
         self.started = False
@@ -166,6 +167,7 @@ class ResponseSender:
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = f"req_{self._request_id}"
             headers["x-content-type-options"] = "nosniff"
+            headers.update(self._headers)
         try:
             async with asyncio.timeout(self._write_timeout_s):
                 await self._send(message)

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from errors import PromptOrTuneError, unknown_name_error
 from serve.api.app import Api, ApiSettings
 from serve.api.auth import ENV_VARIABLE, ApiKeys, is_loopback, read_keys
+from serve.api.origins import add_web_options, read_web_access
 from tasks.datasets.registry import TRAINING_DATASETS
 
 HEADER_TIMEOUT_S = 15.0
@@ -158,6 +159,7 @@ def add_api_options(parser: argparse.ArgumentParser) -> None:
         ("--timeout", int(defaults.request_timeout_s), "seconds that one request may take"),
     ):
         parser.add_argument(option, default=str(value), metavar="N", help=f"{text} (%(default)s)")
+    add_web_options(parser)
 
 
 def read_api_options(args: argparse.Namespace, host: str) -> ApiOptions:
@@ -176,7 +178,7 @@ def read_api_options(args: argparse.Namespace, host: str) -> ApiOptions:
         max_body_bytes=parse_count(args.max_body_kb, "--max-body-kb") * 1000,
         request_timeout_s=parse_count(args.timeout, "--timeout"),
         rows_per_minute=None if rows is None else parse_count(rows, "--rows-per-minute"),
-        loopback_only=not (len(keys) or args.open),
+        web=read_web_access(args, host),
     )
     return ApiOptions(keys, settings)
 

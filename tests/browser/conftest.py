@@ -68,12 +68,12 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
 
 
 @contextmanager
-def browser(profile: Path) -> Iterator[WebDriver]:
-    """Start a Chromium as a new visitor, with its cookies and storage in `profile`."""
+def browser(profile: Path, *more: str) -> Iterator[WebDriver]:
+    """Start a Chromium as a new visitor, with its cookies and storage in `profile`, and `more` arguments."""
     binary, service = chromium()
     options = webdriver.ChromeOptions()
     options.binary_location = binary
-    for argument in (*ARGUMENTS, f"--user-data-dir={profile}"):
+    for argument in (*ARGUMENTS, *more, f"--user-data-dir={profile}"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     running = webdriver.Chrome(options=options, service=Service(service))

@@ -45,7 +45,7 @@ def serve(
     loader = EngineLoader(build).start()
     context = context or Context(loader, run_queue=AdmissionQueue())
     pages = build_pages(loader, context=context, run_library=run_library)
-    _, address, _ = launch(pages, port=None, prevent_thread_lock=True, **options)
+    _, address, _ = launch(pages, port=None, prevent_thread_lock=True, runs=context.cancel_registry, **options)
     yield address
     pages.close()
 

@@ -1,88 +1,309 @@
-"""ASGI middleware of the pages: the visitor cookie, and the size of uploads."""
+"""The outermost layer of the pages: names, origins, logins, sessions, sizes and headers of every request.
+
+Gradio's own layer for other origins answers all of them with credentials, and is always placed outside of the layers
+that an application gives it. `AccessMiddleware` is placed around everything instead, when the server starts (see
+`access_lifespan`), and takes the Origin header away, so that Gradio's layer never acts.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
 import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import parse_qs
 
-from starlette.requests import cookie_parser
-from starlette.responses import PlainTextResponse
+from starlette._utils import get_route_path
+from starlette.datastructures import Headers
+from starlette.requests import Request, cookie_parser
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.format import format_bytes
-from ui.access.visitors import COOKIE_NAME, TOKEN_PATTERN, read_visitor_token
+from serve.api.origins import WebAccess, client_address, is_https
+from ui.access.bodies import (
+    MAX_JSON_BYTES,
+    MAX_LOGIN_BYTES,
+    MULTIPART_OVERHEAD,
+    BodyError,
+    StoredUploads,
+    UploadReceiver,
+    content_length,
+    read_body,
+    replay,
+)
+from ui.access.logins import login_address
+from ui.access.policy import Visitor
+from ui.access.responses import encoded, protected_headers, visitor_cookie
+from ui.access.routes import Rule, find_rule
+from ui.access.sessions import SessionOwners, UnreadSessions
+from ui.access.visitors import COOKIE_NAME, TOKEN_PATTERN, VisitorRegistry, read_visitor_token
 
+_log = logging.getLogger(__name__)
 _YEAR_SECONDS = 365 * 24 * 3600
+_API = "/gradio_api/"
+_UPLOAD = f"{_API}upload"
+_EVENT_ROUTES = (f"{_API}queue/join", f"{_API}call/")
+# These begin a session; the others need one.
+_CLAIMING_ROUTES = (*_EVENT_ROUTES, f"{_API}run/", f"{_API}api/", f"{_API}component_server", f"{_API}heartbeat/")
+# An event of a call without a session is a session of its own.
+_READING_ROUTES = frozenset({f"{_API}queue/data", *(f"{_API}call/{v}{{api_name}}/{{event_id}}" for v in ("", "v2/"))})
+_FOREIGN_SESSION = "This session belongs to somebody else or has ended: load the page again."
+_UNREAD = "Too many runs were begun and nobody reads their events: read those first."
+_NO_LOGIN = "Not authenticated"
+# Headers by which a client could choose the address that Gradio writes into the page.
+_PROXY_HEADERS = (b"x-forwarded-host", b"x-gradio-server")
 
 
-class VisitorCookieMiddleware:
-    """ASGI middleware that sets the visitor cookie with each page that is requested without it.
+@dataclass(frozen=True)
+class AccessSettings:
+    """`upload_bytes` bounds the files of one upload, zero or less: no limit."""
 
-    A request that brings the cookie of an earlier version gets the new cookie with the same value.
-    """
+    web: WebAccess = field(default_factory=WebAccess)
+    upload_bytes: int = 0
+    stored: StoredUploads = field(default_factory=lambda: StoredUploads(0, 0))
+    # Is entered with the session while its events are read.
+    reading: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
-    def __init__(self, app: ASGIApp) -> None:
+
+def access_lifespan(settings: AccessSettings) -> Callable[[Any], AbstractAsyncContextManager[None]]:
+    """Return a lifespan for Gradio's application that places an AccessMiddleware around all of its layers."""
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        app.middleware_stack = AccessMiddleware(app.middleware_stack, app, settings)
+        yield
+
+    return lifespan
+
+
+class AccessMiddleware:
+    """ASGI middleware around `app`; `gradio` is the application that holds the logins."""
+
+    def __init__(self, app: ASGIApp, gradio: Any, settings: AccessSettings) -> None:
         self._app = app
+        self._gradio = gradio
+        self._settings = settings
+        self._web = settings.web
+        self._sessions = SessionOwners()
+        self._unread = UnreadSessions()
+        self._is_warned = False
+        self._visitors = VisitorRegistry()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "GET":
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        cookies = cookie_parser(dict(scope["headers"]).get(b"cookie", b"").decode("latin-1"))
-        if TOKEN_PATTERN.fullmatch(cookies.get(COOKIE_NAME, "")):
-            await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
+        route, rule, parameters = find_rule(get_route_path(scope))
+        send = self._protect(scope, headers, route, send)
+        if rule is Rule.API:
+            await (self._preflight(headers, scope) or self._app)(scope, receive, send)
             return
-        token = read_visitor_token(cookies) or secrets.token_urlsafe(24)
+        refused = self._refusal(headers, scope, rule)
+        if refused is not None:
+            await refused(scope, receive, send)
+            return
+        inner = self._inner_scope(scope, headers, route)
+        try:
+            if route == _UPLOAD:
+                await self._upload(inner, receive, send)
+            elif route == "/login":
+                login_address.set(str((inner["client"] or ("",))[0]))
+                body = await read_body(headers, receive, MAX_LOGIN_BYTES)
+                await self._app(inner, replay(body, receive), send)
+            elif rule is Rule.MEMBER:
+                await self._use(inner, route, parameters, receive, send)
+            else:
+                await self._app(inner, receive, send)
+        except BodyError as error:
+            await _refuse(error.status, str(error))(inner, receive, send)
 
-        async def send_with_cookie(message: Message) -> None:
-            if message["type"] == "http.response.start" and _is_html_response(message):
-                message["headers"] = [*message.get("headers", []), (b"set-cookie", _cookie_header(scope, token))]
+    def _refusal(self, headers: Headers, scope: Scope, rule: Rule) -> Response | None:
+        """Return the answer to a request that is not let in; None for the others."""
+        if message := self._web.host_refusal(headers):
+            return PlainTextResponse(message, 421)
+        if preflight := self._preflight(headers, scope):
+            return preflight
+        navigable = rule is Rule.PAGE and scope["method"] in ("GET", "HEAD")
+        if rule is not Rule.ASSET and (message := self._web.origin_refusal(headers, is_https(scope), navigable)):
+            return _refuse(403, message)
+        if rule >= Rule.MEMBER and self._gradio.auth is not None and not self._user(scope):
+            return _refuse(401, {"error": _NO_LOGIN, "auth_message": None})
+        if rule is Rule.OFF:
+            return _refuse(404, "There is nothing here: open the page without a path.")
+        return None
+
+    def _preflight(self, headers: Headers, scope: Scope) -> Response | None:
+        """Return the answer to a preflight request, which Gradio would grant to everybody; None for the others."""
+        granted = self._web.preflight_headers(headers) if scope["method"] == "OPTIONS" else None
+        return None if granted is None else Response(status_code=204 if granted else 403, headers=granted)
+
+    def _inner_scope(self, scope: Scope, headers: Headers, route: str) -> Scope:
+        """Return the scope for Gradio: the address of the client, and no header that it would trust wrongly."""
+        if "x-forwarded-for" in headers and not self._web.trust_proxy and not self._is_warned:
+            self._is_warned = True
+            _log.warning("Requests come through a proxy: start with --trust-proxy, or all visitors share one address.")
+        dropped = {b"origin", *(() if self._trusts_host(headers) else _PROXY_HEADERS)}
+        if self._web.allowed_origin(headers):
+            dropped.add(b"cookie")  # a page of another origin acts as a program, never as the person
+        if route.startswith(f"{_API}file="):
+            dropped.add(b"range")  # Gradio answers it with the headers of the request
+        passed = [(name, value) for name, value in scope["headers"] if name not in dropped]
+        client = (client_address(scope, self._web), (scope.get("client") or ("", 0))[1])
+        return {**scope, "headers": passed, "client": client}
+
+    def _trusts_host(self, headers: Headers) -> bool:
+        forwarded = headers.get("x-forwarded-host", "").partition(",")[0].strip()
+        return self._web.trust_proxy and "x-gradio-server" not in headers and self._web.is_answered(forwarded)
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers, stored = Headers(scope=scope), self._settings.stored
+        visitor, limit, size = self._visitor(scope).id, self._settings.upload_bytes, content_length(headers)
+        if not headers.get("content-type", "").lower().startswith("multipart/form-data"):
+            raise BodyError(415, "An upload must be a form with files: send it as multipart/form-data.")
+        if 0 < limit < size - MULTIPART_OVERHEAD:
+            raise BodyError(413, _too_large(limit, size))
+        if message := stored.refusal(visitor, size):
+            raise BodyError(413, message)
+        upload = UploadReceiver(headers, receive, limit, stored, visitor)
+        status = 500
+
+        async def send_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if status != 200:
+                    # The rest of the body is not read, so the connection cannot be used again.
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
-        await self._app(scope, receive, send_with_cookie)
+        try:
+            await self._app(scope, upload, send_status)
+        finally:
+            if status != 200:
+                stored.add(visitor, -upload.size)
 
-
-def _is_html_response(message: Message) -> bool:
-    headers = dict(message.get("headers", []))
-    return bool(headers.get(b"content-type", b"").startswith(b"text/html"))
-
-
-def _cookie_header(scope: Scope, token: str) -> bytes:
-    headers = dict(scope["headers"])
-    secure = scope.get("scheme") == "https" or headers.get(b"x-forwarded-proto", b"").startswith(b"https")
-    # A Space is shown in a frame of another site: there browsers send only SameSite=None cookies, and only over HTTPS.
-    site = "None; Secure; Partitioned" if secure else "Lax"
-    return f"{COOKIE_NAME}={token}; Path=/; Max-Age={_YEAR_SECONDS}; HttpOnly; SameSite={site}".encode()
-
-
-# Bytes that a multipart form adds to its file.
-_MULTIPART_OVERHEAD = 64 << 10
-
-
-class UploadLimitMiddleware:
-    """ASGI middleware that refuses (413) a request whose Content-Length exceeds `max_bytes`, before reading the body.
-
-    Requests without Content-Length are limited by Gradio's `max_file_size`, which counts the bytes of each file.
-    """
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        size = _content_length(scope)
-        if size <= self._max_bytes + _MULTIPART_OVERHEAD:
-            await self._app(scope, receive, send)
+    async def _use(self, scope: Scope, route: str, parameters: dict[str, str], receive: Receive, send: Send) -> None:
+        """Answer a request to a route of MEMBER: sessions and events that it names must be the visitor's."""
+        visitor, claim = self._visitor(scope), route.startswith(_CLAIMING_ROUTES)
+        who = visitor.address or visitor.id
+        named = [parameters[name] for name in ("session_hash", "event_id") if name in parameters]
+        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        named += query.get("session_hash", [])
+        if scope["method"] == "POST":
+            headers = Headers(scope=scope)
+            if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+                raise BodyError(415, "The body must be JSON: send it with 'Content-Type: application/json'.")
+            body = await read_body(headers, receive, MAX_JSON_BYTES)
+            values = _parse_object(body)
+            session = values.get("session_hash")
+            if not self._may_use(session, visitor, claim) or not self._may_use(
+                values.get("event_id"), visitor, claim=False
+            ):
+                raise BodyError(403, _FOREIGN_SESSION)
+            receive = replay(body, receive)
+            if route.startswith(_EVENT_ROUTES):
+                if not self._unread.has_room(who, session):
+                    raise BodyError(429, _UNREAD)
+                send = self._record_event(visitor, session, send)
+        if not all(self._may_use(name, visitor, claim) for name in named):
+            raise BodyError(403, _FOREIGN_SESSION)
+        if route in _READING_ROUTES and named:
+            session = self._session_of(named[-1])
+            with self._unread.reading(who, session), self._settings.reading(session):
+                await self._app(scope, receive, send)
             return
-        message = (
-            f"An upload may have {format_bytes(self._max_bytes)} here and this one has {format_bytes(size)}: "
-            "make the file smaller, or run Prompt or Tune on a machine of your own."
-        )
-        # The body is not read, so the connection cannot be used again.
-        await PlainTextResponse(message, 413, headers={"connection": "close"})(scope, receive, send)
+        await self._app(scope, receive, send)
+
+    def _may_use(self, name: object, visitor: Visitor, claim: bool) -> bool:
+        return name is None or self._sessions.may_use(name, visitor.id, claim)
+
+    def _session_of(self, name: str) -> str:
+        """Return the session of an event, by which its runs are known; `name` itself if it is a session."""
+        event = self._gradio.get_blocks()._queue.event_ids_to_events.get(name)
+        return name if event is None else str(event.session_hash)
+
+    def _record_event(self, visitor: Visitor, session: str | None, send: Send) -> Send:
+        """Return a `send` that notes the event in the answer, {"event_id"}, as the visitor's."""
+
+        async def recorded(message: Message) -> None:
+            if message["type"] == "http.response.body" and b'"event_id"' in message.get("body", b""):
+                event = str(_parse_object(message["body"]).get("event_id"))
+                self._may_use(event, visitor, claim=True)
+                self._unread.add(visitor.address or visitor.id, session or event)
+            await send(message)
+
+        return recorded
+
+    def _user(self, scope: Scope) -> str:
+        """Return the name of the login, found as Gradio finds it; '' without one."""
+        cookies, suffix = _cookies(scope), self._gradio.cookie_id
+        token = cookies.get(f"access-token-{suffix}") or cookies.get(f"access-token-unsecure-{suffix}")
+        return str(self._gradio.tokens.get(token) or "")
+
+    def _visitor(self, scope: Scope) -> Visitor:
+        request = SimpleNamespace(request=Request(scope), username=self._user(scope))
+        return self._visitors.identify(request)
+
+    def _protect(self, scope: Scope, request_headers: Headers, route: str, send: Send) -> Send:
+        """Return a `send` that adds the headers that protect the page, and the visitor cookie to pages."""
+        space, https = self._web.frame, is_https(scope)
+        cors = self._web.cors_headers(request_headers)
+
+        async def protected(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = list(message.get("headers", []))
+                if scope["method"] == "GET" and _is_html(headers) and (cookie := _new_cookie(scope, space, https)):
+                    headers.append((b"set-cookie", cookie.encode()))
+                file = route.startswith(f"{_API}file=")
+                headers = protected_headers(headers, space=space, https=https, file=file)
+                headers += encoded(cors.items())
+                message = {**message, "headers": headers}
+            await send(message)
+
+        return protected
 
 
-def _content_length(scope: Scope) -> int:
-    if scope["type"] != "http":
-        return 0
-    text = dict(scope["headers"]).get(b"content-length", b"")
-    return int(text) if text.isdigit() and len(text) < 20 else 0
+def _refuse(status: int, detail: Any) -> Response:
+    # In the form of Gradio's errors, which its page shows. The body may be unread.
+    return JSONResponse({"detail": detail}, status, {"connection": "close"} if status in (408, 413) else None)
+
+
+def _too_large(limit: int, size: int) -> str:
+    return (
+        f"An upload may have {format_bytes(limit)} here and this one has {format_bytes(size)}: make the file smaller, "
+        "or run Prompt or Tune on a machine of your own."
+    )
+
+
+def _parse_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object in `body` as Gradio will read it; raises BodyError 400 if it is none."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise BodyError(400, "The body is no JSON object: see the endpoints on the page ?view=api.")
+    return value
+
+
+def _cookies(scope: Scope) -> dict[str, str]:
+    return cookie_parser(Headers(scope=scope).get("cookie", ""))
+
+
+def _is_html(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"content-type" and value.startswith(b"text/html") for name, value in headers)
+
+
+def _new_cookie(scope: Scope, space: bool, https: bool) -> str:
+    """Return the visitor cookie for a browser that has none; '' otherwise. One of earlier versions is taken over."""
+    cookies = _cookies(scope)
+    if TOKEN_PATTERN.fullmatch(cookies.get(COOKIE_NAME, "")):
+        return ""
+    token = read_visitor_token(cookies) or secrets.token_urlsafe(24)
+    return visitor_cookie(COOKIE_NAME, token, _YEAR_SECONDS, space=space, https=https)

@@ -25,9 +25,16 @@ NOBODY_OWNS_NOTE = (
 _LIMIT_OPTIONS = {
     "rows_at_once": ("--rows-at-once", 1, "answers running for one person"),
     "rows_per_hour": ("--rows-per-hour", 1, "answers an hour for one person"),
+    "rows_per_address": (
+        "--rows-per-address",
+        1,
+        "answers running for all without a login at one address, as in a class room; an hour in proportion",
+    ),
     "jobs_at_once": ("--jobs-at-once", 1, "training jobs that wait or run for one person"),
     "upload_bytes": ("--max-upload", 1 << 20, "megabytes of a file with rows"),
     "archive_bytes": ("--max-archive", 1 << 20, "megabytes of an adapter's zip"),
+    "stored_bytes": ("--max-stored", 1 << 20, "megabytes of uploads that one person may leave within a day"),
+    "total_stored_bytes": ("--max-stored-total", 1 << 20, "megabytes of uploads that all may leave within a day"),
 }
 
 
@@ -38,6 +45,11 @@ class AccessOptions:
     policy: AccessPolicy = field(default_factory=AccessPolicy)
     accounts: tuple[tuple[str, str], ...] = ()
     note: str = ""
+
+    def upload_limits(self) -> VisitorLimits:
+        """Return the limits for the pages: where nobody adds adapters, an upload is at most a file with rows."""
+        limits = self.policy.limits
+        return replace(limits, archive_bytes=limits.upload_bytes) if self.policy.training == "nobody" else limits
 
 
 def add_access_options(parser: argparse.ArgumentParser) -> None:

@@ -89,13 +89,15 @@ class Visitor:
     """One visitor. `id` is a stable hash; `name` is the name of the login, '' without one.
 
     `owner` says that they own the app. A visitor is `identified` by a login or a cookie; an address alone may be that
-    of several people, so it owns nothing.
+    of several people, so it owns nothing. `address` is a hash of the address (of the network, for IPv6) of a visitor
+    without a login, '' with one.
     """
 
     id: str
     name: str = ""
     owner: bool = False
     identified: bool = True
+    address: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

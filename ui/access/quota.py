@@ -23,9 +23,12 @@ class VisitorLimits:
 
     rows_at_once: int = 16
     rows_per_hour: int = 1200
+    rows_per_address: int = 32  # at once, for all visitors without a login of one address
     jobs_at_once: int = 3  # waiting or running
     upload_bytes: int = 20 << 20
     archive_bytes: int = 200 << 20  # an adapter's zip
+    stored_bytes: int = 1 << 30  # uploads within a day
+    total_stored_bytes: int = 10 << 30  # uploads of all visitors within a day
 
 
 class VisitorQuota:
@@ -39,41 +42,57 @@ class VisitorQuota:
         self._recent_rows: dict[str, deque[tuple[float, int]]] = {}
 
     @contextmanager
-    def reserve(self, visitor: str, count: int) -> Iterator[None]:
-        """Reserve `count` answers until the block ends. Raises BusyError if that exceeds a limit."""
+    def reserve(self, visitor: str, count: int, address: str = "") -> Iterator[None]:
+        """Reserve `count` answers until the block ends. Raises BusyError if that exceeds a limit.
+
+        With `address`, that of a visitor without a login, its limits count too: cookies can be made up.
+        """
+        names = [visitor, *([f"at {address}"] if address else [])]
         with self._lock:
-            self._reserve(visitor, count)
+            now = self._clock()
+            self._check(names[0], count, now, self.limits.rows_at_once, self.limits.rows_per_hour, "person")
+            if address:
+                self._check(names[1], count, now, *self._address_limits(), "address")
+            for name in names:
+                self._recent_rows.setdefault(name, deque()).append((now, count))
+                self._running[name] = self._running.get(name, 0) + count
+            if len(self._recent_rows) > _MAX_TRACKED_VISITORS:
+                self._evict_idle(now)
         try:
             yield
         finally:
             with self._lock:
-                self._running[visitor] -= count
-                if not self._running[visitor]:
-                    del self._running[visitor]
+                for name in names:
+                    self._running[name] -= count
+                    if not self._running[name]:
+                        del self._running[name]
 
-    def _reserve(self, visitor: str, count: int) -> None:
-        now, limits = self._clock(), self.limits
-        running = self._running.get(visitor, 0)
-        if 0 < limits.rows_at_once < running + count:
+    def _address_limits(self) -> tuple[int, int]:
+        """Return the limits of an address: rows at once, and as many more an hour than a visitor as at once."""
+        limits = self.limits
+        if limits.rows_at_once <= 0:
+            return limits.rows_per_address, 0
+        return limits.rows_per_address, limits.rows_per_hour * limits.rows_per_address // limits.rows_at_once
+
+    def _check(self, name: str, count: int, now: float, at_once: int, per_hour: int, whose: str) -> None:
+        running = self._running.get(name, 0)
+        who, remedy = ("You have", "or stop them") if whose == "person" else ("All at your address have", "or log in")
+        if 0 < at_once < running + count:
             raise BusyError(
-                f"You have {running} answers running and {limits.rows_at_once} at once is the limit for one person: "
-                "wait for these, or stop them.",
+                f"{who} {running} answers running and {at_once} at once is the limit for one {whose}: wait for these, "
+                f"{remedy}.",
                 seconds=10.0,
             )
-        recent = self._recent_rows.setdefault(visitor, deque())
+        recent = self._recent_rows.get(name, deque())
         while recent and recent[0][0] <= now - HOUR:
             recent.popleft()
-        if 0 < limits.rows_per_hour < sum(rows for _, rows in recent) + count:
+        if 0 < per_hour < sum(rows for _, rows in recent) + count:
             seconds = recent[0][0] + HOUR - now if recent else HOUR
             raise BusyError(
-                f"You have had {limits.rows_per_hour} answers within an hour, the limit for one person: try again in "
-                f"about {math.ceil(seconds / 60)} min.",
+                f"{who} had {per_hour} answers within an hour, the limit for one {whose}: try again in about "
+                f"{math.ceil(seconds / 60)} min.",
                 seconds=seconds,
             )
-        recent.append((now, count))
-        self._running[visitor] = running + count
-        if len(self._recent_rows) > _MAX_TRACKED_VISITORS:
-            self._evict_idle(now)
 
     def _evict_idle(self, now: float) -> None:
         idle = [name for name, recent in self._recent_rows.items() if not recent or recent[-1][0] <= now - HOUR]

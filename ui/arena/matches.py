@@ -350,8 +350,8 @@ class MatchRunner:
         comparison = Comparison(match.problem, match.methods, pool=match.pool, owner=session)
         yield MatchUpdate("Two methods were drawn.", match)
         with (
-            self.context.visitors.quota.reserve(visitor.id, len(match.methods)),
-            self.context.run_queue.enqueue() as ticket,
+            self.context.visitors.quota.reserve(visitor.id, len(match.methods), visitor.address),
+            self.context.run_queue.enqueue(visitor.id, visitor.address) as ticket,
         ):
             while ahead := ticket.wait(_WAIT_SECONDS):
                 if cancel.is_set():

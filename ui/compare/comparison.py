@@ -32,7 +32,8 @@ ColumnState = Literal["waiting", "streaming", "done", "failed", "stopped"]
 class Comparison:
     """A problem, the names of the methods, the sampling parameters, and the data set of the examples.
 
-    `tests_text` is the text of the tests field. `owner` is the visitor id: the engine is shared fairly between owners.
+    `tests_text` is the text of the tests field. `owner` is the visitor id and `address` the visitor's address: the
+    engine is shared fairly between both.
     """
 
     problem: Problem
@@ -41,6 +42,7 @@ class Comparison:
     pool: str = "starter"
     tests_text: str = ""
     owner: str = ""
+    address: str = ""
 
 
 @dataclass(frozen=True)

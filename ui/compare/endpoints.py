@@ -49,8 +49,8 @@ def compare_endpoint(context: Context) -> Any:
             comparison = _make_comparison(context, request, QuestionFields(intent, reference, tests), methods)
             session = request.session_hash or ""
             with (
-                context.visitors.quota.reserve(comparison.owner, len(comparison.methods)),
                 context.cancel_registry.register(session) as cancel,
+                context.visitors.quota.reserve(comparison.owner, len(comparison.methods), comparison.address),
             ):
                 records = collect_records(context, comparison, cancel)
             if not records:
@@ -77,8 +77,8 @@ def stream_endpoint(context: Context) -> Any:
             comparison = _make_comparison(context, request, QuestionFields(intent, reference, tests), methods)
             session = request.session_hash or ""
             with (
-                context.visitors.quota.reserve(comparison.owner, len(comparison.methods)),
                 context.cancel_registry.register(session) as cancel,
+                context.visitors.quota.reserve(comparison.owner, len(comparison.methods), comparison.address),
             ):
                 for update in run_comparison(context, comparison, cancel):
                     yield _update_json(update)
@@ -86,7 +86,7 @@ def stream_endpoint(context: Context) -> Any:
     return stream
 
 
-def _make_comparison(context: Context, request: gr.Request, fields: QuestionFields, methods: list[str]) -> Comparison:
+def _make_comparison(context: Context, request: gr.Request, fields: QuestionFields, methods: Any) -> Comparison:
     texts = (
         fields.intent,
         fields.reference or "",
@@ -96,7 +96,8 @@ def _make_comparison(context: Context, request: gr.Request, fields: QuestionFiel
     if not all(isinstance(text, str) for text in texts):
         raise PromptOrTuneError(WRONG_TYPES)
     comparison = make_comparison(build_problem(fields), methods, tests_text=fields.tests or "")
-    return replace(comparison, owner=context.visitors.identify(request).id)
+    visitor = context.visitors.identify(request)
+    return replace(comparison, owner=visitor.id, address=visitor.address)
 
 
 def _update_json(update: ComparisonUpdate) -> dict[str, Any]:

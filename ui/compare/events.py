@@ -126,15 +126,18 @@ def _run_handler(page: ComparePage, context: Context) -> Any:
         fields = QuestionFields(intent, reference, tests, selected_problem)
         with ExitStack() as stack:
             try:
-                owner = context.visitors.identify(request).id
-                comparison = replace(_make_comparison(fields, chips, values), owner=owner)
-                stack.enter_context(context.visitors.quota.reserve(owner, len(comparison.methods)))
+                visitor = context.visitors.identify(request)
+                comparison = _make_comparison(fields, chips, values)
+                comparison = replace(comparison, owner=visitor.id, address=visitor.address)
+                # Before the quota: a run whose events nobody reads takes nothing from it.
+                cancel = stack.enter_context(context.cancel_registry.register(request.session_hash or ""))
+                quota = context.visitors.quota
+                stack.enter_context(quota.reserve(visitor.id, len(comparison.methods), visitor.address))
             except PromptOrTuneError as error:
                 yield {page.note: components.error_html(error)}
                 return
             yield _run_started_updates(page, fields)
             try:
-                cancel = stack.enter_context(context.cancel_registry.register(request.session_hash or ""))
                 for update in run_comparison(context, comparison, cancel):
                     changes, history = _apply_update(page, update, history)
                     yield changes

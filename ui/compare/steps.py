@@ -52,7 +52,7 @@ def run_comparison(context: Context, comparison: Comparison, cancel: Event) -> I
             return
     created = utc_timestamp()
     columns: tuple[Column, ...] = ()
-    with context.run_queue.enqueue() as ticket:
+    with context.run_queue.enqueue(comparison.owner, comparison.address) as ticket:
         while ahead := ticket.wait(_WAIT_SECONDS):
             yield ComparisonUpdate(f"Waiting: {ahead} run{'' if ahead == 1 else 's'} before yours.")
             if cancel.is_set():

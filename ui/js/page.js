@@ -106,7 +106,8 @@ else document.addEventListener("DOMContentLoaded", addSkipLink);
 const STORAGE_PREFIX = "prompt-or-tune.";
 const STORED_KEYS = ["fields", "chosen", "runs", "shown", "seen"];
 const MAX_RUNS = 20;
-const MAX_CHARACTERS = 2000000;
+// The server reads requests of at most 1 MB (MAX_JSON_BYTES of ui/access/bodies.py).
+const MAX_BYTES = 900000;
 let saving = false;
 
 // An earlier version of the product, named Peft Arena, stored the same values under other keys.
@@ -143,7 +144,15 @@ window.promptOrTune.writeStorage = (name, value) => {
   }
 };
 
-window.promptOrTune.readStoredState = () => Object.fromEntries(STORED_KEYS.map((name) => [name, readStorage(name)]));
+const sizeOf = (value) => new TextEncoder().encode(JSON.stringify(value)).length;
+
+// Without the oldest runs, and at last without the fields, if it would be too large for the server.
+window.promptOrTune.readStoredState = () => {
+  const state = Object.fromEntries(STORED_KEYS.map((name) => [name, readStorage(name)]));
+  while (Array.isArray(state.runs) && state.runs.length && sizeOf(state) > MAX_BYTES) state.runs.pop();
+  for (const name of STORED_KEYS) if (sizeOf(state) > MAX_BYTES) state[name] = null;
+  return state;
+};
 
 // Changes of fields before they are filled from the storage are those of a new page: they are not saved.
 window.promptOrTune.startSavingFields = (names, values) => {
@@ -161,7 +170,7 @@ window.promptOrTune.saveRun = (records) => {
   const earlier = readStorage("runs");
   const runs = [records, ...(Array.isArray(earlier) ? earlier : [])].slice(0, MAX_RUNS);
   // Removes the oldest runs until the others fit.
-  while (runs.length && (JSON.stringify(runs).length > MAX_CHARACTERS || !window.promptOrTune.writeStorage("runs", runs))) {
+  while (runs.length && (sizeOf(runs) > MAX_BYTES || !window.promptOrTune.writeStorage("runs", runs))) {
     runs.pop();
   }
   window.promptOrTune.writeStorage("shown", records[0].created);

@@ -48,11 +48,11 @@ def test_option_names_of_earlier_versions_still_work() -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
 def test_only_loopback_addresses_are_allowed_without_keys(host: str) -> None:
     assert not len(parse_options(["--host", host]).api.keys)
-    assert parse_options(["--host", host]).api.settings.loopback_only
+    assert not parse_options(["--host", host]).api.settings.web.is_answered("evil.example")
     with pytest.raises(PromptOrTuneError, match=messages.KEYS_REQUIRED):
         parse_options(["--host", "192.168.0.9"])
     opened = parse_options(["--host", "192.168.0.9", "--open"])
-    assert (opened.host, opened.api.settings.loopback_only) == ("192.168.0.9", False)
+    assert opened.host == "192.168.0.9"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Visitor identity, access options, quotas and upload limits."""
+"""Visitor identity, access options, quotas and upload sizes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse
-from starlette.routing import Route
-from starlette.testclient import TestClient
 
 from errors import BusyError, PromptOrTuneError
 from space.settings import SpaceSettings
 from tests import messages
-from ui.access.middleware import UploadLimitMiddleware, VisitorCookieMiddleware
 from ui.access.options import AUTH_VARIABLE, AccessOptions, add_access_options, parse_access_options
 from ui.access.policy import AccessPolicy
 from ui.access.quota import VisitorLimits, VisitorQuota, check_upload_size
@@ -63,6 +57,11 @@ def test_hub_login_is_valid_until_it_expires() -> None:
     assert visitors.identify(request(TOKEN, session={"oauth_info": ended})).name == ""
 
 
+def test_cookie_of_an_earlier_version_identifies_its_browser() -> None:
+    old = request(headers=[(b"cookie", f"{OLD_COOKIE_NAME}={TOKEN}".encode())])
+    assert VisitorRegistry().identify(old) == VisitorRegistry().identify(request(TOKEN))
+
+
 def test_invalid_cookie_is_ignored() -> None:
     visitors = VisitorRegistry()
     for forged in ("short", "x" * 65, "../../etc/passwd" * 3, "a b" * 12):
@@ -88,58 +87,6 @@ def test_policy_decides_who_may_train() -> None:
     assert owner.policy.may(owner.identify(ada), "train")
     assert "Only ada may train" in str(owner.policy.denied_reason(owner.identify(anybody), "train"))
     assert "switched off" in str(nobody.policy.denied_reason(nobody.identify(ada), "train"))
-
-
-def web(max_bytes: int = 1000) -> TestClient:
-    async def page(_: Request) -> HTMLResponse:
-        return HTMLResponse("<p>page</p>")
-
-    async def data(_: Request) -> PlainTextResponse:
-        return PlainTextResponse("data")
-
-    async def upload(given: Request) -> PlainTextResponse:
-        return PlainTextResponse(str(len(await given.body())))
-
-    routes = [Route("/", page), Route("/data", data), Route("/gradio_api/upload", upload, methods=["POST"])]
-    layers = [Middleware(VisitorCookieMiddleware), Middleware(UploadLimitMiddleware, max_bytes=max_bytes)]
-    return TestClient(Starlette(routes=routes, middleware=layers), base_url="http://testserver")
-
-
-def test_cookie_is_set_once_with_html_responses() -> None:
-    client = web()
-    assert COOKIE_NAME not in client.get("/data").cookies
-    token = client.get("/").cookies[COOKIE_NAME]
-    assert len(token) >= 22
-    assert "set-cookie" not in client.get("/").headers
-    assert "httponly" in web().get("/").headers["set-cookie"].casefold()
-
-
-def test_cookie_of_an_earlier_version_is_taken_over() -> None:
-    client = web()
-    client.cookies.set(OLD_COOKIE_NAME, TOKEN)
-    assert client.get("/").cookies[COOKIE_NAME] == TOKEN
-    assert "set-cookie" not in client.get("/").headers
-    old = request(headers=[(b"cookie", f"{OLD_COOKIE_NAME}={TOKEN}".encode())])
-    assert VisitorRegistry().identify(old) == VisitorRegistry().identify(request(TOKEN))
-
-
-def test_invalid_cookie_of_an_earlier_version_is_replaced() -> None:
-    client = web()
-    client.cookies.set(OLD_COOKIE_NAME, "short")
-    assert len(client.get("/").cookies[COOKIE_NAME]) >= 22
-
-
-def test_cookie_attributes_allow_the_frame_of_a_space() -> None:
-    header = web().get("/", headers={"x-forwarded-proto": "https"}).headers["set-cookie"]
-    assert "SameSite=None; Secure" in header
-
-
-def test_upload_over_the_limit_is_refused() -> None:
-    client = web(max_bytes=1_000_000)
-    assert client.post("/gradio_api/upload", content=b"x" * 1_000_000).text == "1000000"
-    refused = client.post("/gradio_api/upload", content=b"x" * 1_500_000)
-    assert refused.status_code == 413
-    assert refused.text.startswith("An upload may have 1 MB here and this one has 1.5 MB: make the file smaller")
 
 
 def test_quota_limits_concurrent_answers() -> None:
@@ -230,6 +177,11 @@ def test_space_allows_training_for_its_owner_except_on_zerogpu() -> None:
 def test_logins_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(AUTH_VARIABLE, "ada:correct horse,bob:battery staple")
     assert [name for name, _ in access().accounts] == ["ada", "bob"]
+
+
+def test_where_nobody_trains_no_upload_is_as_large_as_an_adapter() -> None:
+    assert access("--train", "nobody", "--max-upload", "10").upload_limits().archive_bytes == 10 << 20
+    assert access("--max-upload", "10").upload_limits().archive_bytes == 200 << 20
 
 
 def test_limits_are_parsed_in_their_units() -> None:

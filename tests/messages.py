@@ -83,6 +83,7 @@ UNKNOWN_DATA_SET_SUGGESTS_CONALA = "Unknown data set 'conola': did you mean 'con
 TESTS_TAKE_TOO_LONG = "take too long to read: paste fewer lines, loops or cases"
 TESTS_TOO_LONG = r"The tests have 20,001 characters: paste at most 20,000\.$"
 TEST_HAS_TOO_MANY_CASES = r"^Line \d+: 'test_a' has \d+ cases: paste at most 200 tests\.$"
+ONE_SHORT_SENTENCE = r"^[^\n]{10,300}\.$"
 UNKNOWN_SPLIT_SUGGESTS_VALIDATION = "Unknown split 'valid': did you mean 'validation'"
 UNKNOWN_STYLE_SUGGESTS_PLAIN_SHORT = "did you mean 'plain-short'"
 VALIDATION_SPLIT_EMPTY = r"has no row of the validation split \(task_id 511 to 600\)"

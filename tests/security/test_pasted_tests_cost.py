@@ -13,6 +13,7 @@ from errors import DataError
 from tasks.pasted_tests import MAX_CHARACTERS, parse_pasted_tests, text
 from tasks.problem import Test
 from tests import messages
+from tests.security.measure import cpu_ratio
 
 
 def numbered(line: str, count: int, end: str = "") -> str:
@@ -132,7 +133,7 @@ LONG_LINES = {
 
 
 @pytest.mark.parametrize("kind", LONG_LINES)
-def test_long_lines_are_matched_without_trying_again(kind: str, cpu_ratio: Callable[..., float]) -> None:
+def test_long_lines_are_matched_without_trying_again(kind: str) -> None:
     assert cpu_ratio(parse_pasted_tests, LONG_LINES[kind](2_000), LONG_LINES[kind](8_000)) < 10
 
 

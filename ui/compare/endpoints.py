@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 import gradio as gr
 
 from errors import PromptOrTuneError
-from ui.compare.comparison import Column, Comparison, QuestionFields, build_problem, make_comparison
+from ui.compare.comparison import Column, Comparison, QuestionFields, build_problem, check_request, make_comparison
 from ui.compare.steps import ComparisonUpdate, collect_records, run_comparison
 from ui.context import Context
 
@@ -40,16 +41,10 @@ def compare_endpoint(context: Context) -> Any:
         any form of docs/pasted-tests.md, else it is an error before anything is answered; each record has their
         results in `tests`, or the reason why none ran in `tests_note`.
         """
-        with _errors_as_gradio_errors():
-            comparison = _make_comparison(context, request, QuestionFields(intent, reference, tests), methods)
-            session = request.session_hash or ""
-            with (
-                context.visitors.quota.reserve(comparison.owner, len(comparison.methods)),
-                context.cancel_registry.register(session) as cancel,
-            ):
-                records = collect_records(context, comparison, cancel)
-            if not records:
-                raise PromptOrTuneError(STOPPED)
+        with _admitted(context, request, QuestionFields(intent, reference, tests), methods) as (comparison, cancel):
+            records = collect_records(context, comparison, cancel)
+        if not records:
+            raise PromptOrTuneError(STOPPED)
         return [dict(record) for record in records]
 
     return compare
@@ -67,22 +62,26 @@ def stream_endpoint(context: Context) -> Any:
         `method`, `state` (waiting, streaming, done, failed, stopped), `text` and `tokens` so far, and `error`.
         `records` is empty until the last change, which has what /compare returns.
         """
-        with _errors_as_gradio_errors():
-            comparison = _make_comparison(context, request, QuestionFields(intent, reference, tests), methods)
-            session = request.session_hash or ""
-            with (
-                context.visitors.quota.reserve(comparison.owner, len(comparison.methods)),
-                context.cancel_registry.register(session) as cancel,
-            ):
-                for update in run_comparison(context, comparison, cancel):
-                    yield _update_json(update)
+        with _admitted(context, request, QuestionFields(intent, reference, tests), methods) as (comparison, cancel):
+            for update in run_comparison(context, comparison, cancel):
+                yield _update_json(update)
 
     return stream
 
 
-def _make_comparison(context: Context, request: gr.Request, fields: QuestionFields, methods: list[str]) -> Comparison:
-    comparison = make_comparison(build_problem(fields), methods, tests_text=fields.tests or "")
-    return replace(comparison, owner=context.visitors.identify(request).id)
+@contextmanager
+def _admitted(
+    context: Context, request: gr.Request, fields: QuestionFields, methods: list[str]
+) -> Iterator[tuple[Comparison, Event]]:
+    """Yield the comparison and the event that cancels it; the visitor's quota counts it before its tests are read."""
+    check_request(fields.intent, fields.reference, methods)
+    owner = context.visitors.identify(request).id
+    with (
+        context.visitors.quota.reserve(owner, len(methods)),
+        context.cancel_registry.register(request.session_hash or "") as cancel,
+    ):
+        comparison = make_comparison(build_problem(fields), methods, tests_text=fields.tests or "")
+        yield replace(comparison, owner=owner), cancel
 
 
 def _update_json(update: ComparisonUpdate) -> dict[str, Any]:
@@ -101,12 +100,3 @@ def _column_json(column: Column) -> dict[str, Any]:
         "tokens": column.tokens,
         "error": column.error,
     }
-
-
-@contextmanager
-def _errors_as_gradio_errors() -> Iterator[None]:
-    """Send errors that the caller can correct to it with their message."""
-    try:
-        yield
-    except PromptOrTuneError as error:
-        raise gr.Error(str(error), print_exception=False) from error

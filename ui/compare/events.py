@@ -16,7 +16,14 @@ from errors import PromptOrTuneError
 from tasks.problem import Problem
 from ui import components
 from ui.compare.browser_state import DECODING_FIELDS, STORED_FIELDS, TEXT_FIELDS, parse_browser_state
-from ui.compare.comparison import CUSTOM_PROBLEM_ID, Comparison, QuestionFields, build_problem, make_comparison
+from ui.compare.comparison import (
+    CUSTOM_PROBLEM_ID,
+    Comparison,
+    QuestionFields,
+    build_problem,
+    check_request,
+    make_comparison,
+)
 from ui.compare.decoding_form import DecodingForm, decoding_values, read_sampling_params
 from ui.compare.endpoints import MAX_WAITING
 from ui.compare.steps import ComparisonUpdate, run_comparison
@@ -120,12 +127,13 @@ def _run_handler(page: ComparePage, context: Context) -> Any:
         history: History,
         *values: Any,
     ) -> Iterator[dict[Any, Any]]:
-        fields = QuestionFields(intent, reference, tests, selected_problem)
+        fields = QuestionFields(intent or "", reference, tests, selected_problem)
         with ExitStack() as stack:
             try:
-                owner = context.visitors.identify(request).id
-                comparison = replace(_make_comparison(fields, chips, values), owner=owner)
-                stack.enter_context(context.visitors.quota.reserve(owner, len(comparison.methods)))
+                owner, methods = context.visitors.identify(request).id, components.chip_names(chips)
+                check_request(fields.intent, fields.reference, methods)
+                stack.enter_context(context.visitors.quota.reserve(owner, len(methods)))
+                comparison = replace(_make_comparison(fields, methods, values), owner=owner)
             except PromptOrTuneError as error:
                 yield {page.note: components.error_html(error)}
                 return
@@ -148,11 +156,11 @@ def _reset_buttons() -> list[Any]:
     return [gr.Button(visible=True), gr.Button(visible=False)]
 
 
-def _make_comparison(fields: QuestionFields, chips: Any, values: Sequence[Any]) -> Comparison:
+def _make_comparison(fields: QuestionFields, methods: Sequence[str], values: Sequence[Any]) -> Comparison:
     pool, *decoding = values
     return make_comparison(
         build_problem(fields),
-        components.chip_names(chips),
+        methods,
         read_sampling_params(*decoding),
         pool,
         tests_text=fields.tests or "",

@@ -84,6 +84,11 @@ TESTS_TAKE_TOO_LONG = "take too long to read: paste fewer lines, loops or cases"
 TESTS_TOO_LONG = r"The tests have 20,001 characters: paste at most 20,000\.$"
 TEST_HAS_TOO_MANY_CASES = r"^Line \d+: 'test_a' has \d+ cases: paste at most 200 tests\.$"
 ONE_SHORT_SENTENCE = r"^[^\n]{10,300}\.$"
+ROWS_TAKE_TOO_MUCH_MEMORY = (
+    "These rows take more memory than reading them may: split the file, or leave rows and columns out."
+)
+TOO_WIDE = r"^[^\n]*(columns and 500 are|characters and 200 are the limit|name 500 columns at most)[^\n]*\.$"
+UNPACKS_TO_TOO_MUCH = "unpacks to more than .*, which is the limit: split it"
 UNKNOWN_SPLIT_SUGGESTS_VALIDATION = "Unknown split 'valid': did you mean 'validation'"
 UNKNOWN_STYLE_SUGGESTS_PLAIN_SHORT = "did you mean 'plain-short'"
 VALIDATION_SPLIT_EMPTY = r"has no row of the validation split \(task_id 511 to 600\)"

@@ -18,12 +18,15 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from common.format import quote_untrusted
 from errors import PromptOrTuneError, unknown_name_error
+from tasks.limits import MAX_NAME_CHARS, check_text
 
 DEFAULT_SEED = 42
 DEFAULT_K = 8
 MAX_EXAMPLES = 32
 MAX_SCALE = 4.0
+MAX_DIGITS = 18
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def parse_method(name: str, adapters: Iterable[str]) -> Method:
 
     Raises UnknownNameError with the nearest known name, PromptOrTuneError for a number of examples out of range.
     """
+    check_text(name, "The name of a method", MAX_NAME_CHARS)
     adapter_names = set(adapters)
     parts = [part.strip() for part in name.strip().split("+")]
     adapter: str | None = None
@@ -104,10 +108,14 @@ def _parse_selection(part: str) -> ExampleSelection | None:
     match = re.fullmatch(r"(icl|rag)(?:-(\d+))?(?:@(\d+))?", part)
     if match is None or (match[1] == "rag" and match[3]):
         return None
-    k = int(match[2] or DEFAULT_K)
-    if not 1 <= k <= MAX_EXAMPLES:
-        raise PromptOrTuneError(f"'{part}' asks for {k} examples: choose 1 to {MAX_EXAMPLES}.")
-    return FixedExamples(k, int(match[3] or DEFAULT_SEED)) if match[1] == "icl" else NearestExamples(k)
+    k, seed = match[2] or str(DEFAULT_K), match[3] or str(DEFAULT_SEED)
+    if len(k) > MAX_DIGITS or not 1 <= int(k) <= MAX_EXAMPLES:
+        raise PromptOrTuneError(
+            f"'{quote_untrusted(part)}' asks for too many or no examples: choose 1 to {MAX_EXAMPLES}."
+        )
+    if len(seed) > MAX_DIGITS:
+        raise PromptOrTuneError(f"'{quote_untrusted(part)}' has too long a seed: give at most {MAX_DIGITS} digits.")
+    return FixedExamples(int(k), int(seed)) if match[1] == "icl" else NearestExamples(int(k))
 
 
 def _parse_scale(factor: str, part: str) -> float:

@@ -63,7 +63,7 @@ class FakeEngine(LLMEngine):
     words: Mapping[str, int] = field(default_factory=dict)
     names: Sequence[str] = ("lora-starter", "lora-conala")
     delay: float = 0.0
-    longest_intent: int = 20_000
+    longest_intent: int = 10_000
     runs: int = 0
     cancelled: int = 0
     received: list[list[Request]] = field(default_factory=list)

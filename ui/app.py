@@ -28,9 +28,9 @@ from ui.access.policy import Visitor
 from ui.access.quota import VisitorLimits
 from ui.adapters import page as adapters
 from ui.arena import page as arena
-from ui.blocks import EventErrorMiddleware, PageBlocks
 from ui.compare import page
 from ui.context import CancelRegistry, Context
+from ui.event_values import CheckedBlocks, EventErrorMiddleware
 from ui.html import render
 from ui.labels import base_label
 from ui.method_form import METHODS_WITHOUT_ADAPTER, MethodForm, default_methods, list_adapter_choices
@@ -108,7 +108,7 @@ def build_pages(
     """Build the app for `launch`. `run_library` holds the runs of the Results page (default: `make_run_library()`)."""
     context = context or Context(engine_loader, data_dir)
     run_library = run_library or make_run_library()
-    with PageBlocks(title=PRODUCT, fill_width=True, analytics_enabled=False, delete_cache=CACHE_SECONDS) as pages:
+    with CheckedBlocks(title=PRODUCT, fill_width=True, analytics_enabled=False, delete_cache=CACHE_SECONDS) as pages:
         header, account, timer = build_header(context)
         with gr.Tabs(selected=PAGES[0][0], overflow_behavior="wrap", elem_id="pages"):
             tabs = {name: gr.Tab(title, id=name, elem_id=f"tab-{name}") for name, title in PAGES}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # Options of events that answer at once: not queued, without a progress bar, not part of the API.
 EVENT_OPTIONS: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+_comparing = Lock()
+_COMPARING_SECONDS = 2.0
 _SCRIPTS_DIR = Path(__file__).with_name("js")
 
 
@@ -43,9 +46,22 @@ def error_html(*errors: object) -> str:
 
 
 @action("view pages")
-def difference(pair: Mapping[str, Any]) -> str:
-    """Compare two codes, {"mine", "theirs"}, as HTML; js/comparison.js calls it when a difference is opened."""
-    return diff_html(str(pair.get("mine") or ""), str(pair.get("theirs") or ""))
+def difference(pair: Any) -> str:
+    """Compare two codes, {"mine", "theirs"}, as HTML; js/comparison.js calls it when a difference is opened.
+
+    Any program can call it with any value: anything but texts counts as empty, and one difference is computed at a
+    time, so that many calls do not take more than one core.
+    """
+    mine, theirs = (
+        text if isinstance(text, str) else ""
+        for text in (pair.get(side) if isinstance(pair, Mapping) else "" for side in ("mine", "theirs"))
+    )
+    if not _comparing.acquire(timeout=_COMPARING_SECONDS):
+        return paragraph_html("Many differences are being compared: open this one again in a moment.")
+    try:
+        return diff_html(mine, theirs)
+    finally:
+        _comparing.release()
 
 
 def comparison_view(value: ComparisonView, *, elem_id: str = "comparison") -> gr.HTML:

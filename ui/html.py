@@ -31,7 +31,11 @@ def render(template: str, **values: Any) -> Markup:
 
 # Highlighting is linear but slow: longer texts stay plain, and no difference of them is computed.
 MAX_HIGHLIGHTED = 40_000
-MAX_DIFFED_LINES = 2_000
+MAX_DIFFED_LINES = 1_000
+# Looking for similar lines compares each with each, character by character.
+MAX_SIMILAR_LINES, MAX_SIMILAR_CHARS = 40, 4_000
+MAX_DIFFED_CHARS = 100_000
+TOO_LONG_TO_COMPARE = Markup('<p class="muted">Too long to compare line by line.</p>')
 MAX_TEXT_LENGTH = 200_000
 MAX_INDENT = 16
 _LEXER = PythonLexer(stripnl=False, ensurenl=False)
@@ -79,19 +83,25 @@ def streaming_html(text: str) -> Markup:
 
 
 def diff_html(mine: str, theirs: str) -> Markup:
-    """Compare line by line: lines only in `theirs` are removed, lines only in `mine` are added."""
+    """Compare line by line: lines only in `theirs` are removed, lines only in `mine` are added.
+
+    The length is checked before the texts are taken apart.
+    """
+    if len(mine) + len(theirs) > MAX_DIFFED_CHARS:
+        return TOO_LONG_TO_COMPARE
     old, new = theirs.splitlines(), mine.splitlines()
     if old == new:
         return Markup('<p class="muted">No difference.</p>')
-    if max(len(old), len(new)) > MAX_DIFFED_LINES or len(mine) + len(theirs) > MAX_TEXT_LENGTH:
-        return Markup('<p class="muted">Too long to compare line by line.</p>')
-    lines = difflib.ndiff(old, new) if max(len(old), len(new)) <= 200 else _unified_lines(old, new)
+    lines_count, chars_count = max(len(old), len(new)), len(mine) + len(theirs)
+    if lines_count > MAX_DIFFED_LINES:
+        return TOO_LONG_TO_COMPARE
+    is_short = lines_count <= MAX_SIMILAR_LINES and chars_count <= MAX_SIMILAR_CHARS
+    lines = difflib.ndiff(old, new) if is_short else _unified_lines(old, new)
     return render("diff.html.jinja", lines=_marked_lines(lines))
 
 
 def _unified_lines(old: list[str], new: list[str]) -> list[str]:
-    # ndiff also looks for similar lines, which is cubic; long texts get the plain unified form.
-    unified = difflib.unified_diff(old, new, lineterm="", n=3)
+    unified = difflib.unified_diff(old, new, lineterm="", n=len(old) if len(old) <= 200 else 3)
     return [f"{line[0]} {line[1:]}" for line in list(unified)[2:] if line[0] in "+- "]
 
 

@@ -44,7 +44,7 @@ def syntax_tree_match(reference: str, candidate: str) -> bool:
         return False
     try:
         return ast.dump(left) == ast.dump(right)
-    except RecursionError:  # a chain of operators too long for ast.dump
+    except (RecursionError, ValueError):  # a chain of operators too long for ast.dump, a number too long for repr
         return False
 
 

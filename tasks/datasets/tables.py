@@ -30,6 +30,9 @@ from tasks.json_values import json_type, parse_json
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 MAX_BYTES = 200_000_000
 MAX_ROWS = 1_000_000
+# More columns, and longer names, than any table of examples has.
+MAX_COLUMNS = 500
+MAX_COLUMN_NAME_CHARS = 200
 # Characters of one cell: more than any model reads.
 MAX_CELL_CHARS = 100_000
 # Rows whose columns are collected where a format has no header.
@@ -115,6 +118,18 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
+def check_columns(path: Path, names: Sequence[str], where: str = "") -> None:
+    """Raise DataError for too many columns or too long names. `where` is ', line 1' for a file with lines."""
+    if len(names) > MAX_COLUMNS:
+        raise DataError(f"{path}{where}: has {len(names):,} columns and {MAX_COLUMNS} are the limit: leave others out.")
+    longest = max(map(len, names), default=0)
+    if longest > MAX_COLUMN_NAME_CHARS:
+        raise DataError(
+            f"{path}{where}: a column's name has {longest:,} characters and {MAX_COLUMN_NAME_CHARS} are the limit: "
+            "rename it."
+        )
+
+
 def limit_rows(path: Path, rows: Iterator[TableRow | RowError]) -> Iterator[TableRow | RowError]:
     """Yield the rows; raises DataError after MAX_ROWS of them."""
     for number, record in enumerate(rows, start=1):
@@ -136,6 +151,11 @@ def open_csv(path: Path) -> Table:
     start = next((index for index, line in enumerate(lines) if line.strip()), None)
     if start is None:
         raise DataError(f"{path} is empty: it has neither columns nor rows.")
+    if len(lines[start]) > MAX_COLUMNS * MAX_COLUMN_NAME_CHARS:
+        raise DataError(
+            f"{path}, line {start + 1}: this header has {len(lines[start]):,} characters: name {MAX_COLUMNS} columns "
+            "at most."
+        )
     delimiter = max(_DELIMITERS, key=lambda candidate: len(_split_header(lines[start], candidate)))
     names = tuple(_replace_surrogates(name.strip()) for name in _split_header(lines[start], delimiter))
     repeated = [name for name, times in Counter(names).items() if name and times > 1]
@@ -143,6 +163,7 @@ def open_csv(path: Path) -> Table:
         raise DataError(f"{path}, line {start + 1}: this line has no column names: begin the file with a header.")
     if repeated:
         raise DataError(f"{path}, line {start + 1}: two columns are named '{repeated[0]}': rename one of them.")
+    check_columns(path, names, f", line {start + 1}")
     body = _CsvRows(lines, names, delimiter)
     return Table(tuple(filter(None, names)), lambda _: limit_rows(path, body.records(start + 1)))
 
@@ -258,6 +279,7 @@ def open_json(path: Path) -> Table:
     for record in head:
         if isinstance(record, TableRow):
             columns.update(dict.fromkeys(record.values))
+    check_columns(path, tuple(columns))
     if not columns:
         reason = next((f": {record.message}" for record in head if isinstance(record, RowError)), ".")
         raise DataError(f"{path} has no row with named columns{reason}")
@@ -377,6 +399,7 @@ def open_parquet(path: Path) -> Table:
         names = tuple(dict.fromkeys(file.schema_arrow.names))
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise _unreadable_error(path, error) from error
+    check_columns(path, names)
     return Table(names, lambda requested: limit_rows(path, _read_parquet(path, names, requested)), "row")
 
 
@@ -386,18 +409,37 @@ def _read_parquet(path: Path, names: Sequence[str], requested: Sequence[str]) ->
     columns = [name for name in requested if name in names]
     unpacked, row = 0, 0
     try:
+        _check_unpacked(path, _declared_bytes(path, columns))
         for batch in _open_dictionary_encoded(path, columns).iter_batches(batch_size=_BATCH_ROWS, columns=columns):
             unpacked += sum(_unpacked_bytes(column) for column in batch.columns)
-            if unpacked > MAX_UNPACKED_BYTES:
-                raise DataError(
-                    f"{path} unpacks to more than {format_bytes(MAX_UNPACKED_BYTES)}, which is the limit: "
-                    "split it, or make it smaller."
-                )
+            _check_unpacked(path, unpacked)
             for values in batch.to_pylist():
                 row += 1
                 yield TableRow(row, values)
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
         raise _unreadable_error(path, error) from error
+
+
+def _check_unpacked(path: Path, size: int) -> None:
+    if size > MAX_UNPACKED_BYTES:
+        raise DataError(
+            f"{path} unpacks to more than {format_bytes(MAX_UNPACKED_BYTES)}, which is the limit: "
+            "split it, or make it smaller."
+        )
+
+
+def _declared_bytes(path: Path, columns: Sequence[str]) -> int:
+    """Return the unpacked size of these columns as the file's metadata has it, before anything is unpacked."""
+    import pyarrow.parquet as pq
+
+    metadata = pq.ParquetFile(path).metadata
+    chunks = (
+        metadata.row_group(group).column(index)
+        for group in range(metadata.num_row_groups)
+        for index in range(metadata.num_columns)
+    )
+    parts = tuple(f"{name}." for name in columns)
+    return sum(int(chunk.total_uncompressed_size) for chunk in chunks if f"{chunk.path_in_schema}.".startswith(parts))
 
 
 def _open_dictionary_encoded(path: Path, columns: Sequence[str]) -> Any:
@@ -425,9 +467,15 @@ def _unpacked_bytes(array: Any) -> int:
         return sum(map(_unpacked_bytes, array.flatten()))
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _unpacked_bytes(array.flatten())
-    if pa.types.is_dictionary(kind) and (pa.types.is_string(kind.value_type) or pa.types.is_binary(kind.value_type)):
+    if pa.types.is_dictionary(kind) and any(is_text(kind.value_type) for is_text in _text_types()):
         return int(pc.sum(pc.take(pc.binary_length(array.dictionary), array.indices)).as_py() or 0)
     return int(array.nbytes)
+
+
+def _text_types() -> tuple[Callable[[Any], bool], ...]:
+    import pyarrow as pa
+
+    return pa.types.is_string, pa.types.is_binary, pa.types.is_large_string, pa.types.is_large_binary
 
 
 def _unreadable_error(path: Path, error: BaseException) -> DataError:

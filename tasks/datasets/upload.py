@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.format import quote_untrusted
 from errors import DataError
 from tasks.datasets.base import DatasetRow
 from tasks.datasets.columns import Columns, detect_columns, quote_names
@@ -74,7 +75,8 @@ def _parse_message(message: Any, location: str, column: str) -> tuple[str, str]:
         text = "\n".join(str(part.get("text")) for part in text if isinstance(part, dict) and part.get("text"))
     if not isinstance(role, str) or _ROLES.get(role.casefold()) is None:
         raise CellError(
-            f"{location}: column '{column}' has a message of role {role!r}: only user and assistant are supported.",
+            f"{location}: column '{column}' has a message of role {quote_untrusted(repr(role), 40)}: only user and "
+            "assistant are supported.",
             column,
         )
     if text is not None and not isinstance(text, str):

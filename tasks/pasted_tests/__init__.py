@@ -28,22 +28,37 @@ from tasks.pasted_tests.python_tests import PythonTests
 from tasks.pasted_tests.rows import read_rows
 from tasks.pasted_tests.script import MAX_TESTS, ScriptBuilder, no_test_error
 from tasks.pasted_tests.sessions import is_prompt, read_session, session_end
-from tasks.pasted_tests.text import FORMAT_HINT, is_python, line_error, string_lines, truncate
+from tasks.pasted_tests.text import (
+    FORMAT_HINT,
+    is_python,
+    limited_work,
+    line_error,
+    string_lines,
+    truncate,
+)
 from tasks.problem import Test
 
-MAX_CHARACTERS = 100_000
-_FENCE = re.compile(r"^\s*(?:`{3,}|~{3,})[^`]*$")
+MAX_CHARACTERS = 20_000
+_FENCE = re.compile(r"^\s*(?:`{3,}+|~{3,}+)[^`]*$")
 _CODE_LINE = re.compile(r"^\s*(?:assert|def|class|import|from|for|with|self)\b|[=(\[]")
 
 
 def parse_pasted_tests(text: str) -> tuple[Test, ...]:
-    """Parse at least one test in `text`; raises DataError with the line where it has none of the forms."""
+    """Parse at least one test in `text`; raises DataError with the line where it has none of the forms.
+
+    Its length is checked first, and the work of reading it is limited.
+    """
     if len(text) > MAX_CHARACTERS:
-        raise DataError(f"The tests have {len(text)} characters: paste at most {MAX_CHARACTERS}.")
-    lines = _normalize(text)
-    reader = _Reader(lines)
-    reader.read()
-    return reader.finish()
+        raise DataError(f"The tests have {len(text):,} characters: paste at most {MAX_CHARACTERS:,}.")
+    try:
+        with limited_work():
+            reader = _Reader(_normalize(text))
+            reader.read()
+            return reader.finish()
+    except (RecursionError, MemoryError):
+        raise DataError("The tests are nested too deeply to be read: write them on more lines.") from None
+    except (ValueError, ArithmeticError) as error:  # of numbers that Python parses and cannot write
+        raise DataError(f"The tests have a value that cannot be read ({error}): write a smaller one.") from None
 
 
 def _normalize(text: str) -> list[str]:
@@ -62,6 +77,7 @@ class _Reader:
         self._builder = ScriptBuilder()
         self._python = PythonTests(self._builder)
         self._first_prompt = 0  # the line of a session without any test
+        self._last_label = max((at for at, line in enumerate(lines) if is_label(line)), default=-1)
 
     def read(self) -> None:
         """Read all lines."""
@@ -113,7 +129,7 @@ class _Reader:
         """Return the index after a form other than Python that begins with this line; `at` if there is none."""
         if is_prompt(line):
             return session_end(self._lines, at)
-        if is_label(line) or (is_bare_label(line) and any(map(is_label, self._lines[at:]))):
+        if is_label(line) or (at <= self._last_label and is_bare_label(line)):
             return examples_end(self._lines, at)
         return at + 1 if is_arrow(line) else at
 

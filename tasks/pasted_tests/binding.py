@@ -10,142 +10,165 @@ import ast
 from collections import Counter
 from collections.abc import Sequence
 
-from tasks.pasted_tests.text import is_literal, names, substitute_statement
+from common.syntax import dotted_name
+from tasks.pasted_tests.text import count_work, is_literal, names, substitute_statement, walk
 
 MAX_UNROLLED = 100  # iterations of a loop
 Bindings = Sequence[tuple[str, ast.expr]]
 
 
-def bind(body: Sequence[ast.stmt], bindings: Bindings) -> tuple[list[ast.stmt], list[tuple[str, ast.expr]]]:
+class NameUse:
+    """How the statements of a body use names, counted in one pass."""
+
+    def __init__(self, body: Sequence[ast.stmt]) -> None:
+        self.first_load: dict[str, int] = {}  # the index of the statement
+        self.last_load: dict[str, int] = {}
+        self.rebound = Counter[str]()  # statements that assign, delete, import or define it, or take it as a parameter
+        self._loads = Counter[str]()
+        self._repeated_loads = Counter[str]()  # one in a loop, a comprehension or a function counts as several
+        self._expected = Counter[str]()  # loads as a side of a comparison in an assert
+        self._iterated = Counter[str]()  # loops with asserts, and uses of parametrize, that take their cases from it
+        for at, statement in enumerate(body):
+            self._rebound_here: set[str] = set()
+            self._visit(statement, at, weight=1, in_assert=False)
+            self.rebound.update(self._rebound_here)
+
+    def can_substitute(self, name: str, value: ast.expr) -> bool:
+        """Return whether the value can be written wherever the body loads the name."""
+        if name in self.rebound:
+            return False
+        if isinstance(value, ast.Name):
+            return value.id not in self.rebound
+        if not is_literal(value):
+            return False
+        return _is_immutable(value) or self._repeated_loads[name] == 1 or self._is_only(self._expected, name)
+
+    def can_fold(self, name: str, at: int, value: ast.expr, *, local: bool) -> bool:
+        """Return whether the assignment of a literal, which is statement `at`, can be left out."""
+        if self.rebound[name] != 1 or self.first_load.get(name, at + 1) <= at:
+            return False
+        fits = self._is_only(self._expected, name) or self._is_only(self._iterated, name)
+        return fits or (local and _is_immutable(value))
+
+    def _is_only(self, uses: Counter[str], name: str) -> bool:
+        return uses[name] == self._loads[name] > 0
+
+    def _visit(self, node: ast.AST, at: int, *, weight: int, in_assert: bool) -> bool:
+        """Count the names in the node; return whether there is an assert in it."""
+        count_work(2)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            self._loads[node.id] += 1
+            self._repeated_loads[node.id] += weight
+            self.first_load.setdefault(node.id, at)
+            self.last_load[node.id] = at
+        self._rebound_here |= _bound_here(node)
+        if in_assert and isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            self._expected.update(side.id for side in sides if isinstance(side, ast.Name))
+        if isinstance(node, ast.Call) and dotted_name(node.func).endswith("parametrize"):
+            self._iterated.update(name for each in node.args for name in names(each, ast.Load))
+        weight = 2 if isinstance(node, _REPEATED) else weight
+        found = isinstance(node, ast.Assert)
+        for field, value in ast.iter_fields(node):
+            inside = in_assert or (isinstance(node, ast.Assert) and field == "test")
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    found |= self._visit(child, at, weight=weight, in_assert=inside)
+        if found and isinstance(node, ast.For):
+            self._iterated.update(names(node.iter, ast.Load))
+        return found
+
+
+_REPEATED = (
+    ast.For, ast.While, ast.comprehension, ast.Lambda, ast.FunctionDef, ast.ListComp, ast.GeneratorExp, ast.SetComp,
+    ast.DictComp,
+)  # fmt: skip
+
+
+def _bound_here(node: ast.AST) -> set[str]:
+    match node:
+        case ast.Name(ctx=ast.Store() | ast.Del(), id=name) | ast.arg(arg=name):
+            return {name}
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            return {node.name}
+        case ast.Import() | ast.ImportFrom():
+            return {(each.asname or each.name).partition(".")[0] for each in node.names}
+        case ast.ExceptHandler(name=str(name)):
+            return {name}
+        case ast.Global() | ast.Nonlocal():
+            return set(node.names)
+    return set()
+
+
+class Later:
+    """The statements of a body after one of them, and those that run after the whole body."""
+
+    def __init__(self, body: Sequence[ast.stmt], after: Later | None = None) -> None:
+        self.at = 0
+        self._body = body
+        self._after = after
+        self._use: NameUse | None = None
+
+    def __bool__(self) -> bool:
+        return self.at + 1 < len(self._body)
+
+    def uses(self, name: str) -> bool:
+        """Return whether one of them loads the name."""
+        if self._use is None and self:
+            self._use = NameUse(self._body)
+        here = self._use is not None and self._use.last_load.get(name, -1) > self.at
+        return here or (self._after is not None and self._after.uses(name))
+
+
+def bind(
+    body: Sequence[ast.stmt], bindings: Bindings, use: NameUse
+) -> tuple[list[ast.stmt], list[tuple[str, ast.expr]]]:
     """Write the values of the names into the body; return it with the bindings for which that is not possible."""
     values: dict[str, ast.expr] = {}
     left: list[tuple[str, ast.expr]] = []
     for name, value in bindings:
-        if _can_substitute(body, name, value):
+        if use.can_substitute(name, value):
             values[name] = value
         else:
             left.append((name, value))
     return [substitute_statement(each, values) for each in body] if values else list(body), left
 
 
-def _can_substitute(body: Sequence[ast.stmt], name: str, value: ast.expr) -> bool:
-    if name in rebound_names(body):
-        return False
-    if isinstance(value, ast.Name):
-        return value.id not in rebound_names(body)
-    if not is_literal(value):
-        return False
-    return _is_immutable(value) or _loads(body)[name] == 1 or _only_expected(body, name)
-
-
-def rebound_names(body: Sequence[ast.stmt]) -> set[str]:
-    """Return the names that the statements assign, delete, import, define or take as parameters."""
-    found: set[str] = set()
-    for node in (each for statement in body for each in ast.walk(statement)):
-        match node:
-            case ast.Name(ctx=ast.Store() | ast.Del()):
-                found.add(node.id)
-            case ast.arg():
-                found.add(node.arg)
-            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-                found.add(node.name)
-            case ast.Import() | ast.ImportFrom():
-                found |= {(each.asname or each.name).partition(".")[0] for each in node.names}
-            case ast.ExceptHandler(name=str(name)):
-                found.add(name)
-            case ast.Global() | ast.Nonlocal():
-                found |= set(node.names)
-    return found
-
-
-def _loads(body: Sequence[ast.stmt]) -> Counter[str]:
-    """Count the loads of each name; one in a loop, a comprehension or a function counts as several."""
-    counts: Counter[str] = Counter()
-
-    def visit(node: ast.AST, weight: int) -> None:
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-            counts[node.id] += weight
-        repeated = isinstance(
-            node,
-            ast.For | ast.While | ast.comprehension | ast.Lambda | ast.FunctionDef | ast.ListComp | ast.GeneratorExp
-            | ast.SetComp | ast.DictComp,
-        )  # fmt: skip
-        for child in ast.iter_child_nodes(node):
-            visit(child, 2 if repeated else weight)
-
-    for statement in body:
-        visit(statement, 1)
-    return counts
-
-
 def _is_immutable(value: ast.expr) -> bool:
-    return not any(isinstance(node, ast.List | ast.Set | ast.Dict | ast.Call) for node in ast.walk(value))
+    return not any(isinstance(node, ast.List | ast.Set | ast.Dict | ast.Call) for node in walk(value))
 
 
-def _only_expected(body: Sequence[ast.stmt], name: str) -> bool:
-    """Return whether the name is used as a side of comparisons in asserts only."""
-    expected = Counter[str]()
-    for node in (each for statement in body for each in ast.walk(statement)):
-        if isinstance(node, ast.Assert):
-            for compare in (each for each in ast.walk(node.test) if isinstance(each, ast.Compare)):
-                sides = [compare.left, *compare.comparators]
-                expected.update(side.id for side in sides if isinstance(side, ast.Name))
-    loads = Counter(
-        node.id
-        for statement in body
-        for node in ast.walk(statement)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
-    )
-    return expected[name] == loads[name] > 0
-
-
-def fold_literals(body: Sequence[ast.stmt], *, local: bool, later: Sequence[ast.stmt] = ()) -> list[ast.stmt]:
+def fold_literals(body: Sequence[ast.stmt], *, local: bool, later: Later | None = None) -> list[ast.stmt]:
     """Write names that are assigned one literal, once, into the statements after that, and leave the assignment out.
 
     In the namespace of the answer (not `local`) only names of expected values and of lists of cases are, because the
     answer may use others. Names that the statements `later` use keep their assignment.
     """
-    used_later = {name for statement in later for name in names(statement, ast.Load)}
-    folded, at = list(body), 0
-    while at < len(folded):
-        before, after = folded[:at], folded[at + 1 :]
-        match folded[at]:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value) if is_literal(value):
-                used_before = {each for statement in before for each in names(statement, ast.Load)}
-                is_fixed = name not in used_later | used_before | rebound_names([*before, *after])
-                fits = _only_expected(after, name) or _only_iterated(after, name) or (local and _is_immutable(value))
-                if is_fixed and fits:
-                    folded = [*before, *(substitute_statement(each, {name: value}) for each in after)]
-                    continue
-        at += 1
-    return folded
+    use = NameUse(body)
+    values: dict[str, ast.expr] = {}
+    rest: list[ast.stmt] = []
+    for at, statement in enumerate(body):
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if (
+                is_literal(value) and use.can_fold(name, at, value, local=local) and not (later and later.uses(name))
+            ):
+                values[name] = value
+            case _:
+                rest.append(statement)
+    return [substitute_statement(each, values) for each in rest] if values else rest
 
 
-def _only_iterated(body: Sequence[ast.stmt], name: str) -> bool:
-    """Return whether the name is used as the cases of loops with asserts and of parametrize alone."""
-    iterated = Counter[str]()
-    loads = Counter[str]()
-    for node in (each for statement in body for each in ast.walk(statement)):
-        if isinstance(node, ast.For) and any(isinstance(each, ast.Assert) for each in ast.walk(node)):
-            iterated.update(names(node.iter, ast.Load))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("parametrize"):
-            iterated.update(name for each in node.args for name in names(each, ast.Load))
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-            loads[node.id] += 1
-    return iterated[name] == loads[name] > 0
-
-
-def unroll(node: ast.For, later: Sequence[ast.stmt]) -> list[Bindings] | None:
+def unroll(node: ast.For, later: Later) -> list[Bindings] | None:
     """Return the bindings of each iteration of a loop over constants; None for other loops."""
     values = _iterated_values(node.iter)
     flat = isinstance(node.target, ast.Name) or (
         isinstance(node.target, ast.Tuple | ast.List) and all(isinstance(e, ast.Name) for e in node.target.elts)
     )
-    jumps = any(isinstance(each, ast.Break | ast.Continue | ast.Return) for each in ast.walk(node))
+    jumps = any(isinstance(each, ast.Break | ast.Continue | ast.Return) for each in walk(node))
     if values is None or not flat or jumps or node.orelse or len(values) > MAX_UNROLLED:
         return None
     targets = names(node.target, ast.Store)
-    if targets & {name for statement in later for name in names(statement, ast.Load)}:
+    if any(map(later.uses, targets)):
         return None
     if isinstance(node.iter, ast.Call) and not targets & {n for each in node.body for n in names(each, ast.Load)}:
         return None  # a repetition, such as of random cases

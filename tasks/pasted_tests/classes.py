@@ -6,9 +6,10 @@ import ast
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from tasks.pasted_tests.binding import NameUse
 from tasks.pasted_tests.functions import Frame, can_inline, methods
 from tasks.pasted_tests.rewrite import TEST_CASE, RaisesToTry, Rewriter
-from tasks.pasted_tests.text import line_error, names
+from tasks.pasted_tests.text import line_error, names, walk
 
 if TYPE_CHECKING:
     from tasks.pasted_tests.python_tests import PythonTests
@@ -67,6 +68,7 @@ class TestClass:
     def _run_method(self, found: dict[str, ast.FunctionDef], method: ast.FunctionDef, whole: str | None) -> None:
         tests, builder, line = self._tests, self._tests.builder, method.lineno
         receiver = method.args.args[0].arg if method.args.args else "self"
+        use = NameUse(method.body)
         for bindings in tests.parameter_sets(method, receiver=True):
             scope = tests.new_scope(f"{self._case.name}.{method.name}")
             create = f"{receiver} = {self._case.name}()"
@@ -84,7 +86,7 @@ class TestClass:
                 arguments = "None" if len(found[hook].args.args) > 1 else ""
                 builder.add_step(f"{receiver}.{hook}({arguments})", line, scope)
             with tests.must_test(method):
-                tests.run_bound(method.body, bindings, line, Frame(scope))
+                tests.run_bound(method.body, bindings, line, Frame(scope), use=use)
             for cleanup in ("tearDown", "teardown_method"):
                 if cleanup in found:
                     builder.add_step(f"{receiver}.{cleanup}()", line, scope, optional=True)
@@ -100,6 +102,6 @@ def _receiver_attributes(defined: Iterable[ast.FunctionDef]) -> set[str]:
     return {
         node.attr
         for method in defined
-        for node in ast.walk(method)
+        for node in walk(method)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
     }

@@ -16,18 +16,20 @@ from tasks.pasted_tests.text import is_literal, line_error, parse_expression, pa
 from tasks.problem import ENTRY_POINT, StdioTest
 
 FLOAT_TOLERANCE = 1e-5  # LeetCode's
-_NUMBER = r"(?:[ \t]*(?:case[ \t]*)?#?\d+)?"
-_MARK = r"[*_#> \t]*"
+# The quantifiers are possessive: a line of 20,000 spaces is read once.
+_NUMBER = r"(?:[ \t]*+(?:case[ \t]*+)?#?\d++)?"
+_MARK = r"[*_#> \t]*+"
 _NAMES = (
-    r"(?:sample|example|test|custom|expected|correct)?[ \t]*(input|output|stdin|stdout)s?|(expected)(?: value| result)?"
+    r"(?:sample|example|test|custom|expected|correct)?[ \t]*+(input|output|stdin|stdout)s?"
+    r"|(expected)(?: value| result)?"
 )
-_LABEL = re.compile(rf"^{_MARK}(?:{_NAMES}){_NUMBER}{_MARK}[ \t]*:{_MARK}(.*)$", re.IGNORECASE)
+_LABEL = re.compile(rf"^{_MARK}(?:{_NAMES}){_NUMBER}{_MARK}:{_MARK}(.*)$", re.IGNORECASE)
 _BARE_LABEL = re.compile(rf"^{_MARK}(?:{_NAMES}){_NUMBER}{_MARK}$", re.IGNORECASE)
 _HEADING = re.compile(rf"^{_MARK}(?:Example|Sample|Test case|Case|Test){_NUMBER}{_MARK}:?{_MARK}$", re.IGNORECASE)
 _COMMENT = re.compile(rf"^{_MARK}(?:Explanation|Note|Constraints?|Follow[- ]up){_NUMBER}{_MARK}(?::.*)?$")
 _ARGUMENTS = re.compile(r"^\s*[A-Za-z_]\w*\s*=(?!=)")
 _ARROW = re.compile(
-    r"^\s*(?:[-*•]\s+|\d+[.)]\s+)?(.*?\))\s*(?:->|=>|-->|==>|→|➞|⇒|↦|returns|should return|gives)\s*(.+?)\s*$"
+    r"^\s*(?:[-*•]\s+|\d+[.)]\s+)?(.*?\))\s*(?:->|=>|-->|==>|→|➞|⇒|↦|returns|should return|gives)\s*+(.+)$"
 )
 _OTHER_FORM = re.compile(r"^(?:assert\b|def \w+\(|class \w+.*:|import \w+$|from \w+ import )")
 
@@ -161,7 +163,7 @@ def read_arrow(line: str, number: int, builder: ScriptBuilder) -> None:
 def _split_arrow(line: str) -> tuple[str, str] | None:
     match = _ARROW.match(line)
     call = parse_expression(match[1]) if match else None
-    return (match[1], match[2]) if match and isinstance(call, ast.Call) else None
+    return (match[1], match[2].rstrip()) if match and isinstance(call, ast.Call) else None
 
 
 def add_call(call: str, value: str, line: int, builder: ScriptBuilder) -> None:

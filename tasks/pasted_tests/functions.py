@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from common.syntax import dotted_name
 from tasks.pasted_tests.binding import Bindings
-from tasks.pasted_tests.text import line_error, truncate
+from tasks.pasted_tests.text import line_error, truncate, walk
 
 CHECK = "check"  # HumanEval's function, which gets the candidate's
 
@@ -97,17 +97,17 @@ def can_inline(function: ast.FunctionDef) -> bool:
     last = function.body[-1]
     inner = {
         id(each)
-        for node in ast.walk(function)
+        for node in walk(function)
         if node is not function and isinstance(node, ast.FunctionDef | ast.Lambda | ast.AsyncFunctionDef)
-        for each in ast.walk(node)
+        for each in walk(node)
     }
-    helpers = (each for each in ast.walk(function) if isinstance(each, ast.FunctionDef) and each is not function)
-    if any(isinstance(node, ast.Assert) for helper in helpers for node in ast.walk(helper)):
+    helpers = (each for each in walk(function) if isinstance(each, ast.FunctionDef) and each is not function)
+    if any(isinstance(node, ast.Assert) for helper in helpers for node in walk(helper)):
         return False
     return not any(
         isinstance(node, ast.Global | ast.Nonlocal | ast.Yield | ast.YieldFrom | ast.Await)
         or (isinstance(node, ast.Return) and not (node is last and node.value is None) and id(node) not in inner)
-        for node in ast.walk(function)
+        for node in walk(function)
     )
 
 

@@ -8,13 +8,14 @@ block that cannot be taken apart is one test that runs as a whole.
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 
 from common.syntax import dotted_name
-from tasks.pasted_tests.binding import Bindings, bind, fold_literals, unroll
+from tasks.pasted_tests.binding import Bindings, Later, NameUse, bind, fold_literals, unroll
 from tasks.pasted_tests.classes import TestClass
 from tasks.pasted_tests.functions import (
     CHECK,
@@ -33,7 +34,7 @@ from tasks.pasted_tests.functions import (
 )
 from tasks.pasted_tests.rewrite import TEST_CASE, RaisesToTry, Rewriter, info_assignment, raises_call
 from tasks.pasted_tests.script import MAX_TESTS, ScriptBuilder
-from tasks.pasted_tests.text import is_literal, line_error, names, parse_source, truncate
+from tasks.pasted_tests.text import is_literal, line_error, parse_source, truncate, walk
 from tasks.problem import ENTRY_POINT, Outcome
 
 MAX_DEPTH = 10  # of test functions that call each other
@@ -63,6 +64,7 @@ class PythonTests:
     _called: set[str] = field(default_factory=set)
     _references: set[str] = field(default_factory=set)  # functions of the text that the answer replaces
     _scopes: dict[str, int] = field(default_factory=dict)
+    _bodies: dict[ast.FunctionDef, tuple[list[ast.stmt], NameUse]] = field(default_factory=dict)  # rewritten
 
     def read(self, text: str, line: int, replaced: Sequence[str] = ()) -> None:
         """Read a part whose first line is line `line`; definitions of the functions `replaced` are left out."""
@@ -94,7 +96,7 @@ class PythonTests:
                 raise line_error(function.lineno, f"'{name}' has tests but nothing calls it: call it or name it test_…")
 
     def _read_aliases(self, tree: ast.Module) -> None:
-        for node in ast.walk(tree):
+        for node in walk(tree):
             if isinstance(node, ast.Import):
                 self.aliases.update({each.asname: each.name for each in node.names if each.asname})
             elif isinstance(node, ast.ImportFrom) and node.module in {"pytest", "unittest", "doctest"}:
@@ -103,11 +105,12 @@ class PythonTests:
     def canonical(self, node: ast.expr) -> str:
         return Rewriter(self.aliases).canonical_name(node)
 
-    def _run(self, body: Sequence[ast.stmt], frame: Frame) -> None:
-        for at, statement in enumerate(body):
-            self._statement(statement, body[at + 1 :], frame)
+    def _run(self, body: Sequence[ast.stmt], frame: Frame, after: Later | None = None) -> None:
+        later = Later(body, after)
+        for later.at, statement in enumerate(body):
+            self._statement(statement, later, frame)
 
-    def _statement(self, node: ast.stmt, later: Sequence[ast.stmt], frame: Frame) -> None:
+    def _statement(self, node: ast.stmt, later: Later, frame: Frame) -> None:
         match node:
             case ast.Pass() | ast.Expr(value=ast.Constant()):
                 pass
@@ -182,7 +185,7 @@ class PythonTests:
         return node.name.startswith("Test") and any(each.name.startswith("test") for each in methods(node))
 
     def _has_test(self, node: ast.AST) -> bool:
-        for each in ast.walk(node):
+        for each in walk(node):
             if isinstance(each, ast.Assert) or (isinstance(each, ast.With) and raises_call(each) is not None):
                 return True
             if isinstance(each, ast.Expr) and isinstance(each.value, ast.Call):
@@ -214,13 +217,13 @@ class PythonTests:
     def _whole(self, node: ast.stmt, frame: Frame) -> None:
         """Add a statement as one test, which runs in the sandbox with all that it expects."""
         source = ast.unparse(ast.fix_missing_locations(RaisesToTry().visit(node)))
-        if not any(isinstance(each, ast.Assert) for each in ast.walk(node)):
+        if not any(isinstance(each, ast.Assert) for each in walk(node)):
             self.builder.refuse_independent(source, node.lineno)
             self.builder.add_assert(f"{source}\nassert True", node.lineno, frame.scope, checked=False)
         else:
             self.builder.add_assert(source, node.lineno, frame.scope)
 
-    def _for(self, node: ast.For, later: Sequence[ast.stmt], frame: Frame) -> None:
+    def _for(self, node: ast.For, later: Later, frame: Frame) -> None:
         if not self._has_test(node):
             self.builder.add_step(statement_source(node), node.lineno, frame.scope)
             return
@@ -230,19 +233,27 @@ class PythonTests:
         if iterations is None or len(self.builder.tests) + len(iterations) > MAX_TESTS:
             self._whole(node, frame)
             return
+        use = NameUse(node.body)
         for bindings in iterations:
-            self.run_bound(node.body, bindings, node.lineno, frame, later)
+            self.run_bound(node.body, bindings, node.lineno, frame, later, use=use)
 
     def run_bound(
-        self, body: Sequence[ast.stmt], bindings: Bindings, line: int, frame: Frame, later: Sequence[ast.stmt] = ()
+        self,
+        body: Sequence[ast.stmt],
+        bindings: Bindings,
+        line: int,
+        frame: Frame,
+        later: Later | None = None,
+        *,
+        use: NameUse,
     ) -> None:
         """Run the body of a function or loop with its parameters; `later` are the statements after a loop."""
-        bound, left = bind(body, bindings)
+        bound, left = bind(body, bindings, use)
         for name, value in left:
             self.builder.add_step(f"{name} = {ast.unparse(value)}", line, frame.scope)
         self._run(fold_literals(bound, local=bool(frame.scope), later=later), frame)
 
-    def _raises(self, node: ast.With, later: Sequence[ast.stmt], frame: Frame) -> None:
+    def _raises(self, node: ast.With, later: Later, frame: Frame) -> None:
         """Add a block for an expected exception; its name and message stay outside of the sandbox."""
         call = raises_call(node)
         expected = call.args[0] if call is not None else node.items[0].context_expr
@@ -255,7 +266,7 @@ class PythonTests:
             return
         body: list[ast.stmt] = node.body
         bound = node.items[0].optional_vars
-        if isinstance(bound, ast.Name) and any(bound.id in names(each, ast.Load) for each in later):
+        if isinstance(bound, ast.Name) and later.uses(bound.id):
             handler = ast.ExceptHandler(
                 ast.Name("BaseException", ast.Load()), "_raised", [info_assignment(bound.id), ast.Raise()]
             )
@@ -282,7 +293,11 @@ class PythonTests:
         self._inline(function, bindings, line, inner)
 
     def _inline(self, function: ast.FunctionDef, bindings: Bindings, line: int, frame: Frame) -> None:
-        self.run_bound(Rewriter(self.aliases).statements(function.body), bindings, line, frame)
+        if function not in self._bodies:
+            body = Rewriter(self.aliases).statements(function.body)
+            self._bodies[function] = (body, NameUse(body))
+        body, use = self._bodies[function]
+        self.run_bound(body, bindings, line, frame, use=use)
 
     def _whole_function(self, function: ast.FunctionDef, call: str, line: int, frame: Frame) -> None:
         definition = RaisesToTry().visit(Rewriter(self.aliases).statements([function])[0])
@@ -324,6 +339,9 @@ class PythonTests:
                 raise line_error(
                     function.lineno, f"'{function.name}' has the decorator {name!r}, which is not run here: remove it"
                 )
+        count = math.prod(map(len, columns))
+        if count > MAX_TESTS:
+            raise line_error(function.lineno, f"'{function.name}' has {count} cases: paste at most {MAX_TESTS} tests")
         sets = [[pair for part in parts for pair in part] for parts in product(*columns)]
         given = {name for name, _ in sets[0]} if sets else set()
         positional = function.args.args[1 if receiver else 0 :]

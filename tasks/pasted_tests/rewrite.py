@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from common.syntax import dotted_name
-from tasks.pasted_tests.text import is_literal, parse_expression
+from tasks.pasted_tests.text import copy_tree, is_literal, parse_expression, walk
 
 RAISES = "__raises__"
 TEST_CASE = "unittest.TestCase"
@@ -36,7 +36,7 @@ class Rewriter(ast.NodeTransformer):
     def statements(self, body: list[ast.stmt]) -> list[ast.stmt]:
         """Return rewritten copies of the statements."""
         found: list[ast.stmt] = []
-        for statement in copy.deepcopy(body):
+        for statement in map(copy_tree, body):
             rewritten = self.visit(statement)
             found += rewritten if isinstance(rewritten, list) else [rewritten]
         return found
@@ -158,7 +158,7 @@ class Rewriter(ast.NodeTransformer):
 
 def _placed(node: Any, origin: ast.AST) -> Any:
     """Return the node with the lines of the one that it replaces."""
-    for each in ast.walk(node):
+    for each in walk(node):
         if isinstance(each, ast.stmt | ast.expr) and not hasattr(each, "lineno"):
             ast.copy_location(each, origin)
     return node

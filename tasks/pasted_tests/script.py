@@ -7,9 +7,8 @@ import builtins
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.syntax import parse_python
 from errors import DataError
-from tasks.pasted_tests.text import FORMAT_HINT, line_error, names, truncate
+from tasks.pasted_tests.text import FORMAT_HINT, line_error, names, parse_counted, truncate, walk
 from tasks.pasted_tests.truth import fixed_truth
 from tasks.problem import Outcome, ScriptTest, Step, Test
 
@@ -25,6 +24,33 @@ class _PendingStep:
     optional: bool
 
 
+class _SourceNames:
+    """The names in code, collected in one pass."""
+
+    def __init__(self, tree: ast.AST) -> None:
+        self.loaded: set[str] = set()
+        self.stored: set[str] = set()
+        self.defined: set[str] = set()  # functions, classes and modules
+        self.parameters: set[str] = set()
+        for node in walk(tree):
+            if isinstance(node, ast.Name):
+                (self.loaded if isinstance(node.ctx, ast.Load) else self.stored).add(node.id)
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                self.defined.add(node.name)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                self.defined |= {(each.asname or each.name).partition(".")[0] for each in node.names}
+            elif isinstance(node, ast.arg):
+                self.parameters.add(node.arg)
+
+
+class _Group:
+    """Names that are used together, directly or through others."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.unmarked: set[str] = set()
+
+
 class ScriptBuilder:
     """The tests of a pasted text in the order in which they run."""
 
@@ -34,7 +60,7 @@ class ScriptBuilder:
         self._bound: set[str] = set()  # names that the steps define
         self._objects: set[str] = set()  # functions, classes and modules among them
         self._of_answer: set[str] = set()  # names among them whose value depends on the answer
-        self._used_with: dict[str, set[str]] = {}  # for each of them, those in the same statement or function
+        self._groups: dict[str, _Group] = {}  # of names in the same statement or function
 
     def add_step(
         self, source: str, line: int, scope: str = "", *, optional: bool = False, of_answer: bool = False
@@ -44,36 +70,37 @@ class ScriptBuilder:
         What they define depends on the answer if they are `of_answer` or use it.
         """
         self._steps.append(_PendingStep(Step(source, scope), line, optional))
-        tree = parse_python(source)
-        loaded, stored = names(tree, ast.Load), names(tree, ast.Store) | _defined_names(tree)
-        self._objects = (self._objects - names(tree, ast.Store)) | _defined_names(tree)
-        self._bound |= stored
-        for statement in tree.body:
-            together = (
-                names(statement, ast.Load) | names(statement, ast.Store) | _defined_names(statement)
-            ) & self._bound
-            for name in together:
-                self._used_with.setdefault(name, set()).update(together)
-        if of_answer or self._uses_answer(tree):
-            self._of_answer |= stored
-            self._mark_changeable(loaded)
+        statements = [_SourceNames(statement) for statement in parse_counted(source).body]
+        for used in statements:
+            self._objects -= used.stored
+        for used in statements:
+            self._objects |= used.defined
+            self._bound |= used.stored | used.defined
+        for used in statements:
+            self._link((used.loaded | used.stored | used.defined) & self._bound)
+        if of_answer or any(map(self._uses_answer, statements)):
+            for used in statements:
+                self._of_answer |= used.stored | used.defined
+                self._mark_changeable(used.loaded)
 
     def add_assert(self, source: str, line: int, scope: str = "", *, checked: bool = True) -> None:
         """Add an assert, or a statement with asserts. Raises DataError if it tests nothing (unless not `checked`)."""
+        tree = parse_counted(source)
+        used = _SourceNames(tree)
         if checked:
-            self._refuse_empty(source, line)
+            self._refuse_empty(tree, used, source, line)
         self.add(ScriptTest(source, self._take_steps(), scope))
-        tree = parse_python(source)
-        if self._uses_answer(tree):
-            self._mark_changeable(names(tree, ast.Load))
+        if self._uses_answer(used):
+            self._mark_changeable(used.loaded)
 
     def add_outcome(self, source: str, outcome: Outcome, line: int, scope: str = "", *, checked: bool = True) -> None:
         """Add statements that must display or raise something, as add_assert adds an assert."""
+        tree = parse_counted(source)
         if checked:
-            self._refuse_empty(source, line)
+            self._refuse_empty(tree, _SourceNames(tree), source, line)
         self.add(ScriptTest(source, self._take_steps(), scope, outcome))
-        if any(isinstance(node, ast.Assign | ast.Call) for node in ast.walk(parse_python(source))):
-            self._bound |= names(parse_python(source), ast.Store)
+        if any(isinstance(node, ast.Assign | ast.Call) for node in walk(tree)):
+            self._bound |= names(tree, ast.Store)
             self._of_answer |= self._bound - self._objects
 
     def add(self, test: Test) -> None:
@@ -99,48 +126,64 @@ class ScriptBuilder:
         self._steps.clear()
         return steps
 
+    def _link(self, together: set[str]) -> None:
+        """Put the names into one group, with all names of the groups that they are in."""
+        found = {id(group): group for group in map(self._groups.get, together) if group is not None}
+        largest = max(found.values(), key=lambda group: len(group.names), default=_Group())
+        for group in found.values():
+            if group is not largest:
+                largest.names |= group.names
+                largest.unmarked |= group.unmarked
+                self._groups.update(dict.fromkeys(group.names, largest))
+        added = together - largest.names
+        largest.names |= added
+        largest.unmarked |= added
+        self._groups.update(dict.fromkeys(added, largest))
+
     def _mark_changeable(self, loaded: set[str]) -> None:
         """Mark the variables that a call of the answer may have changed: its arguments, and what is used with these."""
-        reached: set[str] = set()
-        pending = loaded & self._bound
-        while pending:
-            reached |= pending
-            pending = {other for name in pending for other in self._used_with.get(name, ())} - reached
-        self._of_answer |= reached - self._objects
+        self._of_answer |= (loaded & self._bound) - self._objects
+        for group in {id(group): group for group in map(self._groups.get, loaded) if group is not None}.values():
+            marked = group.unmarked - self._objects
+            self._of_answer |= marked
+            group.unmarked -= marked
 
-    def _uses_answer(self, tree: ast.AST) -> bool:
+    def _uses_answer(self, used: _SourceNames) -> bool:
         """Return whether the code uses a name that only the answer can define, or a value that depends on it."""
-        inner = {each.arg for each in ast.walk(tree) if isinstance(each, ast.arg)} | _defined_names(tree)
-        loaded = names(tree, ast.Load) - inner
-        own = names(tree, ast.Store) - self._bound
+        loaded = used.loaded - used.parameters - used.defined
+        own = used.stored - self._bound
         return bool(loaded & self._of_answer or loaded - self._bound - own - _BUILTIN_NAMES)
 
-    def _refuse_empty(self, source: str, line: int) -> None:
-        tree = parse_python(source)
+    def _refuse_empty(self, tree: ast.Module, used: _SourceNames, source: str, line: int) -> None:
         statement = tree.body[-1]
         condition = statement.test if isinstance(statement, ast.Assert) else None
-        quoted = truncate(source)
-        if condition is not None and not names(condition, ast.Load) & self._bound & _BUILTIN_NAMES:
-            unbound = names(condition, ast.Load) - self._bound - _BUILTIN_NAMES
+        loaded = names(condition, ast.Load) if condition is not None else set()
+        if condition is not None and not loaded & self._bound & _BUILTIN_NAMES:
+            unbound = loaded - self._bound - _BUILTIN_NAMES
             fixed = fixed_truth(condition, (self._objects | unbound | _BUILTIN_NAMES) - self._of_answer)
             if fixed is not None:
                 always = "holds whatever the answer gives" if fixed else "can never hold"
-                raise line_error(line, f"'{quoted}' {always}, so it tests nothing: compare a call with its value")
-        self.refuse_independent(source, line)
+                raise line_error(
+                    line, f"'{truncate(source)}' {always}, so it tests nothing: compare a call with its value"
+                )
+        self._refuse_independent(used, source, line)
 
     def refuse_independent(self, source: str, line: int) -> None:
         """Raise DataError if the lines use nothing of the answer."""
-        tree, quoted = parse_python(source), truncate(source)
-        if not self._uses_answer(tree):
-            defined = sorted(names(tree, ast.Load) & self._bound)
-            if defined:
-                raise line_error(
-                    line,
-                    f"'{quoted}' tests nothing of the answer, because the lines above define {defined[0]!r} "
-                    "themselves: remove that definition, or compare a call of the answer",
-                )
-            if not names(tree, ast.Load):
-                raise line_error(line, f"'{quoted}' calls nothing, so it tests nothing: compare a call with its value")
+        self._refuse_independent(_SourceNames(parse_counted(source)), source, line)
+
+    def _refuse_independent(self, used: _SourceNames, source: str, line: int) -> None:
+        if self._uses_answer(used):
+            return
+        quoted, defined = truncate(source), sorted(used.loaded & self._bound)
+        if defined:
+            raise line_error(
+                line,
+                f"'{quoted}' tests nothing of the answer, because the lines above define {defined[0]!r} "
+                "themselves: remove that definition, or compare a call of the answer",
+            )
+        if not used.loaded:
+            raise line_error(line, f"'{quoted}' calls nothing, so it tests nothing: compare a call with its value")
 
 
 def no_test_error() -> DataError:
@@ -148,25 +191,15 @@ def no_test_error() -> DataError:
     return DataError(f"There is no test in this text: {FORMAT_HINT}.")
 
 
-def _defined_names(tree: ast.AST) -> set[str]:
-    defined: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            defined.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            defined |= {(each.asname or each.name).partition(".")[0] for each in node.names}
-    return defined
-
-
 def _is_harmless(source: str) -> bool:
     """Return whether the lines only define something or print a text."""
-    return all(_is_harmless_statement(statement) for statement in parse_python(source).body)
+    return all(_is_harmless_statement(statement) for statement in parse_counted(source).body)
 
 
 def _is_harmless_statement(statement: ast.stmt) -> bool:
     if isinstance(statement, ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom | ast.Pass):
         return True
-    calls: Sequence[ast.Call] = [node for node in ast.walk(statement) if isinstance(node, ast.Call)]
+    calls: Sequence[ast.Call] = [node for node in walk(statement) if isinstance(node, ast.Call)]
     return all(isinstance(call.func, ast.Name) and call.func.id in _BUILTIN_NAMES for call in calls) and not isinstance(
         statement, ast.Delete | ast.Raise
     )

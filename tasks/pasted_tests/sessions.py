@@ -9,7 +9,7 @@ import re
 from errors import DataError
 from tasks.pasted_tests.python_tests import PythonTests
 from tasks.pasted_tests.script import ScriptBuilder
-from tasks.pasted_tests.text import line_error, parse_source, truncate
+from tasks.pasted_tests.text import line_error, parse_source, truncate, walk
 from tasks.problem import Outcome
 
 PROMPT = ">>>"
@@ -81,7 +81,7 @@ def _read_example(example: doctest.Example, line: int, builder: ScriptBuilder, p
 
 def _displays_nothing(statement: ast.stmt) -> bool:
     simple = isinstance(statement, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Import | ast.ImportFrom | ast.Pass)
-    return simple and not any(isinstance(each, ast.Call) for each in ast.walk(statement))
+    return simple and not any(isinstance(each, ast.Call) for each in walk(statement))
 
 
 def _from_ipython(lines: list[str]) -> list[str]:

@@ -78,15 +78,15 @@ def test_empty_question_is_refused(page: ComparePage) -> None:
 
 
 def test_too_long_question_fails_in_its_columns(page: ComparePage) -> None:
-    page.intent("reverse the string `s` " * 4348)
-    assert len(page.intent_text()) > 100_000
+    page.intent("reverse the string `s` " * 860)
+    assert len(page.intent_text()) > 19_000
     page.run()
     page.finish(RUN_SECONDS)
     cards = page.cards()
     assert len(cards) == 4
     assert {card["state"] for card in cards} == {"failed"}
     assert all("shorten the intent" in card["code"] for card in cards)
-    assert len(page.intent_text()) > 100_000, "nothing typed is lost"
+    assert len(page.intent_text()) > 19_000, "nothing typed is lost"
 
 
 def test_broken_adapter_fails_in_its_own_column(page: ComparePage) -> None:

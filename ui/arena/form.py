@@ -38,8 +38,8 @@ class ArenaForm:
 
 
 def make_match_request(question: str | None, data: str | None, methods: list[str] | None) -> MatchRequest:
-    """Make the request of the fields' values."""
-    return MatchRequest(question or "", data or DEFAULT_DATA, tuple(methods or ()))
+    """Make the request of the fields' values, each method once."""
+    return MatchRequest(question or "", data or DEFAULT_DATA, tuple(dict.fromkeys(methods or ())))
 
 
 def build_form(context: Context) -> ArenaForm:

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from errors import PromptOrTuneError
 from tasks.datasets.registry import DATASETS, TRAINING_DATASETS
+from tasks.limits import MAX_INTENT_CHARS
 from tasks.problem import Problem
 from ui.compare.comparison import MAX_COLUMNS
 from ui.compare.decoding_form import DECODING_MODES, read_sampling_params
@@ -74,9 +75,11 @@ def _parse_fields(value: Any) -> dict[str, Any]:
 
 def _parse_problem(value: Any) -> Problem | None:
     try:
-        return _PROBLEM_ADAPTER.validate_python(value) if value is not None else None
+        problem = _PROBLEM_ADAPTER.validate_python(value) if value is not None else None
     except ValidationError:
         return None
+    texts = (problem.id, problem.intent, problem.reference or "", problem.prompt) if problem else ()
+    return problem if all(len(text) <= MAX_INTENT_CHARS for text in texts) else None
 
 
 def _parse_history(value: Any, selected: Any) -> History:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from errors import PromptOrTuneError
 from evaluate.scoring import Score, score_code
 from serve.types import PartialOutput, Request, RequestOutput, SamplingParams
+from tasks.limits import MAX_INTENT_CHARS, MAX_NAME_CHARS, MAX_REFERENCE_CHARS, check_text
 from tasks.methods import parse_method
 from tasks.pasted_tests import parse_pasted_tests
 from tasks.problem import Problem, Test, format_test
@@ -66,14 +67,28 @@ def make_comparison(
     *,
     tests_text: str = "",
 ) -> Comparison:
-    """Build a comparison. Raises PromptOrTuneError without a question, without methods, and beyond MAX_COLUMNS."""
-    if not problem.intent.strip():
+    """Build a comparison. Raises PromptOrTuneError as `check_request` does."""
+    check_request(problem.intent, problem.reference, methods)
+    return Comparison(problem, tuple(methods), decoding or SamplingParams(), pool, tests_text)
+
+
+def check_request(intent: object, reference: object, methods: Sequence[object]) -> None:
+    """Raise PromptOrTuneError without a question, without methods, beyond MAX_COLUMNS, and for too long texts.
+
+    This takes no time, so it comes before the visitor's quota; parsing the tests comes after it.
+    """
+    if not check_text(intent, "The question", MAX_INTENT_CHARS).strip():
         raise PromptOrTuneError(EMPTY_INTENT)
+    if reference is not None:
+        check_text(reference, "The reference", MAX_REFERENCE_CHARS)
+    if not isinstance(methods, list | tuple):
+        raise PromptOrTuneError("The methods must be a list of names.")
     if not methods:
         raise PromptOrTuneError(NO_METHOD)
     if len(methods) > MAX_COLUMNS:
         raise PromptOrTuneError(f"{len(methods)} methods asked for: compare at most {MAX_COLUMNS} at once.")
-    return Comparison(problem, tuple(methods), decoding or SamplingParams(), pool, tests_text)
+    for name in methods:
+        check_text(name, "The name of a method", MAX_NAME_CHARS)
 
 
 def compare(

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from errors import PromptOrTuneError
 from serve.types import MAX_CANDIDATES, SamplingParams
 from ui.access.guard import action
 from ui.components import EVENT_OPTIONS
@@ -47,12 +48,18 @@ def read_sampling_params(
     mode: str, candidates: float, max_new_tokens: float, temperature: float, top_p: float, seed: float | None
 ) -> SamplingParams:
     """Build SamplingParams from the fields that `mode` uses. Raises PromptOrTuneError for a bad value."""
-    length = int(max_new_tokens)
-    if mode == "greedy":
-        return SamplingParams("greedy", length)
-    if mode == "beam":
-        return SamplingParams("beam", length, int(candidates))
-    return SamplingParams("sample", length, int(candidates), float(temperature), float(top_p), int(seed or 0))
+    try:
+        length = int(max_new_tokens)
+        if length > MAX_NEW_TOKENS:
+            raise PromptOrTuneError(f"{length} tokens are too many: choose at most {MAX_NEW_TOKENS}.")
+        if mode == "greedy":
+            return SamplingParams("greedy", length)
+        if mode == "beam":
+            return SamplingParams("beam", length, int(candidates))
+        seed = int(seed or 0) % 2**63
+        return SamplingParams("sample", length, int(candidates), float(temperature), float(top_p), seed)
+    except (TypeError, ValueError, OverflowError):
+        raise PromptOrTuneError("A field of the decoding has no number: fill it in.") from None
 
 
 def decoding_values(values: dict[str, Any]) -> list[Any]:
@@ -120,7 +127,10 @@ def _params_values(params: SamplingParams) -> Sequence[Any]:
 
 @action("view pages")
 def _title_update(pool: str, *values: Any) -> Any:
-    return gr.Accordion(label=_title(pool, *values))
+    try:
+        return gr.Accordion(label=_title(pool, *values))
+    except PromptOrTuneError:  # a field is being filled in
+        return gr.skip()
 
 
 def _title(pool: str, *values: Any) -> str:

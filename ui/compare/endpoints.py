@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 import gradio as gr
 
 from errors import PromptOrTuneError
 from ui.access.guard import action
-from ui.compare.comparison import Column, Comparison, QuestionFields, build_problem, make_comparison
+from ui.compare.comparison import Column, Comparison, QuestionFields, build_problem, check_request, make_comparison
 from ui.compare.steps import ComparisonUpdate, collect_records, run_comparison
 from ui.context import Context
 
@@ -27,9 +28,6 @@ def build_endpoints(context: Context) -> None:
     """Add both endpoints to the current Blocks; they share one concurrency limit."""
     for name, function in (("compare", compare_endpoint(context)), ("stream", stream_endpoint(context))):
         gr.api(function, api_name=name, concurrency_limit=MAX_WAITING, concurrency_id="programs")
-
-
-WRONG_TYPES = "The intent, the reference and the tests are texts, and methods is a list of names: correct the request."
 
 
 def compare_endpoint(context: Context) -> Any:
@@ -45,16 +43,10 @@ def compare_endpoint(context: Context) -> Any:
         any form of docs/pasted-tests.md, else it is an error before anything is answered; each record has their
         results in `tests`, or the reason why none ran in `tests_note`.
         """
-        with _errors_as_gradio_errors():
-            comparison = _make_comparison(context, request, QuestionFields(intent, reference, tests), methods)
-            session = request.session_hash or ""
-            with (
-                context.cancel_registry.register(session) as cancel,
-                context.visitors.quota.reserve(comparison.owner, len(comparison.methods), comparison.address),
-            ):
-                records = collect_records(context, comparison, cancel)
-            if not records:
-                raise PromptOrTuneError(STOPPED)
+        with _admitted(context, request, QuestionFields(intent, reference, tests), methods) as (comparison, cancel):
+            records = collect_records(context, comparison, cancel)
+        if not records:
+            raise PromptOrTuneError(STOPPED)
         return [dict(record) for record in records]
 
     return compare
@@ -73,31 +65,26 @@ def stream_endpoint(context: Context) -> Any:
         `method`, `state` (waiting, streaming, done, failed, stopped), `text` and `tokens` so far, and `error`.
         `records` is empty until the last change, which has what /compare returns.
         """
-        with _errors_as_gradio_errors():
-            comparison = _make_comparison(context, request, QuestionFields(intent, reference, tests), methods)
-            session = request.session_hash or ""
-            with (
-                context.cancel_registry.register(session) as cancel,
-                context.visitors.quota.reserve(comparison.owner, len(comparison.methods), comparison.address),
-            ):
-                for update in run_comparison(context, comparison, cancel):
-                    yield _update_json(update)
+        with _admitted(context, request, QuestionFields(intent, reference, tests), methods) as (comparison, cancel):
+            for update in run_comparison(context, comparison, cancel):
+                yield _update_json(update)
 
     return stream
 
 
-def _make_comparison(context: Context, request: gr.Request, fields: QuestionFields, methods: Any) -> Comparison:
-    texts = (
-        fields.intent,
-        fields.reference or "",
-        fields.tests or "",
-        *(methods if isinstance(methods, list) else [None]),
-    )
-    if not all(isinstance(text, str) for text in texts):
-        raise PromptOrTuneError(WRONG_TYPES)
-    comparison = make_comparison(build_problem(fields), methods, tests_text=fields.tests or "")
+@contextmanager
+def _admitted(
+    context: Context, request: gr.Request, fields: QuestionFields, methods: list[str]
+) -> Iterator[tuple[Comparison, Event]]:
+    """Yield the comparison and the event that cancels it; the visitor's quota counts it before its tests are read."""
+    check_request(fields.intent, fields.reference, methods)
     visitor = context.visitors.identify(request)
-    return replace(comparison, owner=visitor.id, address=visitor.address)
+    with (
+        context.cancel_registry.register(request.session_hash or "") as cancel,
+        context.visitors.quota.reserve(visitor.id, len(methods), visitor.address),
+    ):
+        comparison = make_comparison(build_problem(fields), methods, tests_text=fields.tests or "")
+        yield replace(comparison, owner=visitor.id, address=visitor.address), cancel
 
 
 def _update_json(update: ComparisonUpdate) -> dict[str, Any]:
@@ -116,12 +103,3 @@ def _column_json(column: Column) -> dict[str, Any]:
         "tokens": column.tokens,
         "error": column.error,
     }
-
-
-@contextmanager
-def _errors_as_gradio_errors() -> Iterator[None]:
-    """Send errors that the caller can correct to it with their message."""
-    try:
-        yield
-    except PromptOrTuneError as error:
-        raise gr.Error(str(error), print_exception=False) from error

@@ -17,7 +17,14 @@ from tasks.problem import Problem
 from ui import components
 from ui.access.guard import action
 from ui.compare.browser_state import DECODING_FIELDS, STORED_FIELDS, TEXT_FIELDS, parse_browser_state
-from ui.compare.comparison import CUSTOM_PROBLEM_ID, Comparison, QuestionFields, build_problem, make_comparison
+from ui.compare.comparison import (
+    CUSTOM_PROBLEM_ID,
+    Comparison,
+    QuestionFields,
+    build_problem,
+    check_request,
+    make_comparison,
+)
 from ui.compare.decoding_form import DecodingForm, decoding_values, read_sampling_params
 from ui.compare.endpoints import MAX_WAITING
 from ui.compare.steps import ComparisonUpdate, run_comparison
@@ -123,16 +130,16 @@ def _run_handler(page: ComparePage, context: Context) -> Any:
         history: History,
         *values: Any,
     ) -> Iterator[dict[Any, Any]]:
-        fields = QuestionFields(intent, reference, tests, selected_problem)
+        fields = QuestionFields(intent or "", reference, tests, selected_problem)
         with ExitStack() as stack:
             try:
-                visitor = context.visitors.identify(request)
-                comparison = _make_comparison(fields, chips, values)
-                comparison = replace(comparison, owner=visitor.id, address=visitor.address)
+                visitor, methods = context.visitors.identify(request), components.chip_names(chips)
+                check_request(fields.intent, fields.reference, methods)
                 # Before the quota: a run whose events nobody reads takes nothing from it.
                 cancel = stack.enter_context(context.cancel_registry.register(request.session_hash or ""))
-                quota = context.visitors.quota
-                stack.enter_context(quota.reserve(visitor.id, len(comparison.methods), visitor.address))
+                stack.enter_context(context.visitors.quota.reserve(visitor.id, len(methods), visitor.address))
+                comparison = _make_comparison(fields, methods, values)
+                comparison = replace(comparison, owner=visitor.id, address=visitor.address)
             except PromptOrTuneError as error:
                 yield {page.note: components.error_html(error)}
                 return
@@ -155,11 +162,11 @@ def _reset_buttons() -> list[Any]:
     return [gr.Button(visible=True), gr.Button(visible=False)]
 
 
-def _make_comparison(fields: QuestionFields, chips: Any, values: Sequence[Any]) -> Comparison:
+def _make_comparison(fields: QuestionFields, methods: Sequence[str], values: Sequence[Any]) -> Comparison:
     pool, *decoding = values
     return make_comparison(
         build_problem(fields),
-        components.chip_names(chips),
+        methods,
         read_sampling_params(*decoding),
         pool,
         tests_text=fields.tests or "",

@@ -31,6 +31,7 @@ CANCEL_GRACE_SECONDS = 4.0
 MAX_SECONDS = 600.0
 _IDLE_SECONDS = 180.0
 _MAX_CACHED = 24
+_MAX_CACHED_CHARS = 8_000_000  # of all answers together
 PROCESS_DIED = {
     "internal_error": "Reading your rows ended unexpectedly (perhaps for lack of memory): try again, or fewer rows."
 }
@@ -68,6 +69,7 @@ class PreviewClient:
         self._lock = threading.Lock()  # held while the process works on a request
         self._requests: dict[str, PreviewRequest] = {}
         self._cache: OrderedDict[str, list[Event]] = OrderedDict()
+        self._cached_chars: dict[str, int] = {}
         self._process: _PreviewProcess | None = None
         self._idle_timer: threading.Timer | None = None
 
@@ -127,8 +129,10 @@ class PreviewClient:
 
     def _cache_events(self, key: str, events: list[Event]) -> None:
         self._cache[key] = events
-        while len(self._cache) > _MAX_CACHED:
-            self._cache.popitem(last=False)
+        self._cached_chars[key] = len(key) + len(json.dumps(events))
+        while len(self._cache) > _MAX_CACHED or sum(self._cached_chars.values()) > _MAX_CACHED_CHARS:
+            oldest, _ = self._cache.popitem(last=False)
+            del self._cached_chars[oldest]
 
     def _stream_events(self, request: PreviewRequest, line: str) -> Iterator[Event]:
         """Send one line to the process and yield its events. Caller must hold the lock.

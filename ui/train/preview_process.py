@@ -41,6 +41,11 @@ from train.tokenize import TokenizedData
 Event = dict[str, Any]
 # Row errors that are sent; all of them are counted.
 MAX_LISTED_ERRORS = 50
+MAX_EVENT_CHARS = 2_000_000
+# Of the data of this process: torch takes 0.25 GB, and 20 MB of rows some hundred MB. A file cannot take the machine.
+MAX_MEMORY_BYTES = 3 << 30
+OUT_OF_MEMORY = "These rows take more memory than reading them may: split the file, or leave rows and columns out."
+TOO_LONG_REPORT = "The report on these rows is too long to show: shorten the names of the columns and the cells."
 
 
 def preview(values: Mapping[str, Any], report_progress: Any) -> Iterator[Event]:
@@ -129,6 +134,14 @@ def _estimate(config: TrainConfig, source: Source, prepared: TokenizedData) -> E
     return {**asdict(estimate), "free_bytes": free_memory(config.device)}
 
 
+def limit_memory(size: int) -> None:
+    """Let this process allocate at most `size` bytes; beyond, an allocation fails. Without effect on Windows."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
 def main() -> None:
     """Answers requests until there are no more."""
     # Libraries print to stdout: their output goes to stderr, so that it does not mix with the events.
@@ -138,14 +151,19 @@ def main() -> None:
     with suppress(OSError, AttributeError):
         os.nice(5)  # the model that answers has priority
 
+    limit_memory(MAX_MEMORY_BYTES)
+
     def send(event: Event) -> None:
-        out.write(json.dumps(event) + "\n")
+        text = json.dumps(event)
+        out.write((text if len(text) <= MAX_EVENT_CHARS else json.dumps({"error": TOO_LONG_REPORT})) + "\n")
         out.flush()
 
     for line in sys.stdin:
         try:
             for event in preview(json.loads(line), lambda message: send({"progress": message})):
                 send(event)
+        except MemoryError:
+            send({"error": OUT_OF_MEMORY})
         except Exception:  # noqa: BLE001 - the client must get an answer in any case; the error is logged
             traceback.print_exc()
             send(

@@ -1,0 +1,128 @@
+"""Values that a browser or a program sends with an event: checked by component before any handler sees them.
+
+A value of a wrong type or size is one sentence, for every event and endpoint alike. What no component describes (the
+data of an event, the value of an HTML component) is checked by its handler.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import gradio as gr
+from gradio.exceptions import Error
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from errors import PromptOrTuneError
+from tasks.limits import MAX_INTENT_CHARS
+
+MAX_LINE_CHARS = 500  # of a field of one line
+MAX_BODY_CHARS = 1 << 20  # of the tests of a data set's problem; tasks.pasted_tests limits those of a person
+MAX_CHOSEN = 500  # of a list of several choices
+# Key in the scope of a request whose event was refused with a sentence.
+_REFUSED = "prompt_or_tune.refused"
+UNREADABLE = "This request has a value of a wrong kind: load the page again, or see the endpoint's description."
+INTERNAL_ERROR = "Something went wrong on our side; the log has the details. Nothing you typed is lost."
+_log = logging.getLogger(__name__)
+
+
+class CheckedBlocks(gr.Blocks):
+    """Blocks whose events refuse values of a wrong type or size with one sentence, and never answer with a trace."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
+        """Check the values, then convert them as Gradio does; an empty text or list in place of None."""
+        for component, value in zip(block_fn.inputs, inputs if isinstance(inputs, list) else [], strict=False):
+            _check_value(component, value)
+        try:
+            values = await super().preprocess_data(block_fn, inputs, *arguments, **options)
+        except Exception as error:  # noqa: BLE001 - Gradio raises what its components happen to raise
+            _log.info("The values of an event cannot be read (%s).", type(error).__name__)
+            raise Error(UNREADABLE, print_exception=False) from None
+        empty = (_empty_value(component) for component in block_fn.inputs)
+        return [other if value is None else value for value, other in zip(values, empty, strict=True)]
+
+    async def process_api(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Run one event; its errors become messages."""
+        scope = getattr(getattr(options.get("request"), "request", None), "scope", {})
+        try:
+            result: dict[str, Any] = await super().process_api(*arguments, **options)
+        except Error as error:
+            scope[_REFUSED] = True
+            error.print_exception = False
+            raise
+        except PromptOrTuneError as error:
+            scope[_REFUSED] = True
+            raise Error(str(error), print_exception=False) from error
+        except Exception as error:
+            _log.exception("An event failed.")
+            raise Error(INTERNAL_ERROR, print_exception=False) from error
+        return result
+
+
+def _empty_value(component: Any) -> str | list[Any] | None:
+    if isinstance(component, gr.Textbox):
+        return ""
+    return [] if isinstance(component, gr.CheckboxGroup) or getattr(component, "multiselect", False) else None
+
+
+class EventErrorMiddleware:
+    """ASGI middleware: answers 400 for a refused event, and for a request that Gradio's own routes cannot read."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def send_status(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                if message["status"] == 500 and scope.get(_REFUSED):
+                    message["status"] = 400
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_status)
+        except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+            if started:
+                raise
+            _log.info("%s cannot be read (%s).", scope["path"], type(error).__name__, exc_info=error)
+            await JSONResponse({"error": UNREADABLE, "detail": UNREADABLE}, 400)(scope, receive, send)
+
+
+def _check_value(component: Any, value: Any) -> None:
+    label = str(getattr(component, "label", None) or "A field")
+    if isinstance(component, gr.Textbox):
+        limit = _text_limit(component)
+        if value is not None and not isinstance(value, str):
+            raise Error(f"'{label}' must be text.", print_exception=False)
+        if value is not None and len(value) > limit:
+            raise Error(f"'{label}' has {len(value):,} characters: write at most {limit:,}.", print_exception=False)
+    elif isinstance(component, gr.Checkbox):
+        if not isinstance(value, bool):
+            raise Error(f"'{label}' must be true or false.", print_exception=False)
+    elif isinstance(component, gr.Number | gr.Slider):
+        if value is not None and not (isinstance(value, int | float) and abs(value) < 2**63):
+            raise Error(f"'{label}' must be a number of at most 18 digits.", print_exception=False)
+    elif isinstance(component, gr.Dropdown | gr.Radio | gr.CheckboxGroup):
+        several = isinstance(component, gr.CheckboxGroup) or getattr(component, "multiselect", False)
+        chosen = value if isinstance(value, list) and several else [value]
+        if len(chosen) > MAX_CHOSEN or not all(_is_choice(each) for each in chosen):
+            raise Error(f"'{label}' has a value that is not offered: choose from its list.", print_exception=False)
+
+
+def _is_choice(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= MAX_INTENT_CHARS
+    return value is None or (isinstance(value, int | float) and abs(value) < 2**63)
+
+
+def _text_limit(component: gr.Textbox) -> int:
+    if component.elem_id == "tests":
+        return MAX_BODY_CHARS
+    return component.max_length or (MAX_LINE_CHARS if component.max_lines == 1 else MAX_INTENT_CHARS)

@@ -126,7 +126,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="path of the page and its JSON file, without suffix")
     options = parser.parse_args(given)
     load_before = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(prefix="visitors-") as folder, running_app(Path(folder)) as app:
+    with (
+        tempfile.TemporaryDirectory(prefix="visitors-") as folder,
+        running_app(Path(folder), "--rows-per-address", "0") as app,
+    ):
         client = connect_visitor(app.url)
         requests = make_requests(options.seed)
         baseline = [send_request(client, request) for request in requests]

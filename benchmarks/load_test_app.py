@@ -42,10 +42,10 @@ class AppProcess:
 
 
 @contextmanager
-def running_app(folder: Path) -> Iterator[AppProcess]:
-    """Run the app on the embedded base for the duration of the block, on a free port.
+def running_app(folder: Path, *options: str, root: Path = PROJECT_ROOT) -> Iterator[AppProcess]:
+    """Run the app of the checkout `root` on the embedded base for the duration of the block, on a free port.
 
-    Its home is `folder`, which shares converted bases and indexes with the user's cache.
+    Its home is `folder`, which shares converted bases and indexes with the user's cache. `options` are app.py's.
     """
     for shared in ("bases", "indexes"):
         (cache_dir() / shared).mkdir(parents=True, exist_ok=True)
@@ -53,11 +53,11 @@ def running_app(folder: Path) -> Iterator[AppProcess]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "app.py", "--port", str(port)]
+    command = [sys.executable, "app.py", "--port", str(port), *options]
     environment = {**os.environ, "PROMPT_OR_TUNE_HOME": str(folder)}
     with (folder / "app.log").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=PROJECT_ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             app = AppProcess(f"http://127.0.0.1:{port}/", process)

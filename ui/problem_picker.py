@@ -122,16 +122,17 @@ def wire_picker(
     where that has no examples. Returns the events that choose a problem.
     """
 
-    def show(name: str) -> tuple[Any, str]:
-        _, problem, note = picker.selection_updates(name, "", data_dir)
+    def show(name: str | None) -> tuple[Any, str]:
+        _, problem, note = picker.selection_updates(name or DEFAULT_DATA, "", data_dir)
         return problem, note
 
-    def pick(name: str, identity: str | None) -> list[object]:
+    def pick(name: str | None, identity: str | None) -> list[object]:
+        name = name or DEFAULT_DATA
         problem = _find_problem(name, identity, data_dir)
         return _field_values(problem, name) if problem else [gr.skip()] * 5
 
-    def pick_random(name: str) -> list[object]:
-        choices, _ = _problem_choices(name, data_dir)
+    def pick_random(name: str | None) -> list[object]:
+        choices, _ = _problem_choices(name or DEFAULT_DATA, data_dir)
         identity = random.choice(choices)[1] if choices else None
         return [identity or gr.skip(), *pick(name, identity)]
 

@@ -24,6 +24,7 @@ _LIMIT_OPTIONS = {
     "jobs_at_once": ("--jobs-at-once", 1, "training jobs that wait or run for one person"),
     "upload_bytes": ("--max-upload", 1 << 20, "megabytes of a file with rows"),
     "archive_bytes": ("--max-archive", 1 << 20, "megabytes of an adapter's zip"),
+    "drafts_bytes": ("--max-drafts", 1 << 20, "megabytes of all rows that wait on the Train page, of all visitors"),
 }
 
 

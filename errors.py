@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 
 _MAX_LISTED = 100
+_MAX_QUOTED = 200  # characters of a name, which are also compared with each known one
 
 
 class PromptOrTuneError(Exception):
@@ -102,6 +103,7 @@ def is_prompt_error(message: str) -> bool:
 def unknown_name_error(kind: str, name: str, choices: Iterable[str]) -> UnknownNameError:
     """Return the error for an unknown name, with the nearest known one and at most _MAX_LISTED of the others."""
     known = sorted(choices)
+    name = name if len(name) <= _MAX_QUOTED else f"{name[: _MAX_QUOTED - 1]}…"
     near = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     more = f" and {len(known) - _MAX_LISTED} more" if len(known) > _MAX_LISTED else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import logging
 import os
 import re
@@ -12,9 +13,11 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn, TextIO
 
+from common.format import terminal_text
 from common.paths import adopt_old_variables, take_over_old_cache
 from errors import DataError, PromptOrTuneError
 
@@ -26,12 +29,15 @@ def run_command(run: Callable[[], int | None], name: str = "", stopped: str = "S
     """Run a command and return its exit status: its own (None is 0), 2 after a PromptOrTuneError, 130 after Ctrl-C.
 
     The error's message goes to standard error behind "`name`: ", the text `stopped` after Ctrl-C. Before the command
-    runs, variables and the cache folder of the product's old name are taken over.
+    runs, variables and the cache folder of the product's old name are taken over. What it writes to both outputs passes
+    through `terminal_text`.
     """
 
     def report(line: str) -> None:
         sys.stderr.write((f"{name}: {line}" if name else line) + "\n")
 
+    outputs = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _PlainOutput(sys.stdout), _PlainOutput(sys.stderr)
     try:
         adopt_old_variables(report)
         take_over_old_cache(report)
@@ -42,6 +48,45 @@ def run_command(run: Callable[[], int | None], name: str = "", stopped: str = "S
     except KeyboardInterrupt:
         sys.stderr.write(f"{stopped}\n")
         return EXIT_INTERRUPTED
+    finally:
+        sys.stdout.flush()
+        sys.stdout, sys.stderr = outputs
+
+
+class _PlainOutput(io.TextIOBase):
+    """Standard output or error without control characters; ProgressPrinter writes its own to `stream` itself.
+
+    It says that it is no terminal, so that libraries send no colours.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(terminal_text(text))
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(ValueError):  # closed
+            self.stream.flush()
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.stream.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return self.stream.errors
+
+    @property
+    def buffer(self) -> BinaryIO:
+        return self.stream.buffer
 
 
 def exit_now(status: int) -> NoReturn:
@@ -119,13 +164,13 @@ class ProgressPrinter:
     """Prints progress lines. A percentage is rewritten in place on a terminal, and printed every 10 s elsewhere."""
 
     def __init__(self) -> None:
-        self._is_terminal = sys.stdout.isatty()
+        self._is_terminal = _standard_output().isatty()
         self._open_message = ""
         self._last_write = 0.0
 
     def __call__(self, message: str) -> None:
         """Print one line."""
-        message = message.strip()
+        message = terminal_text(message.strip())
         head = _PERCENT.sub("", message)
         counts = head != message
         if self._is_terminal:
@@ -139,8 +184,12 @@ class ProgressPrinter:
 
     def _write(self, text: str) -> None:
         self._last_write = time.monotonic()
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        _standard_output().write(text)
+        _standard_output().flush()
+
+
+def _standard_output() -> TextIO:
+    return sys.stdout.stream if isinstance(sys.stdout, _PlainOutput) else sys.stdout
 
 
 def configure_environment() -> None:

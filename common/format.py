@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
@@ -101,6 +102,24 @@ def quote_untrusted(value: object, width: int = 100) -> str:
     """Return a value from a file fit for a message: without control characters, `width` characters at most."""
     text = value if isinstance(value, str) and value.isprintable() else repr(value)
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+# Control characters (C0 but tab and line feed, DEL, C1), those that reorder the text around them, and half characters.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def terminal_text(text: str) -> str:
+    r"""Return a text fit for a terminal: what would control it is shown as an escape such as \x1b.
+
+    Names, messages and logs come from files, the Hub and models: they must not move the cursor, set the title or hide
+    a part of a line. Line ends of Windows become plain ones.
+    """
+    return _CONTROL.sub(_escape_character, text.replace("\r\n", "\n"))
+
+
+def _escape_character(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def utc_timestamp() -> str:

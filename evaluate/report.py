@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from common.csv_text import records_csv
 from common.format import format_bytes
 from errors import PromptOrTuneError
 from evaluate.aggregate import metric_title
@@ -153,7 +153,6 @@ def _provenance(run: Run, markdown: bool) -> str:
 
 # Scores of a single problem in the table of problems, if a run has them.
 _PROBLEM_METRICS = ("tests", "pass@1", "em@1", "em@{k}", "em_tree@1", "codebleu", "parses")
-_FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
 
 
 def metric_records(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
@@ -176,7 +175,7 @@ def metrics_csv(runs: Sequence[Run]) -> str:
     """Return `metric_records` as CSV. Raises PromptOrTuneError for unscored results and for no complete method."""
     require_scored(runs)
     require_any_complete(runs)
-    return to_csv(metric_records(runs))
+    return records_csv(metric_records(runs))
 
 
 def problems_csv(runs: Sequence[Run]) -> str:
@@ -211,7 +210,7 @@ def problems_csv(runs: Sequence[Run]) -> str:
             record[f"{label}: error"] = result.error if result else None
         records.append(record)
     empty = {name for name in records[0] if all(record[name] is None for record in records)} if records else set()
-    return to_csv({name: value for name, value in record.items() if name not in empty} for record in records)
+    return records_csv({name: value for name, value in record.items() if name not in empty} for record in records)
 
 
 def json_report(runs: Sequence[Run], command: str, pairs: Sequence[tuple[str, str]] | None = None) -> str:
@@ -273,24 +272,6 @@ def _comparison_record(comparison: MethodComparison) -> dict[str, Any]:
     values = asdict(comparison)
     return {**values, "difference": values["difference"]["value"], "low": values["difference"]["low"],
             "high": values["difference"]["high"]}  # fmt: skip
-
-
-def to_csv(records: Iterable[Mapping[str, Any]]) -> str:
-    """Return records as CSV with a column for every key; no cell can be interpreted as a formula."""
-    rows = [dict(record) for record in records]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _csv_cell(value) for name, value in row.items()} for row in rows)
-    return text.getvalue()
-
-
-def _csv_cell(value: object) -> object:
-    """Quote text that a spreadsheet would run as a formula: models wrote some of it (OWASP, CSV injection)."""
-    if isinstance(value, str) and value.startswith(_FORMULA_PREFIXES):
-        return "'" + value
-    return value
 
 
 _DPI = 110

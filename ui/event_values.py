@@ -7,6 +7,7 @@ data of an event, the value of an HTML component) is checked by its handler.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -31,16 +32,15 @@ class CheckedBlocks(gr.Blocks):
     """Blocks whose events refuse values of a wrong type or size with one sentence, and never answer with a trace."""
 
     async def preprocess_data(self, block_fn: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
-        """Check the values, then convert them as Gradio does; an empty text or list in place of None."""
+        """Check the values, then convert them as Gradio does."""
         for component, value in zip(block_fn.inputs, inputs if isinstance(inputs, list) else [], strict=False):
             _check_value(component, value)
         try:
             values = await super().preprocess_data(block_fn, inputs, *arguments, **options)
+            return [_checked(component, value) for component, value in zip(block_fn.inputs, values, strict=True)]
         except Exception as error:  # noqa: BLE001 - Gradio raises what its components happen to raise
             _log.info("The values of an event cannot be read (%s).", type(error).__name__)
             raise Error(UNREADABLE, print_exception=False) from None
-        empty = (_empty_value(component) for component in block_fn.inputs)
-        return [other if value is None else value for value, other in zip(values, empty, strict=True)]
 
     async def process_api(self, *arguments: Any, **options: Any) -> dict[str, Any]:
         """Run one event; its errors become messages."""
@@ -58,12 +58,6 @@ class CheckedBlocks(gr.Blocks):
             _log.exception("An event failed.")
             raise Error(INTERNAL_ERROR, print_exception=False) from error
         return result
-
-
-def _empty_value(component: Any) -> str | list[Any] | None:
-    if isinstance(component, gr.Textbox):
-        return ""
-    return [] if isinstance(component, gr.CheckboxGroup) or getattr(component, "multiselect", False) else None
 
 
 class EventErrorMiddleware:
@@ -110,10 +104,25 @@ def _check_value(component: Any, value: Any) -> None:
         if value is not None and not (isinstance(value, int | float) and abs(value) < 2**63):
             raise Error(f"'{label}' must be a number of at most 18 digits.", print_exception=False)
     elif isinstance(component, gr.Dropdown | gr.Radio | gr.CheckboxGroup):
-        several = isinstance(component, gr.CheckboxGroup) or getattr(component, "multiselect", False)
-        chosen = value if isinstance(value, list) and several else [value]
+        chosen = value if isinstance(value, list) else [value]
+        several = isinstance(component, gr.CheckboxGroup) or bool(getattr(component, "multiselect", False))
+        if isinstance(value, list) != several and value is not None:
+            raise Error(f"'{label}' has a value that is not offered: choose from its list.", print_exception=False)
         if len(chosen) > MAX_CHOSEN or not all(_is_choice(each) for each in chosen):
             raise Error(f"'{label}' has a value that is not offered: choose from its list.", print_exception=False)
+
+
+def _checked(component: Any, value: Any) -> Any:
+    """Return the value as handlers expect it: a text or a list that is not given is empty, a file is a file."""
+    if value is None and isinstance(component, gr.Textbox):
+        return ""
+    if value is None and getattr(component, "multiselect", False):
+        return []
+    if isinstance(component, gr.File):
+        files = value if isinstance(value, list) else [value] if value else []
+        if not all(Path(str(file)).is_file() for file in files):
+            raise ValueError
+    return value
 
 
 def _is_choice(value: Any) -> bool:

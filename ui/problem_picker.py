@@ -124,18 +124,19 @@ def wire_picker(
     """
 
     @action("view pages")
-    def show(name: str) -> tuple[Any, str]:
-        _, problem, note = picker.selection_updates(name, "", data_dir)
+    def show(name: str | None) -> tuple[Any, str]:
+        _, problem, note = picker.selection_updates(name or DEFAULT_DATA, "", data_dir)
         return problem, note
 
     @action("view pages")
     def pick(name: str | None, identity: str | None) -> list[object]:
+        name = name or DEFAULT_DATA
         problem = _find_problem(name, identity, data_dir)
         return _field_values(problem, name) if problem else [gr.skip()] * 5
 
     @action("view pages")
     def pick_random(name: str | None) -> list[object]:
-        choices, _ = _problem_choices(name, data_dir)
+        choices, _ = _problem_choices(name or DEFAULT_DATA, data_dir)
         identity = random.choice(choices)[1] if choices else None
         return [identity or gr.skip(), *pick(name, identity)]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,6 +9,7 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
+from common.csv_text import records_csv
 from evaluate.settings import to_json_types
 from models.identity import BaseIdentity
 from tasks.methods import FixedExamples, Method, NearestExamples
@@ -146,15 +145,7 @@ def to_json(records: Sequence[Record]) -> str:
 
 def records_to_csv(records: Sequence[Record]) -> str:
     """Return CSV: a row per record, columns `score.<metric>` and `decoding.<option>`, nested fields as JSON."""
-    rows = [_flatten(record) for record in records]
-    header: dict[str, None] = {}
-    for row in rows:
-        header.update(dict.fromkeys(row))
-    out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, fieldnames=list(header), lineterminator="\r\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    return records_csv(map(_flatten, records), "\r\n")
 
 
 def _flatten(record: Record) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from common.csv_text import records_csv
 from errors import PromptOrTuneError
-from evaluate.report import to_csv
 from tasks.problem import Problem
 
 SCHEMA = 1
@@ -397,7 +397,7 @@ def votes_to_jsonl(votes: VoteStore) -> str:
 
 def votes_to_csv(votes: VoteStore) -> str:
     """Return CSV with one row per vote, oldest first; nested values as JSON, formulas quoted."""
-    return to_csv({name: _flatten(value) for name, value in record.items()} for record in votes.export())
+    return records_csv({name: _flatten(value) for name, value in record.items()} for record in votes.export())
 
 
 EXPORTERS: dict[str, Callable[[VoteStore], str]] = {"jsonl": votes_to_jsonl, "csv": votes_to_csv}

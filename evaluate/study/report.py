@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from common.csv_text import csv_text
 from common.files import atomic_write
 from evaluate.completeness import engine_failures_note, require_scored
 from evaluate.results import Run
@@ -140,20 +141,15 @@ def _decoding_text(job: FinishedJob) -> str:
 
 
 def _findings_csv(findings: Sequence[Finding]) -> str:
-    import csv
-    import io
-
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     head = ["model", "data", "part", "a", "b", "metric", "points", "low", "high", "n", "test", "p", "p holm", "tests"]
-    writer.writerow(head)
+    rows = []
     for each in findings:
         job, found = each.a.job, each.difference
         numbers = [f"{100 * value:.4f}" for value in (found.value, found.low, found.high)]
         ps = [f"{each.p:.6g}", f"{each.corrected_p:.6g}", str(each.num_tests)]
         names = [job.model.name, job.data.name, each.difficulty, job.title, each.b.job.title, each.metric]
-        writer.writerow([*names, *numbers, str(each.n), each.test, *ps])
-    return out.getvalue()
+        rows.append([*names, *numbers, str(each.n), each.test, *ps])
+    return csv_text(head, rows)
 
 
 def _caption(name: str) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from common.csv_text import csv_text
 from common.format import format_percent, text_table
 from evaluate.aggregate import metric_title, metric_values, summarize_cost
 from evaluate.stats import Interval
@@ -52,18 +51,16 @@ class StudyTable:
     def to_csv(self) -> str:
         """Return the table as CSV; an interval has three columns. Scores are in percent, as in the study's files."""
         wide = [any(isinstance(row[index], Interval) for row in self.rows) for index in range(len(self.columns))]
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
         header: list[str] = []
         for column, is_wide in zip(self.columns, wide, strict=True):
             header += [column.title, *([f"{column.title} low", f"{column.title} high"] if is_wide else [])]
-        writer.writerow(header)
+        lines: list[list[str]] = []
         for row in self.rows:
             line: list[str] = []
             for value, column, is_wide in zip(row, self.columns, wide, strict=True):
                 line += _csv_cells(value, column.kind, is_wide)
-            writer.writerow(line)
-        return out.getvalue()
+            lines.append(line)
+        return csv_text(header, lines)
 
 
 def format_cell(value: CellValue, kind: ColumnKind) -> str:

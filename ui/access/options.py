@@ -35,6 +35,7 @@ _LIMIT_OPTIONS = {
     "archive_bytes": ("--max-archive", 1 << 20, "megabytes of an adapter's zip"),
     "stored_bytes": ("--max-stored", 1 << 20, "megabytes of uploads that one person may leave within a day"),
     "total_stored_bytes": ("--max-stored-total", 1 << 20, "megabytes of uploads that all may leave within a day"),
+    "drafts_bytes": ("--max-drafts", 1 << 20, "megabytes of all rows that wait on the Train page, of all visitors"),
 }
 
 

@@ -19,7 +19,10 @@ _MAX_TRACKED_VISITORS = 10_000
 
 @dataclass(frozen=True)
 class VisitorLimits:
-    """Limits for one visitor; zero or less: no limit. `rows` are answers: a comparison of four methods has four."""
+    """Limits for one visitor, and for the drafts of all; zero or less: no limit.
+
+    `rows` are answers: a comparison of four methods has four.
+    """
 
     rows_at_once: int = 16
     rows_per_hour: int = 1200
@@ -29,6 +32,7 @@ class VisitorLimits:
     archive_bytes: int = 200 << 20  # an adapter's zip
     stored_bytes: int = 1 << 30  # uploads within a day
     total_stored_bytes: int = 10 << 30  # uploads of all visitors within a day
+    drafts_bytes: int = 2 << 30  # rows that all visitors together have uploaded and not trained on yet
 
 
 class VisitorQuota:

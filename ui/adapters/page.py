@@ -153,7 +153,8 @@ def _wire_list(context: Context, catalog: AdapterCatalog, page: AdaptersPage, ta
 
     def tick(query: str, show: str, request: gr.Request) -> Any:
         # Nothing changes before the model is loaded, and rendering the list again would lose the keyboard focus.
-        return {} if context.engine_loader.state().phase == "loading" else update(query, show, request)
+        loading = context.engine_loader.state().phase == "loading"
+        return {page.note: gr.skip()} if loading else update(query, show, request)
 
     inputs, outputs = [page.query, page.show], [page.note, page.list, page.denied_note, page.install_form, page.timer]
     triggers = [tab.select, page.refresh.click, page.query.change, page.show.input]

@@ -260,7 +260,7 @@ def _wire(page: ResultsPage, library: RunLibrary) -> None:
             return {page.problems: problem_list_value(table, rows, data["from"], selected)}
         index = table.row_index.get(str(data.get("id")))
         if index is None:
-            return {}
+            return {page.problems: gr.skip()}  # Gradio takes an empty dict for one value
         row = table.rows[index]
         return {
             page.problems: problem_list_value(table, rows, _row_position(rows, row), row.id),
@@ -274,7 +274,7 @@ def _wire(page: ResultsPage, library: RunLibrary) -> None:
         table = read_table(names)
         key = str(data.get("method"))
         if key not in {column.key for column in table.columns}:
-            return {page.method: gr.skip()}
+            return {page.problems: gr.skip()}  # Gradio takes an empty dict for one value
         problems = problem_list_value(table, filter_rows(table, "failures", key, ""), selected=selected)
         return {page.method: key, page.show: "failures", page.query: "", page.problems: problems}
 

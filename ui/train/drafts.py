@@ -11,12 +11,14 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from common.format import format_bytes
 from common.paths import check_disk_space, make_dir
 from errors import DataError, DiskSpaceError, PromptOrTuneError
 from jobs.job import safe_file_name
@@ -29,6 +31,8 @@ _DRAFT_FILE = "draft.json"
 _BLOCK_BYTES = 1 << 20
 # Older drafts are deleted.
 _MAX_AGE_DAYS = 30
+MAX_DRAFTS = 5_000  # a draft of a few bytes takes a folder, too
+_EVERYBODY_FULL = "ask the owner of this app to make room, or train with `python -m train` on a machine of your own."
 _VISITOR_ID = re.compile(r"[a-z]+-[0-9a-f]{16}")
 
 
@@ -55,10 +59,15 @@ class Draft:
 
 
 class DraftStore:
-    """All visitors' drafts on disk. Thread-safe, as files are replaced atomically."""
+    """All visitors' drafts on disk, of at most `total_bytes` (0: any size). Thread-safe.
 
-    def __init__(self, home: Path) -> None:
+    Files are replaced atomically; one upload is copied at a time, so that two do not pass the total together.
+    """
+
+    def __init__(self, home: Path, total_bytes: int = 0) -> None:
         self._root = home / "uploads"
+        self._total_bytes = total_bytes
+        self._upload_lock = threading.Lock()
 
     def get(self, visitor: str) -> Draft | None:
         """Return the visitor's draft; None if there is none, or it is broken, or its file is gone."""
@@ -83,6 +92,11 @@ class DraftStore:
         """
         size = upload.stat().st_size
         check_upload_size(size, limit, f"'{upload.name}'")
+        with self._upload_lock:
+            return self._save_upload(visitor, upload, size)
+
+    def _save_upload(self, visitor: str, upload: Path, size: int) -> Draft:
+        self._check_total(visitor, size)
         folder = make_dir(self._folder(visitor))
         check_disk_space(folder, size)
         draft = Draft(safe_file_name(upload.name), _file_digest(upload), size)
@@ -98,7 +112,7 @@ class DraftStore:
                 "owner of this app to."
             ) from error
         self.save(visitor, draft)
-        self._delete_outdated(folder, draft.digest)
+        _delete_others(folder, draft.digest)
         return draft
 
     def select_dataset(self, visitor: str, name: str) -> Draft:
@@ -109,6 +123,8 @@ class DraftStore:
 
     def save(self, visitor: str, draft: Draft) -> None:
         """Write the draft. Raises DiskSpaceError if it cannot be written."""
+        if not self._folder(visitor).is_dir():
+            self._check_total(visitor, 0)
         folder = make_dir(self._folder(visitor))
         part = folder / f".{_DRAFT_FILE}.{os.getpid()}.{time.monotonic_ns()}"
         try:
@@ -127,13 +143,21 @@ class DraftStore:
             raise PromptOrTuneError("This visitor is not known: load the page again.")
         return self._root / visitor
 
-    def _delete_outdated(self, folder: Path, digest: str) -> None:
-        for path in folder.iterdir():
-            if path.is_dir() and path.name != digest:
-                shutil.rmtree(path, ignore_errors=True)
-        for other in self._root.iterdir():
-            if other != folder and _age_seconds(other / _DRAFT_FILE) > _MAX_AGE_DAYS * 24 * 3600:
-                shutil.rmtree(other, ignore_errors=True)
+    def _check_total(self, visitor: str, size: int) -> None:
+        """Delete outdated drafts; raise PromptOrTuneError where the others and `size` more bytes exceed the total."""
+        own = self._folder(visitor)
+        others = [folder for folder in self._root.iterdir() if folder != own] if self._root.is_dir() else []
+        for folder in others:
+            if _age_seconds(folder / _DRAFT_FILE) > _MAX_AGE_DAYS * 24 * 3600:
+                shutil.rmtree(folder, ignore_errors=True)
+        others = [folder for folder in others if folder.is_dir()]
+        if len(others) >= MAX_DRAFTS:
+            raise PromptOrTuneError(f"{MAX_DRAFTS:,} people have rows here, which is the limit: {_EVERYBODY_FULL}")
+        if 0 < self._total_bytes < size + sum(map(_folder_bytes, others)):
+            raise PromptOrTuneError(
+                f"The rows of all people here may take {format_bytes(self._total_bytes)}, and this file does not fit: "
+                f"{_EVERYBODY_FULL}"
+            )
 
 
 def check_dataset_name(name: str) -> str:
@@ -153,6 +177,20 @@ def check_dataset_name(name: str) -> str:
             f"one of {', '.join(TRAINING_DATASETS)}; or upload a file of your own."
         )
     return name
+
+
+def _delete_others(folder: Path, digest: str) -> None:
+    """Delete the visitor's earlier files."""
+    for path in folder.iterdir():
+        if path.is_dir() and path.name != digest:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _folder_bytes(folder: Path) -> int:
+    try:
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    except OSError:  # deleted at this moment
+        return 0
 
 
 def _list_to_tuple(value: Any) -> Any:

@@ -278,7 +278,7 @@ class TrainFormHandlers:
     def __init__(self, context: Context, form: TrainForm, job_service: JobService) -> None:
         self.context, self.form, self.job_service = context, form, job_service
         self.policy = context.visitors.policy
-        self.drafts = DraftStore(context.home)
+        self.drafts = DraftStore(context.home, self.policy.limits.drafts_bytes)
         self.reporter = PreviewReporter(context, form, self.drafts)
         self._submit_lock = threading.Lock()
 

@@ -126,7 +126,8 @@ def build_training_target(context: Context) -> TrainingTarget:
             for name, label in (("here", "On a machine of your own"), ("hub", "On Hugging Face Jobs"))
         ]
 
-    def choose(location: str, machine: str, request: gr.Request) -> Iterator[list[Any]]:
+    def choose(location: str | None, machine: str | None, request: gr.Request) -> Iterator[list[Any]]:
+        location, machine = location or "here", machine or ""
         visitor = context.visitors.identify(request)
         denied = denied_reason(context, visitor, location) if location != "here" else None
         if location == "here" or denied:

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import socket
+import stat
 import sys
 import time
 import warnings
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn, TextIO
 
 from common.format import terminal_text
-from common.paths import adopt_old_variables, take_over_old_cache
+from common.paths import adopt_old_variables, cache_dir, protect_home, take_over_old_cache
 from errors import DataError, PromptOrTuneError
 
 EXIT_INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
@@ -41,6 +42,7 @@ def run_command(run: Callable[[], int | None], name: str = "", stopped: str = "S
     try:
         adopt_old_variables(report)
         take_over_old_cache(report)
+        protect_home(cache_dir())
         return run() or 0
     except PromptOrTuneError as error:
         report(str(error))
@@ -119,10 +121,12 @@ def require_folder(folder: Path, what: str, option: str) -> Path:
 def read_secrets(file: Path | None, variable: str, what: str, option: str) -> list[tuple[str, str]]:
     """Return pairs (location, text) of the lines of `file` and of the comma-separated entries of a variable.
 
-    `what` and `option` appear in the message of the PromptOrTuneError for a file that cannot be read; no secret does.
+    `what` and `option` appear in the message of the PromptOrTuneError for a file that cannot be read, or that others
+    than its owner can change; no secret does. A file that others can read gets a warning.
     """
     lines: list[tuple[str, str]] = []
     if file is not None:
+        _check_mode(file.expanduser(), what)
         try:
             text = file.expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -132,6 +136,22 @@ def read_secrets(file: Path | None, variable: str, what: str, option: str) -> li
     given = os.environ.get(variable, "")
     lines += [(f"entry {number} of {variable}", line) for number, line in enumerate(given.split(","), 1)]
     return lines
+
+
+def _check_mode(file: Path, what: str) -> None:
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return  # reading it gives the error
+    if os.name != "posix" or not stat.S_ISREG(mode):
+        return
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PromptOrTuneError(
+            f"Others than its owner can change the {what} in {file} (mode {stat.S_IMODE(mode):04o}): run "
+            f"`chmod 600 {file}`, and check its lines."
+        )
+    if mode & (stat.S_IRGRP | stat.S_IROTH):
+        sys.stderr.write(f"Others than its owner can read the {what} in {file}: run `chmod 600 {file}`.\n")
 
 
 def parse_port(text: str) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
+from common.paths import create_folders, is_private
 from errors import PromptOrTuneError
 
 if sys.platform != "win32":
@@ -29,8 +30,8 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        create_folders(path.parent)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _new_file_mode(path)), "wb") as file:  # noqa: PTH123
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -40,6 +41,11 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _new_file_mode(path: Path) -> int:
+    """What is written into a private folder is private as well."""
+    return 0o600 if is_private(path.parent) else 0o666
 
 
 def check_writable(path: Path) -> None:
@@ -80,7 +86,7 @@ def acquire_lock(path: Path, timeout: float = _DEFAULT_TIMEOUT_SECONDS) -> Acqui
     written.
     """
     try:
-        path.touch()  # FileLock would create missing folders
+        path.touch(_new_file_mode(path))  # FileLock would create missing folders
         # Any thread may release it. No fallback to a soft lock, which would outlive a crash.
         lock = FileLock(path, timeout, thread_local=False, poll_interval=_POLL_SECONDS, fallback_to_soft=False)
         return lock.acquire()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -89,14 +90,86 @@ def _move_missing(entry: Path, target: Path) -> int:
 
 
 def make_dir(path: Path) -> Path:
-    """Create `path` and its parents. Raises PromptOrTuneError where the disk or its permissions forbid it."""
+    """Create `path` and its parents as `create_folders` does.
+
+    Raises PromptOrTuneError where the disk or its permissions forbid it.
+    """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        create_folders(path)
     except OSError as error:
         raise PromptOrTuneError(
             f"Cannot create {path} ({error.strerror}): set PROMPT_OR_TUNE_HOME to a folder that you may write to."
         ) from error
     return path
+
+
+# What people made: their rows, jobs, adapters, duels, votes and runs. Bases and indexes are public.
+_PRIVATE_NAMES = ("adapters", "arena", "jobs", "runs", "uploads", "votes.sqlite")
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def create_folders(path: Path) -> None:
+    """Create `path` and its parents, private ones in a private folder. Raises OSError."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    if missing and is_private(missing[-1].parent):
+        for folder in missing:
+            _restrict(folder)
+
+
+def is_private(folder: Path) -> bool:
+    """Return whether nobody but its owner can enter the folder; always False on Windows."""
+    try:
+        return os.name == "posix" and not stat.S_IMODE(folder.stat().st_mode) & _OTHERS
+    except OSError:
+        return False
+
+
+def make_private_dir(path: Path) -> Path:
+    """Create `path` and its parents, and let nobody but its owner enter it. Raises PromptOrTuneError as `make_dir`."""
+    restrict_tree(make_dir(path))
+    return path
+
+
+def protect_home(home: Path) -> None:
+    """Let nobody but the owner read what people made in the cache folder; new files in it are private, too.
+
+    Only what belongs to this user is changed, no link is followed, and the folder itself is only where nothing but
+    what this product made lies in it. A folder that is closed already is not looked through.
+    """
+    if os.name != "posix" or home.is_symlink() or not home.is_dir():
+        return
+    for name in _PRIVATE_NAMES:
+        restrict_tree(home / name)
+    with suppress(OSError):
+        known = {*_PRIVATE_NAMES, "bases", "indexes"}
+        if all(entry.name.startswith((".", "votes.sqlite")) or entry.name in known for entry in home.iterdir()):
+            _restrict(home)
+
+
+def restrict_tree(path: Path) -> None:
+    """Make a folder private, with all that is in it, unless it is private already; or a file."""
+    if path.is_symlink() or not path.exists() or (path.is_dir() and is_private(path)):
+        return
+    for folder, _, files in os.walk(path):
+        for file in files:
+            _restrict(Path(folder) / file)
+        if Path(folder) != path:
+            _restrict(Path(folder))
+    _restrict(path)  # last, as a closed folder is not looked through again
+
+
+def _restrict(path: Path) -> None:
+    """Take the rights of others from a file or folder of this user; links, and files with several names, stay."""
+    if os.name != "posix":
+        return
+    with suppress(OSError):
+        found = path.lstat()
+        shared = stat.S_ISREG(found.st_mode) and found.st_nlink > 1
+        plain = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
+        mode = stat.S_IMODE(found.st_mode)
+        if plain and not shared and found.st_uid == os.geteuid() and mode & _OTHERS and not mode & stat.S_ISVTX:
+            path.chmod(mode & ~_OTHERS)
 
 
 def check_disk_space(folder: Path, required_bytes: int) -> None:
@@ -120,6 +193,8 @@ def atomic_dir(target: Path) -> Iterator[Path]:
     try:
         yield building
         building.chmod(0o755)
+        if is_private(target.parent):
+            restrict_tree(building)
         try:
             building.rename(target)
         except OSError:

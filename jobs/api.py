@@ -22,7 +22,7 @@ from typing import Any, get_args
 from adapters.manifest import NO_OWNER, Owner
 from common.files import is_locked
 from common.format import utc_timestamp
-from common.paths import make_dir
+from common.paths import make_dir, make_private_dir
 from errors import PromptOrTuneError
 from jobs.job import (
     ENDED_STATUSES,
@@ -80,8 +80,9 @@ class WorkerLauncher:
         threading.Thread(target=self._spawn().wait, name="worker-watch", daemon=True).start()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        make_dir(self._home / "jobs")
+        make_private_dir(self._home / "jobs")
         try:
+            (self._home / "jobs" / "worker.log").touch(0o600)
             with (self._home / "jobs" / "worker.log").open("ab") as log:
                 return subprocess.Popen(
                     [sys.executable, "-m", "jobs", "work"],
@@ -133,7 +134,7 @@ class JobService:
         token and the cache of this machine. `data`, an uploaded file, is copied to the job's folder and replaces
         dataset_name. Raises PromptOrTuneError for invalid settings, a name that is taken, and a local path as data set.
         """
-        make_dir(self.root)
+        make_private_dir(self.root)
         id = new_job_id()
         target = self.root / id / "data" / safe_file_name(data_name or data.name) if data else None
         values = json.loads(json.dumps(resolve_settings(config, serving, target), default=str))
@@ -224,7 +225,7 @@ class JobService:
                 message = "Stopped before it continued." if state.attempts else "Stopped before it began."
                 folder.write_state(replace(state, state="stopped", message=message, ended=utc_timestamp()))
             else:
-                folder.stop_path.touch()
+                folder.stop_path.touch(0o600)
                 folder.write_state(replace(state, state="stopping", message="Stopping, with a checkpoint."))
         self.ensure_worker()
         return self.get_job(id)

@@ -188,6 +188,7 @@ def copy_upload(source: Path, target: Path) -> None:
     """Copy an uploaded file and flush it to the disk; raises DataError or DiskSpaceError."""
     try:
         check_disk_space(target.parent, source.stat().st_size + _SPARE_BYTES)
+        target.touch(0o600)
         shutil.copyfile(source, target)
         with target.open("rb+") as file:
             os.fsync(file.fileno())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import get_args
 
@@ -46,6 +46,8 @@ def open_queue(root: Path, work: WorkFn | None = None) -> Iterator[JobQueue]:
     folders. Raises PromptOrTuneError when the file cannot be used.
     """
     path = root / "queue.sqlite"
+    with suppress(OSError):  # opening it gives the error
+        path.touch(0o600)
     try:
         queue = _open_or_replace(path, work)
     except sqlite3.DatabaseError as error:

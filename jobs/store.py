@@ -23,7 +23,7 @@ from typing import Any, get_args
 
 from adapters.manifest import Manifest
 from common.files import atomic_write, file_lock, is_locked
-from common.paths import make_dir
+from common.paths import make_private_dir
 from errors import PromptOrTuneError, UnknownNameError
 from evaluate.journal import read_records
 from jobs.job import Job, JobStage, JobStatus, Progress, ScoreComparison, ServingOptions, Verdict, job_config
@@ -172,7 +172,7 @@ class JobFolder:
 @contextmanager
 def exclusive(root: Path) -> Iterator[None]:
     """Hold the lock for changes of job states and of the queue, against other processes and threads."""
-    make_dir(root)
+    make_private_dir(root)
     with file_lock(root / "lock", _LOCK_TIMEOUT_SECONDS):
         yield
 

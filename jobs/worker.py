@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from common.files import acquire_lock
 from common.format import utc_timestamp
-from common.paths import make_dir
+from common.paths import make_private_dir
 from errors import PromptOrTuneError
 from jobs.api import PROJECT_ROOT, worker_environment, worker_lock_path
 from jobs.queue import JobQueue, open_queue
@@ -117,7 +117,7 @@ def _requeue_if_missing(folder: JobFolder, queue: JobQueue) -> None:
 
 def run_worker(home: Path, idle_seconds: float = IDLE_SECONDS) -> None:
     """Run queued jobs until there were none for `idle_seconds`, or a signal comes. Returns if another worker lives."""
-    root = make_dir(home / "jobs")
+    root = make_private_dir(home / "jobs")
     lock = acquire_lock(worker_lock_path(home))
     if lock is None:
         _logger.info("Another worker is running; this one ends.")
@@ -174,6 +174,7 @@ class _Worker:
     def _run_job_process(self, folder: JobFolder, generation: int) -> None:
         assert self._queue is not None  # noqa: S101 - for mypy; the consumer starts after it is set
         _logger.info("Starting job %s.", folder.id)
+        folder.log_path.touch(0o600)
         with folder.log_path.open("ab") as log:
             # The job process reads its standard input to notice the end of the worker.
             process = subprocess.Popen(

@@ -91,6 +91,7 @@ TOO_WIDE = r"^[^\n]*(columns and 500 are|characters and 200 are the limit|name 5
 UNPACKS_TO_TOO_MUCH = "unpacks to more than .*, which is the limit: split it"
 DRAFTS_ARE_FULL = r"^The rows of all people here may take 10 kB, and this file does not fit: ask the owner[^\n]*\.$"
 DRAFTS_ARE_MANY = r"^3 people have rows here, which is the limit: ask the owner[^\n]*\.$"
+SECRETS_CAN_BE_CHANGED = r"^Others than its owner can change the logins in .* \(mode 0\d{3}\): run `chmod 600 [^\n]*\.$"
 UNKNOWN_SPLIT_SUGGESTS_VALIDATION = "Unknown split 'valid': did you mean 'validation'"
 UNKNOWN_STYLE_SUGGESTS_PLAIN_SHORT = "did you mean 'plain-short'"
 VALIDATION_SPLIT_EMPTY = r"has no row of the validation split \(task_id 511 to 600\)"

@@ -335,6 +335,8 @@ class VoteStore:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self.path.exists():
+                self.path.touch(0o600)
             with closing(sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_SECONDS, isolation_level=None)) as database:
                 self._create_table(database)
                 if writes:

@@ -23,14 +23,14 @@ FORBIDDEN = [
 ]
 
 
-def _assert_plain(capsys: pytest.CaptureFixture[str], shown: str = "pwn") -> None:
+def _assert_plain(capsys: pytest.CaptureFixture[str], expected: str = "pwn") -> None:
     written = capsys.readouterr()
     text = written.out + written.err
-    assert shown in text, "the text is shown, without its control characters"
+    assert expected in text, "the text is there, without its control characters"
     assert not [character for character in FORBIDDEN if character in text]
 
 
-def test_control_characters_are_shown_as_escapes() -> None:
+def test_control_characters_become_escapes() -> None:
     for character in FORBIDDEN:
         assert character not in terminal_text(f"a{character}b")
     assert terminal_text("\x1b[2J\u202ea\ud800") == "\\x1b[2J\\u202ea\\ud800"
@@ -64,7 +64,7 @@ def test_adapters(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixt
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": EVIL, "base_model_name_or_path": EVIL}))
     (folder / "adapter_model.safetensors").write_bytes(b"0" * 100)
     adapters_main(["--root", str(tmp_path), *command])
-    _assert_plain(capsys, shown="")
+    _assert_plain(capsys, expected="")
 
 
 def test_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

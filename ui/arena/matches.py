@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.files import atomic_write
 from common.format import utc_timestamp
+from common.paths import make_private_dir
 from errors import PromptOrTuneError
 from evaluate.arena.ratings import sample_pair
 from evaluate.arena.votes import Base, Player, VoteStore, problem_digest, unordered_pair
@@ -113,6 +114,7 @@ class MatchStore:
 
     def save(self, visitor: str, match: Match) -> None:
         """Write the visitor's match. Raises PromptOrTuneError if it cannot be written."""
+        make_private_dir(self._folder)
         atomic_write(self._path(visitor), json.dumps(asdict(match)))
 
     def delete(self, visitor: str) -> None:

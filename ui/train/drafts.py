@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from common.format import format_bytes
-from common.paths import check_disk_space, make_dir
+from common.paths import check_disk_space, make_dir, make_private_dir
 from errors import DataError, DiskSpaceError, PromptOrTuneError
 from jobs.job import safe_file_name
 from tasks.datasets.hub import is_hub_id
@@ -97,13 +97,14 @@ class DraftStore:
 
     def _save_upload(self, visitor: str, upload: Path, size: int) -> Draft:
         self._check_total(visitor, size)
-        folder = make_dir(self._folder(visitor))
+        folder = self._make_folder(visitor)
         check_disk_space(folder, size)
         draft = Draft(safe_file_name(upload.name), _file_digest(upload), size)
         target = self.path(visitor, draft)
         part = make_dir(target.parent) / f".{draft.name}.part"
         try:
             shutil.copyfile(upload, part)
+            part.chmod(0o600)
             part.replace(target)
         except OSError as error:
             part.unlink(missing_ok=True)
@@ -125,10 +126,11 @@ class DraftStore:
         """Write the draft. Raises DiskSpaceError if it cannot be written."""
         if not self._folder(visitor).is_dir():
             self._check_total(visitor, 0)
-        folder = make_dir(self._folder(visitor))
+        folder = self._make_folder(visitor)
         part = folder / f".{_DRAFT_FILE}.{os.getpid()}.{time.monotonic_ns()}"
         try:
             part.write_text(json.dumps(asdict(draft)), encoding="utf-8")
+            part.chmod(0o600)
             part.replace(folder / _DRAFT_FILE)
         except OSError as error:
             part.unlink(missing_ok=True)
@@ -142,6 +144,10 @@ class DraftStore:
         if not _VISITOR_ID.fullmatch(visitor):
             raise PromptOrTuneError("This visitor is not known: load the page again.")
         return self._root / visitor
+
+    def _make_folder(self, visitor: str) -> Path:
+        make_private_dir(self._root)
+        return make_dir(self._folder(visitor))
 
     def _check_total(self, visitor: str, size: int) -> None:
         """Delete outdated drafts; raise PromptOrTuneError where the others and `size` more bytes exceed the total."""

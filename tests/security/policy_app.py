@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import gradio as gr
 import httpx
 
+from jobs.api import JobService
 from tests.ui.adapters.sample_home import ready_context
 from ui.access.options import AccessOptions, add_access_options, parse_access_options
 from ui.access.visitors import COOKIE_NAME
@@ -111,8 +113,8 @@ def team_app(folder: Path, *arguments: str) -> Iterator[Pages]:
 
 @contextmanager
 def served(home: Path, options: AccessOptions) -> Iterator[Pages]:
-    """Serve the pages with these options on a real engine and this home."""
-    with ready_context(home, options.policy) as context:
+    """Serve the pages with these options on a real engine and this home, without a worker for jobs."""
+    with ready_context(home, options.policy) as context, patch.object(JobService, "ensure_worker"):
         blocks = build_pages(context.engine_loader, context=context)
         _, address, _ = launch(blocks, port=None, accounts=options.accounts, prevent_thread_lock=True)
         try:

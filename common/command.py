@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NoReturn, TextIO
 
-from common.format import terminal_text
+from common.format import quote_untrusted, terminal_text
 from common.paths import adopt_old_variables, cache_dir, protect_home, take_over_old_cache
 from errors import DataError, PromptOrTuneError
 
@@ -156,8 +156,8 @@ def _check_mode(file: Path, what: str) -> None:
 
 def parse_port(text: str) -> int:
     """Return the port number in `text`. Raises PromptOrTuneError for anything else."""
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
-        raise PromptOrTuneError(f"'{text}' is no port: give a number from 1 to 65535.")
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535):
+        raise PromptOrTuneError(f"'{quote_untrusted(text)}' is no port: give a number from 1 to 65535.")
     return int(text)
 
 

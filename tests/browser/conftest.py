@@ -20,7 +20,7 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 
 from tests.browser.fake_app import make_engine, serve
-from tests.browser.page import ComparePage
+from tests.browser.page import READ_TEXT, ComparePage
 from tests.conftest import ROOT
 from tests.fakes import FakeEngine
 
@@ -53,8 +53,7 @@ class QuickElement(WebElement):
     @property
     def text(self) -> str:
         """Return the text as it is rendered, '' for an element that is not."""
-        script = "const [e] = arguments; return e.checkVisibility() ? (e.innerText ?? e.textContent) : ''"
-        return str(self.parent.execute_script(script, self)).strip()
+        return str(self.parent.execute_script(READ_TEXT + "return readText(arguments[0])", self))
 
     def is_displayed(self) -> bool:
         script = """

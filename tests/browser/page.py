@@ -16,6 +16,18 @@ from selenium.webdriver.remote.webelement import WebElement
 
 T = TypeVar("T")
 SCREENSHOTS = "PROMPT_OR_TUNE_SCREENSHOTS"
+# The text of an element as it is displayed. Gradio leaves the seconds of an ended event in the page, transparent.
+READ_TEXT = """
+    const readText = (element) => {
+      if (!element.checkVisibility()) return "";
+      const ended = Array.from(element.querySelectorAll("[data-testid=status-tracker]"));
+      const transparent = ended.filter((tracker) => getComputedStyle(tracker).opacity === "0");
+      transparent.forEach((tracker) => { tracker.style.display = "none"; });
+      const text = (element.innerText ?? element.textContent).trim();
+      transparent.forEach((tracker) => { tracker.style.display = ""; });
+      return text;
+    };
+"""
 
 
 def until(what: Callable[[], T], seconds: float = 20, describe: str = "") -> T:
@@ -87,10 +99,7 @@ class ComparePage:
 
     def texts(self, css: str) -> list[str]:
         """Return the texts of all elements, '' for those that are not rendered."""
-        script = """
-            return Array.from(document.querySelectorAll(arguments[0]),
-              (e) => e.checkVisibility() ? (e.innerText ?? e.textContent).trim() : "");
-        """
+        script = READ_TEXT + "return Array.from(document.querySelectorAll(arguments[0]), readText);"
         return list(self.driver.execute_script(script, css))
 
     def write(self, css: str, text: str) -> None:

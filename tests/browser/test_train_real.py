@@ -132,10 +132,9 @@ def test_adapter_is_trained_stopped_resumed_scored_and_used(driver: WebDriver, a
     assert steps == sorted(set(steps))
     assert steps[0] == 1
     assert steps[-1] == JobFolder(app.service.root, job.id).read_state().steps
-    until(lambda: page.text("#train-job-verdict"), 30)
     verdict = app.service.verdict(job.id)
     assert verdict is not None
-    assert verdict.sentence in page.text("#train-job-verdict")
+    until(lambda: verdict.sentence in page.text("#train-job-verdict"), 30, "the verdict is not shown")
     page.screenshot("train-real-done")
 
     page.find("#train-job-open").click()

@@ -163,9 +163,9 @@ def test_url_restores_runs_filters_and_open_problem(driver: WebDriver, url: str)
     until(lambda: page.texts("#problems li .intent") == ["double a value"])
     until(lambda: "Comparisons" in page.text("#summary"), describe=page.text("#summary") or "nothing")
     # Repeat the click: until all runs are read, they replace what is shown.
-    until(lambda: page.all("#answers .card") or page.find("#problems li button").click())
+    until(lambda: "problem=" in driver.current_url or page.find("#problems li button").click())
+    until(lambda: page.all("#answers .card"))
     question = page.text("#answers .question")
-    until(lambda: "problem=" in driver.current_url)
     driver.refresh()
     until(lambda: page.all("#answers .card"))
     assert page.text("#answers .question") == question

@@ -224,10 +224,8 @@ def _wire_pages(pages: gr.Blocks, context: Context, tabs: Mapping[str, gr.Tab], 
     pages.load(None, None, None, js="() => window.promptOrTune.openTabFromUrl()", **components.EVENT_OPTIONS)
     # An adapter may have been trained, added or removed since the page was loaded.
     tabs["compare"].select(refresh_adapters, None, [form.adapter, form.reasons], **components.EVENT_OPTIONS)
-    for name, tab in tabs.items():
-        tab.select(
-            None, None, None, js=f"() => window.promptOrTune.onTabSelected({name!r})", **components.EVENT_OPTIONS
-        )
+    for tab in tabs.values():
+        tab.select(None, None, None, js="() => window.promptOrTune.onTabSelected()", **components.EVENT_OPTIONS)
 
 
 def _wire_loading(pages: gr.Blocks, context: Context, header: gr.HTML, timer: gr.Timer, form: MethodForm) -> Any:

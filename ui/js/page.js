@@ -28,28 +28,34 @@ document.addEventListener("keydown", (event) => {
 let wantedTab = new URL(location.href).searchParams.get("tab");
 if (!/^[a-z]+$/.test(wantedTab || "")) wantedTab = null;
 
-window.promptOrTune.onTabSelected = (name) => {
-  if (wantedTab && wantedTab !== name) return;
+// The page is asked which tab is selected: the event of the first tab may come after that of the wanted one.
+function selectedTab() {
+  const button = document.querySelector("[id^=tab-][role=tab][aria-selected=true]");
+  return button?.id.match(/^tab-([a-z]+)-button$/)?.[1];
+}
+
+function showSelectedTab() {
+  const name = selectedTab();
+  if (!name || (wantedTab && wantedTab !== name)) return;
   wantedTab = null;
   const url = new URL(location.href);
   if (name === "compare") url.searchParams.delete("tab");
   else url.searchParams.set("tab", name);
   history.replaceState(history.state, "", url);
   document.title = "Prompt or Tune · " + name[0].toUpperCase() + name.slice(1);
-};
+}
+window.promptOrTune.onTabSelected = () => setTimeout(showSelectedTab, 50);  // the event may come before the change
 
 // Tries again until the tab is selected: when the page has much to do, its tabs are not there yet, or miss a click.
 window.promptOrTune.openTabFromUrl = (attempts = 50) => {
   const button = wantedTab && document.querySelector(`#tab-${wantedTab}-button`);
   const unknown = !button && document.querySelector("#tab-compare-button");
-  if (!wantedTab || unknown || !attempts) {
-    wantedTab = null;
-    window.promptOrTune.onTabSelected("compare");
-  } else if (button?.getAttribute("aria-selected") === "true") {
-    window.promptOrTune.onTabSelected(wantedTab);
-  } else {
+  if (unknown || !attempts) wantedTab = null;
+  if (wantedTab && selectedTab() !== wantedTab) {
     button?.click();
     setTimeout(window.promptOrTune.openTabFromUrl, 200, attempts - 1);
+  } else {
+    showSelectedTab();
   }
 };
 

@@ -25,8 +25,9 @@ demo: setup
 test: setup-test
 	@$(MAKE) --no-print-directory --jobs=2 check pytest
 
+# Without the flags of this make: a test runs make itself.
 pytest: setup-test
-	@$(PYTEST) $(ARGS)
+	@MAKEFLAGS= $(PYTEST) $(ARGS)
 
 test-fast: setup-test check
 	@$(PYTEST) -m "not model and not browser and not slow" $(ARGS)

@@ -85,12 +85,12 @@ def merge_adapter(
             model.save_pretrained(building)
             loaded.tokenizer.save_pretrained(building)
             (building / "README.md").write_text(_merged_model_card(folder.manifest, note), encoding="utf-8")
-            for path in building.iterdir():
-                path.chmod(0o644)  # safetensors keeps its files to their owner
             # The manifest makes the model use the adapter's prompt style when it is served as a base.
             replace(folder.manifest, technique=f"{folder.manifest.technique}, merged", weights_digest="").write(
                 building
             )
+            for path in building.iterdir():
+                path.chmod(0o644)  # safetensors and the folder under construction are private
     except SafetensorError as error:  # safetensors raises it for a full disk as well
         raise DiskSpaceError(
             f"The merged model cannot be written under {out.parent} ({quote_untrusted(str(error))}): "

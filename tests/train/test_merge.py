@@ -118,6 +118,7 @@ def test_ia3_is_multiplied_into_weights_and_biases(bases: Path, tmp_path: Path, 
 
 def test_merged_model_can_be_used_as_a_base(bases: Path, tmp_path: Path) -> None:
     adapter = _adapter(bases, "llama", "lora", _lora())
+    tmp_path.chmod(0o755)  # what is written into a private folder is private
     out = merge_adapter(adapter, tmp_path / "deep" / "out", _silent, base=str(bases / "llama"))
     assert {tensor.dtype for tensor in _weights(out).values()} == {torch.bfloat16}
     assert "tokenizer.json" in {path.name for path in out.iterdir()}

@@ -39,7 +39,7 @@ class CheckedBlocks(gr.Blocks):
             values = await super().preprocess_data(block_fn, inputs, *arguments, **options)
             return [_checked(component, value) for component, value in zip(block_fn.inputs, values, strict=True)]
         except Exception as error:  # noqa: BLE001 - Gradio raises what its components happen to raise
-            _log.info("The values of an event cannot be read (%s).", type(error).__name__)
+            _log.warning("The values of an event cannot be read: %.200r", error)
             raise Error(UNREADABLE, print_exception=False) from None
 
     async def process_api(self, *arguments: Any, **options: Any) -> dict[str, Any]:
@@ -82,10 +82,10 @@ class EventErrorMiddleware:
 
         try:
             await self._app(scope, receive, send_status)
-        except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             if started:
                 raise
-            _log.info("%s cannot be read (%s).", scope["path"], type(error).__name__, exc_info=error)
+            _log.warning("A request to %s cannot be read: %.200r", scope["path"], error)
             await JSONResponse({"error": UNREADABLE, "detail": UNREADABLE}, 400)(scope, receive, send)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from evaluate.scoring import score_code
+from tests.security.measure import count_calls
 from ui.components import difference
 from ui.html import MAX_DIFFED_CHARS
 
@@ -28,24 +28,13 @@ SIMILAR_TEXTS: dict[str, Callable[[int], tuple[str, str]]] = {
 }
 
 
-def _count_calls(pair: tuple[str, str]) -> int:
-    calls = 0
-
-    def count(_frame: object, event: str, _argument: object) -> None:
-        nonlocal calls
-        calls += event in {"call", "c_call"}
-
-    sys.setprofile(count)
-    try:
-        difference({"mine": pair[0], "theirs": pair[1]})
-    finally:
-        sys.setprofile(None)
-    return calls
+def _compare(pair: tuple[str, str]) -> str:
+    return difference({"mine": pair[0], "theirs": pair[1]})
 
 
 @pytest.mark.parametrize("kind", SIMILAR_TEXTS)
 def test_a_difference_of_long_texts_is_not_cubic(kind: str) -> None:
-    assert _count_calls(SIMILAR_TEXTS[kind](200)) < 100_000
+    assert count_calls(_compare, SIMILAR_TEXTS[kind](200)) < 100_000
 
 
 def test_a_difference_is_refused_by_its_length() -> None:

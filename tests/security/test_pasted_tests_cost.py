@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +12,7 @@ from errors import DataError
 from tasks.pasted_tests import MAX_CHARACTERS, parse_pasted_tests, text
 from tasks.problem import Test
 from tests import messages
-from tests.security.measure import cpu_ratio
+from tests.security.measure import count_calls, cpu_ratio
 
 
 def numbered(line: str, count: int, end: str = "") -> str:
@@ -41,27 +40,9 @@ LONG_TEXTS: dict[str, Callable[[int], str]] = {
 }
 
 
-def count_calls(text: str) -> int:
-    """Return how many functions of Python and C are called while the text is read."""
-    calls = 0
-
-    def count(_frame: object, event: str, _argument: object) -> None:
-        nonlocal calls
-        calls += event in {"call", "c_call"}
-
-    sys.setprofile(count)
-    try:
-        parse_pasted_tests(text)
-    except DataError:
-        pass
-    finally:
-        sys.setprofile(None)
-    return calls
-
-
 @pytest.mark.parametrize("kind", LONG_TEXTS)
 def test_twice_the_text_takes_twice_the_work(kind: str) -> None:
-    short, long = (count_calls(LONG_TEXTS[kind](count)) for count in (60, 240))
+    short, long = (count_calls(parse_pasted_tests, LONG_TEXTS[kind](count)) for count in (60, 240))
     assert long < 6 * short, f"{short} calls became {long}"
 
 

@@ -74,14 +74,15 @@ def parse_options(arguments: Sequence[str]) -> AppOptions:
     add_api_options(parser)
     add_access_options(parser)
     given = parser.parse_args(arguments)
+    web = read_web_access(given, given.host)
     return AppOptions(
         model=parse_model_options(given),
         runs_dir=optional_folder(given.runs_dir, "runs", "--runs-dir"),
         host=given.host,
         port=parse_port(given.port),
         api=read_api_options(given, given.host) if given.api else None,
-        access=parse_access_options(given, given.host, space),
-        web=read_web_access(given, given.host),
+        access=parse_access_options(given, web, space),
+        web=web,
         space=space,
     )
 

@@ -36,13 +36,14 @@ class WebAccess:
     `hosts` are names in lower case beside 'localhost' and addresses, which are always answered. `origins` are those of
     other sites whose pages may call the server, without cookies. With `trust_proxy` the headers X-Forwarded-For and
     X-Forwarded-Host count, so that only a proxy may reach the server. With `frame` the pages are shown in a frame of
-    the Hub.
+    the Hub. `public_name` is the address or the name by which others reach the server, '' if only this machine does.
     """
 
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
     trust_proxy: bool = False
     frame: bool = False
+    public_name: str = ""
 
     def host_refusal(self, headers: Headers) -> str | None:
         """Return why the request's Host is not answered (status 421); None if it is."""
@@ -144,7 +145,9 @@ def read_web_access(args: argparse.Namespace, host: str, environ: Mapping[str, s
     origins = [*(args.allow_origin or ()), *_listed(environ, ORIGINS_VARIABLE)]
     space = bool(environ.get("SPACE_ID"))
     hosts = {*names, host, *(_listed(environ, "SPACE_HOST") if space else ())}
+    public_name = names[0] if names else "this server by its proxy" if args.trust_proxy else ""
     if not is_loopback(host):
+        public_name = host
         machine = socket.gethostname()
         hosts |= {machine, machine.partition(".")[0], f"{machine.partition('.')[0]}.local"}
     return WebAccess(
@@ -152,6 +155,7 @@ def read_web_access(args: argparse.Namespace, host: str, environ: Mapping[str, s
         frozenset(map(_checked_origin, origins)),
         bool(args.trust_proxy) or space,
         space,
+        public_name,
     )
 
 

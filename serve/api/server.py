@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from errors import PromptOrTuneError, unknown_name_error
 from serve.api.app import Api, ApiSettings
-from serve.api.auth import ENV_VARIABLE, ApiKeys, is_loopback, read_keys
+from serve.api.auth import ENV_VARIABLE, ApiKeys, read_keys
 from serve.api.origins import add_web_options, read_web_access
 from tasks.datasets.registry import TRAINING_DATASETS
 
@@ -163,11 +163,11 @@ def add_api_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_api_options(args: argparse.Namespace, host: str) -> ApiOptions:
-    """Return the options with the keys read; raises PromptOrTuneError, also if `host` requires keys."""
-    keys = read_keys(args.api_key_file)
-    if not (len(keys) or args.open or is_loopback(host)):
+    """Return the options with the keys read; raises PromptOrTuneError, also if others reach it without keys."""
+    keys, web = read_keys(args.api_key_file), read_web_access(args, host)
+    if not (len(keys) or args.open or not web.public_name):
         raise PromptOrTuneError(
-            f"Without keys anybody could ask on {host}: "
+            f"Without keys anybody who reaches {web.public_name} could ask: "
             f"give --api-key-file, set {ENV_VARIABLE}, or allow it with --open."
         )
     if args.pool not in TRAINING_DATASETS:
@@ -178,7 +178,7 @@ def read_api_options(args: argparse.Namespace, host: str) -> ApiOptions:
         max_body_bytes=parse_count(args.max_body_kb, "--max-body-kb") * 1000,
         request_timeout_s=parse_count(args.timeout, "--timeout"),
         rows_per_minute=None if rows is None else parse_count(rows, "--rows-per-minute"),
-        web=read_web_access(args, host),
+        web=web,
     )
     return ApiOptions(keys, settings)
 

@@ -16,6 +16,7 @@ import gradio as gr
 import httpx
 
 from jobs.api import JobService
+from serve.api.origins import add_web_options, read_web_access
 from tests.ui.adapters.sample_home import ready_context
 from ui.access.options import AccessOptions, add_access_options, parse_access_options
 from ui.access.visitors import COOKIE_NAME
@@ -30,7 +31,9 @@ def access(*arguments: str, host: str = HERE) -> AccessOptions:
     """Return the access options of the app's command line."""
     parser = ArgumentParser()
     add_access_options(parser)
-    return parse_access_options(parser.parse_args(arguments), host)
+    add_web_options(parser)
+    args = parser.parse_args(arguments)
+    return parse_access_options(args, read_web_access(args, host))
 
 
 class Pages:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +17,12 @@ from starlette.requests import Request
 
 from serve.api.app import Api
 from serve.api.auth import ApiKey, ApiKeys
+from serve.api.origins import HOSTS_VARIABLE
 from serve.engine.llm_engine import EngineLoader
 from tests.conftest import ROOT
 from tests.fakes import FakeEngine
 from tests.security.policy_app import HERE, LOGINS, NETWORK, access
 from ui.access.guard import action, declare, declared_action, guard, is_of_gradio, protect
-from ui.access.options import add_access_options, parse_access_options
 from ui.access.policy import API_ACTIONS, RULES, AccessPolicy, Visitor, access_table
 from ui.access.visitors import COOKIE_NAME, VisitorRegistry
 from ui.app import build_pages
@@ -155,14 +154,18 @@ def test_nobody_owns_an_app_of_the_network_without_logins(arguments: list[str]) 
     assert "--train everyone" not in options.note
 
 
-def test_name_of_the_host_makes_a_local_app_public() -> None:
-    assert access(host="::1").policy.local
-    assert not access(host="192.168.1.5").policy.local
-    parser = ArgumentParser()
-    add_access_options(parser)
-    args = parser.parse_args([])
-    args.allow_host = ["arena.example"]
-    assert not parse_access_options(args, HERE).policy.local
+@pytest.mark.parametrize("variable", ["", "arena.example"])
+@pytest.mark.parametrize("arguments", [(), ("--allow-host", "arena.example"), ("--trust-proxy",)])
+@pytest.mark.parametrize("host", [HERE, "::1", "localhost", NETWORK, "192.168.1.5"])
+def test_local_is_what_no_other_machine_reaches(
+    host: str, arguments: tuple[str, ...], variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(HOSTS_VARIABLE, variable)
+    options = access(*arguments, host=host)
+    reached = host in (NETWORK, "192.168.1.5") or bool(arguments) or bool(variable)
+    assert options.policy.local is not reached
+    assert options.policy.training == ("nobody" if reached else "everyone")
+    assert ("can reach" in options.note) is reached
 
 
 def test_logins_name_the_owner(logins: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.command import read_secrets
 from errors import PromptOrTuneError, unknown_name_error
-from serve.api.auth import is_loopback
+from serve.api.origins import WebAccess
 from space.settings import SpaceSettings
 from ui.access.policy import AccessPolicy, TrainingAccess
 from ui.access.quota import VisitorLimits
@@ -74,8 +74,11 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(option, dest=name, metavar="N", help=f"{description}; 0: no limit ({default})")
 
 
-def parse_access_options(args: argparse.Namespace, host: str, space: SpaceSettings | None = None) -> AccessOptions:
-    """Return the checked options; `space` describes the Space this runs on. Raises PromptOrTuneError for a bad one."""
+def parse_access_options(args: argparse.Namespace, web: WebAccess, space: SpaceSettings | None = None) -> AccessOptions:
+    """Return the checked options for an app that is reached as `web` says, and that runs on `space` if on one.
+
+    Raises PromptOrTuneError for a bad one.
+    """
     space = space or SpaceSettings()
     accounts = _read_accounts(args.auth)
     names = [name.casefold() for name, _ in accounts]
@@ -83,15 +86,14 @@ def parse_access_options(args: argparse.Namespace, host: str, space: SpaceSettin
     for owner in owners:
         if accounts and owner.casefold() not in names:
             raise PromptOrTuneError(f"--owner '{owner}' has no login: add a line for it to the file of --auth.")
-    training, note = _resolve_training(args.train, host, owners, bool(accounts), space)
-    # Behind a name, other machines or a proxy may connect although the address is this machine's.
-    local = is_loopback(host) and not space.is_space and not getattr(args, "allow_host", None)
+    training, note = _resolve_training(args.train, web.public_name, owners, bool(accounts), space)
+    local = not (web.public_name or space.is_space)
     policy = AccessPolicy(training, owners, _parse_limits(args), local=local, logins=bool(accounts))
     return AccessOptions(policy, accounts, note)
 
 
 def _resolve_training(
-    requested: str | None, host: str, owners: frozenset[str], login: bool, space: SpaceSettings
+    requested: str | None, public_name: str, owners: frozenset[str], login: bool, space: SpaceSettings
 ) -> tuple[TrainingAccess, str]:
     """Return the visitors that may train, and a note for the log where that is not obvious ('' otherwise)."""
     choices: Mapping[str, TrainingAccess] = {name: name for name in TRAINING_CHOICES}
@@ -102,15 +104,15 @@ def _resolve_training(
             raise unknown_name_error("choice for --train", requested, TRAINING_CHOICES)
         if requested == "owner" and not owners:
             raise PromptOrTuneError("--train owner needs an owner: name one with --owner and give logins with --auth.")
-        is_open = requested == "everyone" and not (login or space.is_space or is_loopback(host))
-        return choices[requested], NOBODY_OWNS_NOTE.format(host) if is_open else ""
+        is_open = requested == "everyone" and public_name and not (login or space.is_space)
+        return choices[requested], NOBODY_OWNS_NOTE.format(public_name) if is_open else ""
     if space.is_space:
         return space.training_access, ""
-    if login or is_loopback(host):
+    if login or not public_name:
         return "everyone", ""
     return "nobody", (
-        f"Others can reach {host}, so nobody may train or change adapters: give logins with --auth FILE; the first "
-        "login then owns this app."
+        f"Others can reach {public_name}, so nobody may train or change adapters: give logins with --auth FILE; the "
+        "first login then owns this app."
     )
 
 

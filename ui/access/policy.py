@@ -53,7 +53,7 @@ _RULES = (
     Rule("delete an adapter", "maker", True),
     Rule("see paths of the machine", "owner"),
     Rule("use the machine's Hub token", "owner", note="and its cache of the Hub"),
-    Rule("ask the API", "key", note="without keys: on this machine, or with `--open`"),
+    Rule("ask the API", "key", note="without keys: on this machine only, or with `--open`"),
     Rule("change adapters by the API", "admin key"),
     Rule("see the state of the API", "anyone", note="health, metrics and version"),
 )
@@ -61,12 +61,12 @@ RULES = {rule.action: rule for rule in _RULES}
 # How the app is served, who owns it, and who may train without `--train`.
 _MODES = (
     (
-        "to this machine only, without `--allow-host`",
+        "to this machine only, without `--allow-host` and `--trust-proxy`",
         "who sits at the machine; with `--auth` the first login, or those of `--owner`",
         "everyone",
     ),
-    ("to a network or behind a name, without `--auth`", "nobody", "nobody"),
-    ("to a network or behind a name, with `--auth`", "the first login, or those of `--owner`", "everyone"),
+    ("to a network, behind a name or a proxy, without `--auth`", "nobody", "nobody"),
+    ("to a network, behind a name or a proxy, with `--auth`", "the first login, or those of `--owner`", "everyone"),
     ("as a Space", "the account of the Space and `PROMPT_OR_TUNE_OWNERS`", "the owner; nobody on ZeroGPU"),
 )
 # Action of each route of serve.api.app.Api, which checks the keys itself.

@@ -55,6 +55,13 @@ def test_only_loopback_addresses_are_allowed_without_keys(host: str) -> None:
     assert opened.host == "192.168.0.9"
 
 
+@pytest.mark.parametrize("arguments", [["--allow-host", "models.example"], ["--trust-proxy"]])
+def test_names_and_proxies_need_keys_on_loopback_too(arguments: list[str]) -> None:
+    with pytest.raises(PromptOrTuneError, match=messages.KEYS_REQUIRED):
+        parse_options(arguments)
+    assert parse_options([*arguments, "--open"]).host == "127.0.0.1"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -13,6 +13,7 @@ import pytest
 from starlette.requests import Request
 
 from errors import BusyError, PromptOrTuneError
+from serve.api.origins import add_web_options, read_web_access
 from space.settings import SpaceSettings
 from tests import messages
 from ui.access.options import AUTH_VARIABLE, AccessOptions, add_access_options, parse_access_options
@@ -136,7 +137,9 @@ SPACE = SpaceSettings(id="ada/arena", owner="ada", owners=frozenset({"ada"}))
 def access(*arguments: str, host: str = HERE, space: SpaceSettings | None = None) -> AccessOptions:
     parser = ArgumentParser()
     add_access_options(parser)
-    return parse_access_options(parser.parse_args(arguments), host, space)
+    add_web_options(parser)
+    args = parser.parse_args(arguments)
+    return parse_access_options(args, read_web_access(args, host), space)
 
 
 @pytest.fixture

@@ -49,8 +49,8 @@ def error_html(*errors: object) -> str:
 def difference(pair: Any) -> str:
     """Compare two codes, {"mine", "theirs"}, as HTML; js/comparison.js calls it when a difference is opened.
 
-    Any program can call it with any value: anything but texts counts as empty, and one difference is computed at a
-    time, so that many calls do not take more than one core.
+    Any program can call it with any value: anything but texts counts as empty. One difference is computed at a time,
+    so that many calls do not take more than one core, and ui/access/request_quota.py counts the calls of each visitor.
     """
     mine, theirs = (
         text if isinstance(text, str) else ""

@@ -20,6 +20,7 @@ from serve.api.origins import WebAccess
 from serve.engine.llm_engine import EngineLoader
 from tests.browser.fake_app import make_engine
 from tests.browser.page import until
+from ui.access import request_quota
 from ui.access.bodies import MAX_FILES, MAX_JSON_BYTES
 from ui.access.quota import VisitorLimits
 from ui.access.routes import Rule, find_rule
@@ -317,6 +318,18 @@ def test_a_body_is_refused_while_it_arrives(site: Site) -> None:
                 continue
     assert reply.startswith(b"HTTP/1.1 413")
     assert sent < 5_000_000
+
+
+def test_differences_of_one_address_are_counted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_quota, "MAX_PER_MINUTE", 3)
+    components = httpx.get(f"{site.url}config").json()["components"]
+    component = next(each["id"] for each in components if each["props"].get("server_fns"))
+    statuses = []
+    for number in range(5):
+        body = {"component_id": component, "fn_name": "difference", "session_hash": f"diff{number}", "data": {}}
+        with site.visitor() as client:
+            statuses.append(client.post(f"{API}component_server", json=body).status_code)
+    assert statuses == [200, 200, 200, 429, 429]
 
 
 def test_forms_are_no_way_around_the_check_of_bodies(site: Site) -> None:

@@ -38,6 +38,7 @@ from ui.access.bodies import (
 )
 from ui.access.logins import login_address
 from ui.access.policy import Visitor
+from ui.access.request_quota import RequestQuota
 from ui.access.responses import encoded, protected_headers, visitor_cookie
 from ui.access.routes import Rule, find_rule
 from ui.access.sessions import SessionOwners, UnreadSessions
@@ -47,9 +48,10 @@ _log = logging.getLogger(__name__)
 _YEAR_SECONDS = 365 * 24 * 3600
 _API = "/gradio_api/"
 _UPLOAD = f"{_API}upload"
+_COMPONENT_SERVER = f"{_API}component_server"
 _EVENT_ROUTES = (f"{_API}queue/join", f"{_API}call/")
 # These begin a session; the others need one.
-_CLAIMING_ROUTES = (*_EVENT_ROUTES, f"{_API}run/", f"{_API}api/", f"{_API}component_server", f"{_API}heartbeat/")
+_CLAIMING_ROUTES = (*_EVENT_ROUTES, f"{_API}run/", f"{_API}api/", _COMPONENT_SERVER, f"{_API}heartbeat/")
 # An event of a call without a session is a session of its own.
 _READING_ROUTES = frozenset({f"{_API}queue/data", *(f"{_API}call/{v}{{api_name}}/{{event_id}}" for v in ("", "v2/"))})
 _FOREIGN_SESSION = "This session belongs to somebody else or has ended: load the page again."
@@ -91,6 +93,7 @@ class AccessMiddleware:
         self._web = settings.web
         self._sessions = SessionOwners()
         self._unread = UnreadSessions()
+        self._requests = RequestQuota()
         self._is_warned = False
         self._visitors = VisitorRegistry()
 
@@ -218,7 +221,8 @@ class AccessMiddleware:
             with self._unread.reading(who, session), self._settings.reading(session):
                 await self._app(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        with self._requests.reserve(who) if route == _COMPONENT_SERVER else nullcontext():
+            await self._app(scope, receive, send)
 
     def _may_use(self, name: object, visitor: Visitor, claim: bool) -> bool:
         return name is None or self._sessions.may_use(name, visitor.id, claim)

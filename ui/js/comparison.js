@@ -100,7 +100,11 @@ async function compare(details) {
   }
   const value = props.value;
   const theirs = choice === "reference" ? value.reference : value.cards[Number(choice)].raw;
-  body.innerHTML = await server.difference({ mine: value.cards[index].raw, theirs });
+  try {
+    body.innerHTML = await server.difference({ mine: value.cards[index].raw, theirs });
+  } catch {
+    body.textContent = "The difference could not be computed: choose it again in a moment.";
+  }
 }
 
 element.addEventListener("click", (event) => {

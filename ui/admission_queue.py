@@ -52,6 +52,11 @@ class AdmissionQueue:
             self._changed.wait_for(lambda: ticket.admitted, timeout=timeout)
             return 0 if ticket.admitted else self._waiting().index(ticket) + 1
 
+    def is_contended(self, ticket: Ticket) -> bool:
+        """Return whether a visitor of another address waits for the end of `ticket`."""
+        with self._changed:
+            return any(not other.admitted and other.address != ticket.address for other in self._tickets)
+
     def _admit(self) -> None:
         free = self._max_concurrent - sum(ticket.admitted for ticket in self._tickets)
         for ticket in self._waiting()[: max(0, free)]:
@@ -91,3 +96,7 @@ class Ticket:
     def wait(self, timeout: float) -> int:
         """Wait for the turn, at most `timeout` seconds; return the number of runs that must end before it."""
         return self.queue.count_ahead(self, timeout)
+
+    def is_contended(self) -> bool:
+        """Return whether a visitor of another address waits for the end of this run."""
+        return self.queue.is_contended(self)

@@ -126,7 +126,7 @@ def test_answer_for_the_owner_is_not_given_to_a_visitor(hub: DatasetHub, tmp_pat
     """The client remembers answers: those of another access are not found."""
     client, asked = PreviewClient(tmp_path / "home"), []
 
-    def answer(request: Any, line: str) -> Iterator[dict[str, Any]]:
+    def answer(request: Any, line: str, ticket: Any) -> Iterator[dict[str, Any]]:
         asked.append(json.loads(line)["hub_access"])
         yield {"facts": {"rows": len(asked)}}
 

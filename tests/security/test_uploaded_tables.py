@@ -115,7 +115,7 @@ def test_what_is_remembered_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pyt
     client = PreviewClient(tmp_path)
     monkeypatch.setattr(client_module, "_MAX_CACHED_CHARS", 10_000)
 
-    def stream(_request: Any, _line: str) -> Iterator[dict[str, Any]]:
+    def stream(_request: Any, _line: str, _ticket: Any) -> Iterator[dict[str, Any]]:
         yield {"facts": "x" * 4_000}
 
     monkeypatch.setattr(client, "_stream_events", stream)

@@ -144,13 +144,15 @@ class PreviewReporter:
         self.context, self.form, self.drafts = context, form, drafts
         self.preview_client = PreviewClient(context.home)
 
-    def report(self, session: str, visitor: str, draft: Draft, *, fresh: bool, access: HubAccess) -> Iterator[Updates]:
+    def report(
+        self, session: str, visitor: Visitor, draft: Draft, *, fresh: bool, access: HubAccess
+    ) -> Iterator[Updates]:
         """Yield all updates of a report; a newer report of the same session ends this one.
 
         A data set of the Hub is fetched with `access`. `fresh` says that the rows or columns differ from those on the
         page; else the old report stays until the new one is complete.
         """
-        form, request = self.form, self.preview_client.new_request(session)
+        form, request = self.form, self.preview_client.new_request(session, visitor.id, visitor.address)
         first: Updates = {
             form.note: "",
             form.progress: progress_html(READING_ROWS),
@@ -160,7 +162,7 @@ class PreviewReporter:
             first |= {form.report: title_html(draft), form.examples: "", form.cost: ""}
         yield first
         try:
-            path = self.drafts.path(visitor, draft) if draft.is_file else None
+            path = self.drafts.path(visitor.id, draft) if draft.is_file else None
             values = resolve_settings(train_config_fields(draft, self.context.serving), self.context.serving, path)
             yield self.settings_updates(error_updates("", "")) | self.commands(draft)
             facts: Mapping[str, Any] | None = None
@@ -168,9 +170,11 @@ class PreviewReporter:
             for event in self._preview_events(request, values, access):
                 facts, table = event.get("facts", facts), event.get("table", table)
                 if "table" in event:
-                    draft = self._save_recognised_columns(visitor, draft, event["table"])
+                    draft = self._save_recognised_columns(visitor.id, draft, event["table"])
                 if updates := self._event_updates(draft, facts, event, fresh=fresh):
                     yield updates
+            if request.refusal:
+                yield {form.progress: "", form.note: error_html(request.refusal)}
             if fresh and table and (draft.columns or draft.recognised) and request.debounce(_MOUNT_DELAY_SECONDS):
                 yield self._column_updates(draft, table)
         except PromptOrTuneError as error:
@@ -467,7 +471,9 @@ class TrainFormHandlers:
         """Save the settings in the draft once no field changes any more, and preview the rows again."""
         yield self._no_change
         visitor = self.context.visitors.identify(request)
-        preview_request = self.reporter.preview_client.new_request(request.session_hash or "")
+        preview_request = self.reporter.preview_client.new_request(
+            request.session_hash or "", visitor.id, visitor.address
+        )
         draft = self.drafts.get(visitor.id)
         if draft is None or not preview_request.debounce(DEBOUNCE_SECONDS):
             return
@@ -477,7 +483,7 @@ class TrainFormHandlers:
 
     def _report(self, request: gr.Request, visitor: Visitor, draft: Draft, *, fresh: bool) -> Iterator[Updates]:
         access = hub_access(self.context, visitor, login_token(request))
-        return self.reporter.report(request.session_hash or "", visitor.id, draft, fresh=fresh, access=access)
+        return self.reporter.report(request.session_hash or "", visitor, draft, fresh=fresh, access=access)
 
 
 def _error_html(message: str | None) -> str:

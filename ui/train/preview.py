@@ -1,8 +1,9 @@
 """Client of the preview process: one request at a time, only the newest of each session, with a cache of answers.
 
-`python -m ui.train.preview_process` is started with the first request and stopped when it is idle. Only the thread that
-holds PreviewClient's lock talks to the process. A request that is cancelled gets CANCEL_GRACE_SECONDS to end by itself;
-then the process is killed, as nothing else can interrupt it.
+`python -m ui.train.preview_process` is started with the first request and stopped when it is idle. Requests take turns,
+shared between addresses and visitors as in ui/admission_queue.py; only the thread that holds PreviewClient's lock talks
+to the process. A request that is cancelled gets CANCEL_GRACE_SECONDS to end by itself; then the process is killed, as
+nothing else can interrupt it. While somebody else waits a request has CONTENDED_SECONDS.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from common.hub import HubAccess, visitor_hub_access
+from ui.admission_queue import AdmissionQueue, Ticket
 
 _ROOT = Path(__file__).resolve().parents[2]
 Event = dict[str, Any]
@@ -29,6 +31,9 @@ POLL_SECONDS = 0.2
 # A cancelled request may end by itself for so long: a new process would have to import torch again.
 CANCEL_GRACE_SECONDS = 4.0
 MAX_SECONDS = 600.0
+CONTENDED_SECONDS = 60.0
+# Requests of one visitor, and of one address, that run or wait; the oldest is cancelled for a further one.
+MAX_PER_VISITOR, MAX_PER_ADDRESS = 3, 12
 _IDLE_SECONDS = 180.0
 _MAX_CACHED = 24
 _MAX_CACHED_CHARS = 8_000_000  # of all answers together
@@ -38,13 +43,19 @@ PROCESS_DIED = {
 TIMED_OUT = {
     "internal_error": "Reading your rows takes too long here: try fewer of them, or `python -m train --dry-run`."
 }
+TOO_MANY = "Rows are being read for too many other windows of yours or of your address: close some, and try again."
+CONTENDED = {
+    "internal_error": "Reading your rows takes long and others wait: try fewer of them, or again in a few minutes."
+}
 _log = logging.getLogger(__name__)
 
 
 class PreviewRequest:
     """One request of one session; the next request of the same session cancels it."""
 
-    def __init__(self) -> None:
+    def __init__(self, visitor: str = "", address: str = "") -> None:
+        self.visitor, self.address = visitor, address or visitor
+        self.refusal = ""  # why it was cancelled, unless by a newer one of its session
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
@@ -66,6 +77,7 @@ class PreviewClient:
 
     def __init__(self, home: Path) -> None:
         self._home = home
+        self._turns = AdmissionQueue()
         self._lock = threading.Lock()  # held while the process works on a request
         self._requests: dict[str, PreviewRequest] = {}
         self._cache: OrderedDict[str, list[Event]] = OrderedDict()
@@ -73,13 +85,22 @@ class PreviewClient:
         self._process: _PreviewProcess | None = None
         self._idle_timer: threading.Timer | None = None
 
-    def new_request(self, session: str) -> PreviewRequest:
-        """Create the session's request and cancel its earlier one."""
-        request = PreviewRequest()
-        previous = self._requests.get(session)
+    def new_request(self, session: str, visitor: str = "", address: str = "") -> PreviewRequest:
+        """Create the session's request and cancel its earlier one, and the oldest of a visitor who has too many.
+
+        `address` is that of a visitor without a login, '' with one.
+        """
+        request = PreviewRequest(visitor, address)
+        previous = self._requests.pop(session, None)
         self._requests[session] = request
         if previous is not None:
             previous.cancel()
+        for maximum, group in ((MAX_PER_VISITOR, "visitor"), (MAX_PER_ADDRESS, "address")):
+            name = getattr(request, group)
+            own = [key for key, other in list(self._requests.items()) if name and getattr(other, group) == name]
+            for key in own[:-maximum]:
+                self._requests[key].refusal = TOO_MANY
+                self.cancel_session(key)
         return request
 
     def cancel_session(self, session: str) -> None:
@@ -105,22 +126,21 @@ class PreviewClient:
             yield from cached
             return
         waited = False
-        while not self._lock.acquire(timeout=POLL_SECONDS):
-            if request.cancelled:
-                return
-            if not waited:
-                waited = True
-                yield {"progress": "Waiting for another preview to end ..."}
-        try:
-            events = []
-            for event in self._stream_events(request, line):
-                if "progress" not in event:
-                    events.append(event)
-                yield event
-            if events and "internal_error" not in events[-1] and not request.cancelled:
-                self._cache_events(key, events)
-        finally:
-            self._lock.release()
+        with self._turns.enqueue(request.visitor, request.address) as ticket:
+            while ticket.wait(POLL_SECONDS):
+                if request.cancelled:
+                    return
+                if not waited:
+                    waited = True
+                    yield {"progress": "Waiting for another preview to end ..."}
+            with self._lock:
+                events = []
+                for event in self._stream_events(request, line, ticket):
+                    if "progress" not in event:
+                        events.append(event)
+                    yield event
+                if events and "internal_error" not in events[-1] and not request.cancelled:
+                    self._cache_events(key, events)
 
     def close(self) -> None:
         """Stop the process."""
@@ -134,11 +154,12 @@ class PreviewClient:
             oldest, _ = self._cache.popitem(last=False)
             del self._cached_chars[oldest]
 
-    def _stream_events(self, request: PreviewRequest, line: str) -> Iterator[Event]:
+    def _stream_events(self, request: PreviewRequest, line: str, ticket: Ticket) -> Iterator[Event]:
         """Send one line to the process and yield its events. Caller must hold the lock.
 
-        The process is killed unless it answered completely: if it takes longer than MAX_SECONDS, if the request has
-        been cancelled for CANCEL_GRACE_SECONDS, or if the consumer closes this generator.
+        The process is killed unless it answered completely: if it takes longer than MAX_SECONDS, or than
+        CONTENDED_SECONDS while others wait, if the request has been cancelled for CANCEL_GRACE_SECONDS, or if the
+        consumer closes this generator.
         """
         process, completed = self._ensure_process(), False
         started, cancelled_at = time.monotonic(), None
@@ -149,13 +170,19 @@ class PreviewClient:
                 now = time.monotonic()
                 if request.cancelled:
                     cancelled_at = cancelled_at or now
-                is_late = now - started >= MAX_SECONDS or now - (cancelled_at or now) >= CANCEL_GRACE_SECONDS
-                if event is None and not is_late:
-                    continue
-                if event is None or "exited" in event:
+                contended = now - started >= CONTENDED_SECONDS and ticket.is_contended()
+                is_late = contended or now - started >= MAX_SECONDS
+                is_late = is_late or now - (cancelled_at or now) >= CANCEL_GRACE_SECONDS
+                if event is not None and "exited" in event:
                     if not request.cancelled:
-                        yield TIMED_OUT if event is None else PROCESS_DIED
+                        yield PROCESS_DIED
                     return
+                if is_late and (event is None or "progress" in event):
+                    if not request.cancelled:
+                        yield CONTENDED if contended else TIMED_OUT
+                    return
+                if event is None:
+                    continue
                 if "done" in event:
                     completed = True
                     return

@@ -145,6 +145,33 @@ def test_requests_of_other_sessions_wait(tmp_path: Path, client: PreviewClient) 
     assert not first.cancelled
 
 
+def test_a_long_request_ends_when_a_visitor_of_another_address_waits(
+    tmp_path: Path, client: PreviewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CONTENDED_SECONDS", 0.0)
+    slow = rows(tmp_path / "slow.csv", "intent,code\n" + "make zeros,[0]\n" * 400_000)
+    started = client.preview(client.new_request("a", "mallory", "far"), slow)
+    next(started)
+    rest: list[dict[str, Any]] = []
+    reader = threading.Thread(target=lambda: rest.extend(started))
+    reader.start()
+    honest = list(client.preview(client.new_request("b", "ada", "near"), rows(tmp_path / "b.csv")))
+    reader.join(10)
+    assert rest[-1] == module.CONTENDED
+    assert honest[-1]["facts"]["usable"] == 30
+
+
+def test_a_visitor_and_an_address_have_few_requests(tmp_path: Path, client: PreviewClient) -> None:
+    own = [client.new_request(f"session-{n}", "mallory", "far") for n in range(5)]
+    assert [request.cancelled for request in own] == [True, True, False, False, False]
+    assert [bool(request.refusal) for request in own] == [True, True, False, False, False]
+    others = [client.new_request(f"other-{n}", f"cookie-{n}", "far") for n in range(20)]
+    running = [request for request in own + others if not request.cancelled]
+    assert running == others[-module.MAX_PER_ADDRESS :]
+    assert not client.new_request("honest", "ada", "near").cancelled
+    assert len([request for request in running if not request.cancelled]) == module.MAX_PER_ADDRESS
+
+
 def test_killed_process_is_reported_and_restarted(tmp_path: Path, client: PreviewClient) -> None:
     list(client.preview(client.new_request("a"), rows(tmp_path / "a.csv")))
     running = client.preview(

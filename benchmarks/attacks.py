@@ -3,8 +3,9 @@
     python -m benchmarks.attacks --before ../older-checkout --output docs/results/attacks
 
 For each attack `python app.py` runs in a process of its own on the embedded base. An honest visitor asks two methods a
-few times alone, then again while four threads repeat the attack and never read an answer; they have another address,
-given by X-Forwarded-For (`--trust-proxy`). `--before` measures another checkout of the program in the same run: the two
+few times alone, then again while four threads of another process repeat the attack and never read an answer; they have
+another address, given by X-Forwarded-For (`--trust-proxy`), and the lowest priority, because an attacker brings a
+machine of his own. `--before` measures another checkout of the program in the same run: the two
 take turns. A wait of more than LIMIT_SECONDS counts as LIMIT_SECONDS. Prints one JSON line.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import secrets
@@ -22,8 +24,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,10 +101,28 @@ def attack_body(target: Target) -> int:
     return post(target, "gradio_api/queue/join", {"data": ["x" * 30_000_000], "fn_index": 0, "session_hash": "x" * 10})
 
 
+def attack_readers(target: Target) -> int:
+    """Runs of eight methods whose answers are read, each by a new cookie."""
+    cookie = f"{COOKIE_NAME}={secrets.token_urlsafe(24)}"
+    headers = {"cookie": cookie, "x-forwarded-for": ATTACKER_ADDRESS}
+    body = {"data": ["reverse a string", EIGHT_METHODS, None, None]}
+    begun = target.client.post("gradio_api/call/compare", json=body, headers=headers)
+    if begun.status_code == 200:
+        target.client.get(f"gradio_api/call/compare/{begun.json()['event_id']}", headers=headers)
+    return begun.status_code
+
+
+def attack_config(target: Target) -> int:
+    """The configuration of the page, 400 kB."""
+    return target.client.get("config", headers={"x-forwarded-for": ATTACKER_ADDRESS}).status_code
+
+
 ATTACKS: dict[str, Callable[[Target], int]] = {
     "tests": attack_tests,
     "intent": attack_intent,
     "runs": attack_runs,
+    "readers": attack_readers,
+    "config": attack_config,
     "difference": attack_difference,
     "body": attack_body,
 }
@@ -142,33 +162,56 @@ def measure(attack: Callable[[Target], int], root: Path) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory(prefix="attacks-") as folder,
         running_app(Path(folder), *proxy_options(root), root=root) as app,
-        httpx.Client(base_url=app.url, timeout=LIMIT_SECONDS) as client,
     ):
         honest = Client(app.url, verbose=False, headers={"x-forwarded-for": HONEST_ADDRESS})
         alone = [wait(honest) for _ in range(RUNS + 1)][1:]  # the first one makes the index of the examples
-        components = httpx.get(f"{app.url}config").json()["components"]
-        component = next(each["id"] for each in components if each["props"].get("server_fns"))
-        target, stop, statuses = Target(client, component), threading.Event(), Counter[str]()
-
-        def repeat() -> None:
-            while not stop.is_set():
-                try:
-                    statuses[str(attack(target))] += 1
-                except httpx.HTTPError as error:
-                    statuses[type(error).__name__] += 1
-
-        threads = [threading.Thread(target=repeat, daemon=True) for _ in range(ATTACKERS)]
-        for thread in threads:
-            thread.start()
-        time.sleep(SETTLE_SECONDS)
-        attacked = [wait(honest) for _ in range(RUNS)]
-        stop.set()
+        with attackers(attack, app.url) as statuses:
+            time.sleep(SETTLE_SECONDS)
+            attacked = [wait(honest) for _ in range(RUNS)]
         crashed = app.crashed()
     before, after = statistics.median(alone), statistics.median(attacked)
     return {
         "alone_seconds": round(before, 2), "attacked_seconds": round(after, 2), "ratio": round(after / before, 2),
         "statuses": dict(statuses), "crashed": crashed,
     }  # fmt: skip
+
+
+@contextmanager
+def attackers(attack: Callable[[Target], int], url: str) -> Iterator[Counter[str]]:
+    """Let ATTACKERS threads of a process repeat the attack until the block ends; yields the statuses, filled then."""
+    context = multiprocessing.get_context("spawn")
+    stop, results, statuses = context.Event(), context.Queue(), Counter[str]()
+    process = context.Process(target=repeat_attack, args=(attack.__name__, url, stop, results), daemon=True)
+    process.start()
+    try:
+        yield statuses
+    finally:
+        stop.set()
+        statuses.update(results.get(timeout=2 * LIMIT_SECONDS))
+        process.join()
+
+
+def repeat_attack(name: str, url: str, stop: Any, results: Any) -> None:
+    """Repeat the attack with this name in threads until `stop` is set, then put the Counter of the statuses."""
+    os.nice(19)
+    components = httpx.get(f"{url}config").json()["components"]
+    component = next(each["id"] for each in components if each["props"].get("server_fns"))
+    statuses = Counter[str]()
+
+    def repeat() -> None:
+        with httpx.Client(base_url=url, timeout=LIMIT_SECONDS) as client:
+            while not stop.is_set():
+                try:
+                    statuses[str(globals()[name](Target(client, component)))] += 1
+                except httpx.HTTPError as error:
+                    statuses[type(error).__name__] += 1
+
+    threads = [threading.Thread(target=repeat, daemon=True) for _ in range(ATTACKERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT_SECONDS)
+    results.put(statuses)
 
 
 def proxy_options(root: Path) -> list[str]:
@@ -202,7 +245,8 @@ def render_page(line: dict[str, Any], file: str) -> str:
     ]
     return (
         "# An honest visitor beside an attack\n\n"
-        f"{line['attackers']} threads of another address repeat the attack and read no answer; the visitor asks "
+        f"{line['attackers']} threads of another address repeat the attack and read no answer, in a process of the "
+        "lowest priority, because they would have a machine of their own; the visitor asks "
         f"{' and '.join(HONEST_METHODS)} {line['runs']} times (medians). {line['limit_seconds']:g} s: not answered "
         "until then, or refused.\n\n"
         f"{text_table(header, rows, markdown=True)}\n\n"

@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     load_before = os.getloadavg()[0]
     with (
         tempfile.TemporaryDirectory(prefix="visitors-") as folder,
-        running_app(Path(folder), "--rows-per-address", "0") as app,
+        running_app(Path(folder), "--rows-per-address", "0", "--requests-per-second", "0") as app,
     ):
         client = connect_visitor(app.url)
         requests = make_requests(options.seed)

@@ -162,7 +162,8 @@ def launch(
     limits = limits or VisitorLimits()
     largest = max(limits.upload_bytes, limits.archive_bytes) if limits.upload_bytes * limits.archive_bytes > 0 else 0
     stored = StoredUploads(limits.stored_bytes, limits.total_stored_bytes)
-    settings = AccessSettings(web or WebAccess(hosts=frozenset({host.lower()})), largest, stored)
+    web = web or WebAccess(hosts=frozenset({host.lower()}))
+    settings = AccessSettings(web, largest, limits.requests_per_second, stored)
     if runs is not None:
         runs.is_watched = True
         settings = replace(settings, reading=runs.reading)

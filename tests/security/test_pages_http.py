@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,14 +62,16 @@ class Site:
 
 
 @contextmanager
-def running(home: Path, accounts: Sequence[tuple[str, str]] = ()) -> Iterator[Site]:
+def running(
+    home: Path, accounts: Sequence[tuple[str, str]] = (), limits: VisitorLimits = LIMITS, *, trust_proxy: bool = False
+) -> Iterator[Site]:
     engine = make_engine()
     loader = EngineLoader(lambda report: engine).start()
     context = Context(loader, home=home)
     pages = build_pages(loader, context=context)
-    web = WebAccess(frozenset({"arena.example"}), frozenset({FRIEND}))
+    web = WebAccess(frozenset({"arena.example"}), frozenset({FRIEND}), trust_proxy)
     app, url, _ = launch(
-        pages, port=None, prevent_thread_lock=True, limits=LIMITS, accounts=accounts, web=web,
+        pages, port=None, prevent_thread_lock=True, limits=limits, accounts=accounts, web=web,
         runs=context.cancel_registry, routes=Api(loader, ApiKeys(), ApiSettings(web=web)).routes(),
     )  # fmt: skip
     try:
@@ -330,6 +333,17 @@ def test_differences_of_one_address_are_counted(site: Site, monkeypatch: pytest.
         with site.visitor() as client:
             statuses.append(client.post(f"{API}component_server", json=body).status_code)
     assert statuses == [200, 200, 200, 429, 429]
+
+
+def test_a_flood_of_requests_is_slowed_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The requests of another address are answered meanwhile."""
+    monkeypatch.setattr(request_quota, "MAX_DELAY_SECONDS", 2.0)
+    with running(tmp_path, limits=VisitorLimits(requests_per_second=5), trust_proxy=True) as site:
+        crowd, other = (site.client(**{"x-forwarded-for": address}) for address in ("203.0.113.7", "192.0.2.1"))
+        with ThreadPoolExecutor(20) as threads:
+            statuses = list(threads.map(lambda _: crowd.get("config").status_code, range(20)))
+        assert sorted(statuses) == [200] * 5 + [429] * 15
+        assert other.get("config").status_code == 200
 
 
 def test_forms_are_no_way_around_the_check_of_bodies(site: Site) -> None:

@@ -38,7 +38,7 @@ from ui.access.bodies import (
 )
 from ui.access.logins import login_address
 from ui.access.policy import Visitor
-from ui.access.request_quota import RequestQuota
+from ui.access.request_quota import RequestPace, RequestQuota
 from ui.access.responses import encoded, protected_headers, visitor_cookie
 from ui.access.routes import Rule, find_rule
 from ui.access.sessions import SessionOwners, UnreadSessions
@@ -48,6 +48,8 @@ _log = logging.getLogger(__name__)
 _YEAR_SECONDS = 365 * 24 * 3600
 _API = "/gradio_api/"
 _UPLOAD = f"{_API}upload"
+# Routes whose answer has the whole page, and what one counts in requests.
+_PAGE_ROUTES, _PAGE_COST = frozenset({"/", "/config"}), 10.0
 _COMPONENT_SERVER = f"{_API}component_server"
 _EVENT_ROUTES = (f"{_API}queue/join", f"{_API}call/")
 # These begin a session; the others need one.
@@ -63,10 +65,11 @@ _PROXY_HEADERS = (b"x-forwarded-host", b"x-gradio-server")
 
 @dataclass(frozen=True)
 class AccessSettings:
-    """`upload_bytes` bounds the files of one upload, zero or less: no limit."""
+    """`upload_bytes` bounds the files of one upload, `requests_per_second` those of an address; 0 or less: no limit."""
 
     web: WebAccess = field(default_factory=WebAccess)
     upload_bytes: int = 0
+    requests_per_second: float = 0
     stored: StoredUploads = field(default_factory=lambda: StoredUploads(0, 0))
     # Is entered with the session while its events are read.
     reading: Callable[[str], AbstractContextManager[Any]] = nullcontext
@@ -94,6 +97,7 @@ class AccessMiddleware:
         self._sessions = SessionOwners()
         self._unread = UnreadSessions()
         self._requests = RequestQuota()
+        self._pace = RequestPace(settings.requests_per_second)
         self._is_warned = False
         self._visitors = VisitorRegistry()
 
@@ -107,13 +111,14 @@ class AccessMiddleware:
         if rule is Rule.API:
             await (self._preflight(headers, scope) or self._app)(scope, receive, send)
             return
-        refused = self._refusal(headers, scope, rule)
-        if refused is not None:
-            await refused(scope, receive, send)
-            return
         inner = self._inner_scope(scope, headers, route)
         try:
-            if route == _UPLOAD:
+            if rule is not Rule.ASSET:
+                await self._pace.wait(inner["client"][0], _PAGE_COST if route in _PAGE_ROUTES else 1.0)
+            refused = self._refusal(headers, scope, rule)
+            if refused is not None:
+                await refused(scope, receive, send)
+            elif route == _UPLOAD:
                 await self._upload(inner, receive, send)
             elif route == "/login":
                 login_address.set(str((inner["client"] or ("",))[0]))

@@ -30,6 +30,7 @@ _LIMIT_OPTIONS = {
         1,
         "answers running for all without a login at one address, as in a class room; an hour in proportion",
     ),
+    "requests_per_second": ("--requests-per-second", 1, "requests of one address in a second; more wait"),
     "jobs_at_once": ("--jobs-at-once", 1, "training jobs that wait or run for one person"),
     "upload_bytes": ("--max-upload", 1 << 20, "megabytes of a file with rows"),
     "archive_bytes": ("--max-archive", 1 << 20, "megabytes of an adapter's zip"),

@@ -27,6 +27,7 @@ class VisitorLimits:
     rows_at_once: int = 16
     rows_per_hour: int = 1200
     rows_per_address: int = 32  # at once, for all visitors without a login of one address
+    requests_per_second: int = 50  # of one address
     jobs_at_once: int = 3  # waiting or running
     upload_bytes: int = 20 << 20
     archive_bytes: int = 200 << 20  # an adapter's zip

@@ -1,14 +1,22 @@
-"""Limits of requests that take no place in the queue."""
+"""The rate of requests of an address, and limits of requests that take no place in the queue."""
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import ExitStack
 
 import pytest
 
 from ui.access import request_quota
 from ui.access.bodies import BodyError
-from ui.access.request_quota import MAX_AT_ONCE, MAX_PER_MINUTE, RequestQuota
+from ui.access.request_quota import (
+    BURST_SECONDS,
+    MAX_AT_ONCE,
+    MAX_DELAY_SECONDS,
+    MAX_PER_MINUTE,
+    RequestPace,
+    RequestQuota,
+)
 
 
 def use(quota: RequestQuota, who: str, count: int = 1) -> None:
@@ -47,3 +55,50 @@ def test_visitors_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
         use(quota, f"cookie {number}")
     assert len(quota._recent) == 10
     assert not quota._running
+
+
+def delays(pace: RequestPace, slept: list[float], address: str, costs: list[float]) -> list[float | None]:
+    """Return how long each request of these costs is delayed; None for one that is refused."""
+
+    async def ask(cost: float) -> float | None:
+        slept.append(0.0)
+        try:
+            await pace.wait(address, cost)
+        except BodyError:
+            return None
+        return slept[-1]
+
+    async def ask_all() -> list[float | None]:
+        return [await ask(cost) for cost in costs]
+
+    return asyncio.run(ask_all())
+
+
+def test_requests_beyond_a_rate_are_delayed_then_refused() -> None:
+    now, slept = [0.0], []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    pace = RequestPace(10.0, lambda: now[0], sleep)
+    burst, waiting = int(10 * BURST_SECONDS), int(10 * MAX_DELAY_SECONDS)
+    got = delays(pace, slept, "crowd", [1.0] * (burst + waiting + 3))
+    assert got[:burst] == [0.0] * burst
+    assert got[burst : burst + 3] == pytest.approx([0.1, 0.2, 0.3])
+    assert got[burst + waiting - 1] == pytest.approx(MAX_DELAY_SECONDS)
+    assert got[-3:] == [None] * 3
+    assert delays(pace, slept, "home", [10.0, 1.0]) == [0.0, 0.0]
+    now[0] = BURST_SECONDS + MAX_DELAY_SECONDS
+    assert delays(pace, slept, "crowd", [1.0]) == [0.0]
+
+
+def test_rate_of_zero_is_no_limit() -> None:
+    assert delays(RequestPace(0), [], "crowd", [1.0] * 1000) == [0.0] * 1000
+
+
+def test_addresses_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_quota, "_MAX_TRACKED", 10)
+    pace = RequestPace(1.0)
+    for number in range(50):
+        delays(pace, [], str(number), [1.0])
+    assert len(pace._rested) == 10

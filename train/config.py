@@ -9,6 +9,7 @@ from typing import Any
 
 from errors import TrainingError, unknown_name_error
 from tasks.prompt import get_style
+from train.prompt_examples import parse_train_examples
 
 OPTIMIZERS = ("adafactor", "adamw_torch")
 VIRTUAL_TOKENS_INIT_METHODS = ("examples", "vocabulary", "random")
@@ -51,6 +52,8 @@ class TrainConfig:
     quantization: str = "none"
     device: str = "auto"
     prompt_style: str = "plain"
+    # How many similar training rows stand before each question: "nearest:0-8" draws 0 to 8 for each row, "" none.
+    train_examples: str = ""
 
     lora_r: int = 16
     lora_alpha: int = 32
@@ -97,6 +100,7 @@ class TrainConfig:
                 "64 at most, such as lora-mydata."
             )
         get_style(self.prompt_style)
+        parse_train_examples(self.train_examples)
         self._check_numbers()
         if self.optim not in OPTIMIZERS:
             raise unknown_name_error("optimizer", self.optim, OPTIMIZERS)

@@ -15,6 +15,7 @@ from tasks.problem import Example
 from tasks.prompt import Message, PromptStyle, format_completion, get_style, render_prompt
 from train.config import TrainConfig
 from train.data import TrainingData
+from train.prompt_examples import PromptExamples, SelectFn, nearest_retriever, parse_train_examples
 from train.techniques import get_technique
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ class TokenizedExample:
     prompt_ids: list[int]
     response_ids: list[int]
 
+    @property
+    def length(self) -> int:
+        """The number of tokens of both."""
+        return len(self.prompt_ids) + len(self.response_ids)
+
 
 class ExampleTokenizer:
     """Tokenizes examples for one base; without `is_encoder_decoder`, prompt and response share one sequence."""
@@ -42,9 +48,9 @@ class ExampleTokenizer:
         self._style = style
         self.is_encoder_decoder = is_encoder_decoder
 
-    def tokenize(self, example: Example) -> TokenizedExample:
-        """Tokenize prompt and response separately, as in serving."""
-        prompt = render_prompt(example.intent, (), self._style, self._apply_chat_template)
+    def tokenize(self, example: Example, shown: Sequence[Example] = ()) -> TokenizedExample:
+        """Tokenize prompt and response separately, as in serving; `shown` are the examples in the prompt."""
+        prompt = render_prompt(example.intent, shown, self._style, self._apply_chat_template)
         ids = self._tokenizer(prompt, add_special_tokens=self._style.format == "plain", verbose=False)["input_ids"]
         response = self._tokenizer(
             format_completion(example.code, self._style), add_special_tokens=False, verbose=False
@@ -96,7 +102,9 @@ class TokenizedSplit:
     """The tokenized rows of the training or the validation side.
 
     `examples` and `lengths` (tokens of prompt, response and end token) cover all rows; `selected_indices` are the rows
-    of at most `max_length` tokens, and `samples` are these rows tokenized.
+    of at most `max_length` tokens, and `samples` are these rows tokenized. `shown_counts` has the number of examples in
+    the prompt of each sample, and `num_shortened` counts those whose prompt has fewer than were selected, to fit; both
+    are of rows with examples alone.
     """
 
     examples: Sequence[Example]
@@ -104,6 +112,8 @@ class TokenizedSplit:
     selected_indices: Sequence[int]
     samples: Sequence[TokenizedExample]
     max_length: int
+    shown_counts: Sequence[int] = ()
+    num_shortened: int = 0
 
     @property
     def dropped_indices(self) -> list[int]:
@@ -115,7 +125,15 @@ class TokenizedSplit:
         tokens = sum(len(sample.response_ids) for sample in self.samples)
         dropped = len(self.lengths) - len(self.selected_indices)
         note = f"; {dropped} longer than {self.max_length} tokens are left out" if dropped else ""
-        return f"{len(self.selected_indices)} {what} samples, {tokens} learned tokens{note}."
+        return f"{len(self.selected_indices)} {what} samples, {tokens} learned tokens{note}{self._examples_note()}."
+
+    def _examples_note(self) -> str:
+        if not self.shown_counts:
+            return ""
+        mean = sum(self.shown_counts) / len(self.shown_counts)
+        fewer = f" ({self.num_shortened} fewer than drawn, to fit)" if self.num_shortened else ""
+        least, most = min(self.shown_counts), max(self.shown_counts)
+        return f"; {least} to {most} examples in a prompt, {mean:.1f} on average{fewer}"
 
 
 @dataclass(frozen=True)
@@ -131,8 +149,10 @@ def tokenize_data(config: TrainConfig, data: TrainingData, tokenizer_info: Token
     """Tokenize the rows and select those that fit. Raises TrainingError for rows that cannot be trained on."""
     example_tokenizer = build_example_tokenizer(config, tokenizer_info)
     max_length = max_sample_length(config, tokenizer_info)
-    train = tokenize_split(example_tokenizer, data.train, max_length)
-    validation = tokenize_split(example_tokenizer, data.validation, max_length)
+    counts = parse_train_examples(config.train_examples)
+    select = PromptExamples(counts, nearest_retriever(data.train), config.seed).select if counts else None
+    train = tokenize_split(example_tokenizer, data.train, max_length, select)
+    validation = tokenize_split(example_tokenizer, data.validation, max_length, select)
     _require_labels(train, example_tokenizer, data.train_split.locate)
     for split, kind in ((train, "training"), (validation, "validation")):
         if not split.selected_indices:
@@ -175,12 +195,34 @@ def max_sample_length(config: TrainConfig, tokenizer_info: TokenizerInfo) -> int
     return min(config.max_length, tokenizer_info.context_length - virtual)
 
 
-def tokenize_split(example_tokenizer: ExampleTokenizer, examples: Sequence[Example], max_length: int) -> TokenizedSplit:
-    """Tokenize all rows and select those of at most `max_length` tokens; none is truncated."""
-    tokenized = [example_tokenizer.tokenize(example) for example in examples]
-    lengths = [len(sample.prompt_ids) + len(sample.response_ids) for sample in tokenized]
+def tokenize_split(
+    example_tokenizer: ExampleTokenizer, examples: Sequence[Example], max_length: int, select: SelectFn | None = None
+) -> TokenizedSplit:
+    """Tokenize all rows and select those of at most `max_length` tokens; none is truncated.
+
+    `select` returns the examples for a row's prompt, nearest first; the last ones are left out of a prompt that would
+    be too long.
+    """
+    chosen = [list(select(example)) if select else [] for example in examples]
+    shown = [list(selected) for selected in chosen]
+    tokenized = []
+    for example, prompt_examples in zip(examples, shown, strict=True):
+        sample = example_tokenizer.tokenize(example, prompt_examples)
+        while prompt_examples and sample.length > max_length:
+            prompt_examples.pop()
+            sample = example_tokenizer.tokenize(example, prompt_examples)
+        tokenized.append(sample)
+    lengths = [sample.length for sample in tokenized]
     selected = [index for index, length in enumerate(lengths) if length <= max_length]
-    return TokenizedSplit(examples, lengths, selected, [tokenized[index] for index in selected], max_length)
+    return TokenizedSplit(
+        examples,
+        lengths,
+        selected,
+        [tokenized[index] for index in selected],
+        max_length,
+        [len(shown[index]) for index in selected] if select else (),
+        sum(len(shown[index]) < len(chosen[index]) for index in selected),
+    )
 
 
 def _require_labels(

@@ -89,6 +89,7 @@ MORE_SETTINGS = (
     Setting("eval_every", "Validated every so many epochs", "Also how often a checkpoint is saved."),
     Setting("early_stopping_patience", "Patience", "Stops after so many validations without progress; 0: never."),
     Setting("prompt_style", "Prompt", "How intent and code become text.", (), tuple(STYLES)),
+    Setting("train_examples", "Examples in its prompts", "nearest:0-8: 0 to 8 similar rows each; empty: none."),
     Setting("seed", "Seed", "The same seed and rows give the same adapter."),
 )  # fmt: skip
 # Settings that the page sets itself or that visitors may not set: paths, the base, the Hub.

@@ -28,6 +28,7 @@ from evaluate.generate import (
     parse_methods,
 )
 from evaluate.metrics.basic import add_in_order
+from evaluate.power import power_text
 from evaluate.results import Run, open_run, problem_record, read_run, scores_path
 from evaluate.retry import DEFAULT_RETRIES, RetryPolicy
 from evaluate.scoring import score_run
@@ -240,10 +241,13 @@ def verdict_text(compared: Sequence[ScoreComparison], technique: str, n: int) ->
     """Return the result as text: one statement per baseline, or that there are too few rows."""
     if n < MIN_ROWS:
         return _too_few_rows_text(compared, technique, n)
-    return " ".join(
+    texts = [
         _baseline_text([comparison for comparison in compared if comparison.other == baseline], technique)
         for baseline in BASELINE_METHODS
-    )
+    ]
+    if any(comparison.metric == "em" and not is_significant(comparison) for comparison in compared):
+        texts.append(power_text(n, len(compared)))
+    return " ".join(texts)
 
 
 def is_significant(compared: ScoreComparison) -> bool:

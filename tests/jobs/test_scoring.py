@@ -191,10 +191,14 @@ def test_verdict_names_the_significantly_better_method() -> None:
 def test_verdict_without_a_significant_difference_states_it() -> None:
     unclear = both(value=-0.02, low=-0.09, high=0.05, p=0.8)
     assert verdict_text(unclear, "LoRA", 40).endswith(
-        "No difference shown between LoRA and RAG-8 at n = 40: -2 points of EM@1, 95 % interval -9 to 5."
+        "No difference shown between LoRA and RAG-8 at n = 40: -2 points of EM@1, 95 % interval -9 to 5. "
+        "40 rows can show no difference below 7 wins (18 points); a true difference of 22 points is shown in four of "
+        "five repeats, if nothing is lost."
     )
     few = both(value=-0.16, low=-0.307, high=-0.047, p=0.25)
-    assert verdict_text(few, "LoRA", 5).endswith("-16 points of EM@1, 95 % interval -30.7 to -4.7 but p = 0.25.")
+    text = verdict_text(few, "LoRA", 5)
+    assert "-16 points of EM@1, 95 % interval -30.7 to -4.7 but p = 0.25." in text
+    assert text.endswith("5 rows can show no difference: even 5 wins without a loss may be chance. It takes 7 wins.")
     same = both(value=0.0, low=0.0, high=0.0, p=1.0)
     assert "at n = 40: the same EM@1 on every row." in verdict_text(same, "LoRA", 40)
 

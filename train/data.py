@@ -7,88 +7,20 @@ the training rows is held out. The checks find repeated, contradicting, unparsab
 from __future__ import annotations
 
 import math
-import random
 import statistics
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from errors import DataError, TrainingError, UnknownNameError, unknown_name_error
 from tasks.datasets.hub import fetch_tables, is_hub_id
 from tasks.datasets.registry import DATASETS, TRAINING_DATASETS, load_examples, load_problems, require_training
+from tasks.datasets.split import normalize_code, normalize_intent, train_validation_split
 from tasks.datasets.tables import FORMATS, RowError
 from tasks.datasets.upload import UploadResult, read_upload
 from tasks.extract import is_valid_python
 from tasks.problem import Example
 from train.config import TrainConfig
-
-
-def normalize_intent(intent: str) -> str:
-    """Normalize case and white space of an intent, to compare it with others."""
-    return " ".join(intent.casefold().split())
-
-
-def normalize_code(code: str) -> str:
-    """Remove white space at the ends of the lines of code, to compare it with other code."""
-    return "\n".join(line.rstrip() for line in code.strip().splitlines())
-
-
-def train_validation_split(
-    examples: Sequence[Example], fraction: float, seed: int
-) -> tuple[list[Example], list[Example]]:
-    """Split the examples into training and validation rows, each in the original order.
-
-    About `fraction` of all rows, at least one, are held out. Rows with the same intent or the same code stay on one
-    side, so that nothing leaks. If this connects too many rows (for example, answers that are all True or False), only
-    rows with the same intent stay together. The second list is empty if nothing can be held out without a leak.
-    """
-    wanted = max(1, round(len(examples) * fraction))
-    held_out: set[int] = set()
-    for keys in (_intent_and_code_keys, _intent_keys):
-        held_out = _choose_groups(_connected_groups(examples, keys), wanted, seed)
-        if 2 * len(held_out) >= wanted:
-            break
-    train = [example for index, example in enumerate(examples) if index not in held_out]
-    return train, [example for index, example in enumerate(examples) if index in held_out]
-
-
-def _intent_and_code_keys(example: Example) -> tuple[Hashable, ...]:
-    return ("intent", normalize_intent(example.intent)), ("code", normalize_code(example.code))
-
-
-def _intent_keys(example: Example) -> tuple[Hashable, ...]:
-    return (("intent", normalize_intent(example.intent)),)
-
-
-def _connected_groups(examples: Sequence[Example], keys: Callable[[Example], tuple[Hashable, ...]]) -> list[list[int]]:
-    """Group the indices of examples that share a key, directly or through other examples (union-find)."""
-    parents = list(range(len(examples)))
-    owners: dict[Hashable, int] = {}
-
-    def root(index: int) -> int:
-        while parents[index] != index:
-            parents[index] = parents[parents[index]]
-            index = parents[index]
-        return index
-
-    for index, example in enumerate(examples):
-        for key in keys(example):
-            parents[root(index)] = root(owners.setdefault(key, index))
-    groups: dict[int, list[int]] = {}
-    for index in range(len(examples)):
-        groups.setdefault(root(index), []).append(index)
-    return list(groups.values())
-
-
-def _choose_groups(groups: list[list[int]], count: int, seed: int) -> set[int]:
-    """Choose complete groups of together at most `count` indices, in an order drawn by the seed; never all groups."""
-    order = random.Random(seed).sample(groups, len(groups))
-    chosen: set[int] = set()
-    for group in order[: len(order) - 1]:
-        if len(chosen) + len(group) <= count:
-            chosen.update(group)
-    return chosen
-
 
 # Licences of the built-in data sets, in the Hub's notation. A data set of the Hub states its own.
 LICENCES = {

@@ -10,11 +10,12 @@ import pytest
 
 from errors import DataError, TrainingError, UnknownNameError
 from tasks.datasets.registry import load_examples, load_problems
+from tasks.datasets.split import normalize_code, normalize_intent, train_validation_split
 from tasks.problem import Example
 from tests import messages
 from tests.tasks.dataset_hub import dataset_hub
 from train.config import TrainConfig
-from train.data import load_training_data, normalize_code, normalize_intent, train_validation_split
+from train.data import load_training_data
 
 
 def config(dataset: str | Path, **changes: Any) -> TrainConfig:

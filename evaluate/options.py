@@ -69,7 +69,7 @@ def sampling_params_from_options(options: argparse.Namespace) -> SamplingParams:
 
 def add_base_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for the base model, the data set and generation."""
-    parser.add_argument("--data", required=True, help=f"data set: {', '.join(DATASETS)}")
+    parser.add_argument("--data", required=True, help=f"data set: {', '.join(DATASETS)}, or yours")
     parser.add_argument("--limit", type=int, help="only the first N problems")
     add_model_options(parser)
     parser.add_argument("--max-new-tokens", type=int, default=64)

@@ -14,7 +14,14 @@ from pathlib import Path
 
 from errors import DataError, TrainingError, UnknownNameError, unknown_name_error
 from tasks.datasets.hub import fetch_tables, is_hub_id
-from tasks.datasets.registry import DATASETS, TRAINING_DATASETS, load_examples, load_problems, require_training
+from tasks.datasets.registry import (
+    DATASETS,
+    TRAINING_DATASETS,
+    is_dataset,
+    load_examples,
+    load_problems,
+    require_training,
+)
 from tasks.datasets.split import normalize_code, normalize_intent, train_validation_split
 from tasks.datasets.tables import FORMATS, RowError
 from tasks.datasets.upload import UploadResult, read_upload
@@ -120,7 +127,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
 
 def _load_splits(config: TrainConfig) -> _DatasetSplits:
     name = config.dataset_name
-    if name in DATASETS:
+    if is_dataset(name):
         require_training(name)
         return _load_builtin(config)
     path = Path(name).expanduser()
@@ -153,7 +160,7 @@ def _load_builtin(config: TrainConfig) -> _DatasetSplits:
     if config.validation_file is None:
         problems = load_problems(name, "validation", config.data_dir)
         solved = [Example(problem.id, problem.intent, problem.reference) for problem in problems if problem.reference]
-        validation = DataSplit(solved, num_rows=len(problems))
+        validation = DataSplit(solved, num_rows=len(problems)) if name in DATASETS or solved else None
     return _DatasetSplits(
         name, LICENCES.get(name, OTHER_LICENCE), DataSplit(examples, num_rows=len(examples)), validation
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from errors import PromptOrTuneError
+from errors import PromptOrTuneError, unknown_name_error
 from tasks.datasets.registry import DATASETS, TRAINING_DATASETS, available_datasets, load_problems
 from tasks.problem import Problem
 from ui import components
@@ -44,7 +44,9 @@ class ProblemPicker:
 
 @lru_cache(maxsize=16)
 def load_split_problems(name: str, data_dir: Path | None) -> tuple[Problem, ...]:
-    """Return the test split of a data set, read once. Raises DataError if it cannot be read."""
+    """Return the test split of one of DATASETS, read once. Raises DataError if it cannot be read."""
+    if name not in DATASETS:  # the owner's own data sets are not everybody's
+        raise unknown_name_error("data set", name, DATASETS)
     return tuple(load_problems(name, "test", data_dir=data_dir))
 
 

@@ -20,6 +20,7 @@ from errors import PromptOrTuneError, unknown_name_error
 from serve.api.app import Api, ApiSettings
 from serve.api.auth import ENV_VARIABLE, ApiKeys, read_keys
 from serve.api.origins import add_web_options, read_web_access
+from tasks.datasets.own import is_own_dataset
 from tasks.datasets.registry import TRAINING_DATASETS
 
 HEADER_TIMEOUT_S = 15.0
@@ -152,7 +153,7 @@ def add_api_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pool",
         default=defaults.pool,
-        help=f"whose examples icl and rag show: {', '.join(TRAINING_DATASETS)} (%(default)s)",
+        help=f"whose examples icl and rag show: {', '.join(TRAINING_DATASETS)}, or one of yours (%(default)s)",
     )
     for option, value, text in (
         ("--max-body-kb", defaults.max_body_bytes // 1000, "the largest body of a request, in kB"),
@@ -170,7 +171,7 @@ def read_api_options(args: argparse.Namespace, host: str) -> ApiOptions:
             f"Without keys anybody who reaches {web.public_name} could ask: "
             f"give --api-key-file, set {ENV_VARIABLE}, or allow it with --open."
         )
-    if args.pool not in TRAINING_DATASETS:
+    if args.pool not in TRAINING_DATASETS and not is_own_dataset(args.pool):
         raise unknown_name_error("data set", args.pool, TRAINING_DATASETS)
     rows = args.rows_per_minute
     settings = ApiSettings(

@@ -1,5 +1,5 @@
 """Registry of the data sets: conala, codealpacapy, mbpp, apps, humaneval, humanevalplus, mbppplus, leetcode, and our
-own starter.
+own starter; and the data sets that the user has added (tasks/datasets/own.py).
 
 Each is read from a folder (`data_dir`: one with a folder for each data set, the data set's own folder, or its file
 where it is one file) or, without one, from the Hugging Face Hub. Starter needs neither. Importing this module loads
@@ -22,6 +22,7 @@ from tasks.datasets.evalplus import HUMANEVALPLUS, MBPPPLUS
 from tasks.datasets.humaneval import HUMANEVAL
 from tasks.datasets.leetcode import LEETCODE
 from tasks.datasets.mbpp import MBPP
+from tasks.datasets.own import is_own_dataset, list_own_datasets, load_own_problems
 from tasks.problem import Example, Problem
 
 STARTER = "starter"
@@ -35,6 +36,16 @@ TRAINING_DATASETS: tuple[str, ...] = tuple(
 )
 
 
+def is_dataset(name: str) -> bool:
+    """Return whether `load_problems` knows the name. The pages offer DATASETS alone, which everybody has."""
+    return name in DATASETS or is_own_dataset(name)
+
+
+def dataset_names() -> list[str]:
+    """Return the names that `load_problems` knows: DATASETS and the user's own."""
+    return [*DATASETS, *(own.name for own in list_own_datasets())]
+
+
 def require_training(name: str) -> None:
     """Raise DataError for a data set without training rows, from which no examples come."""
     if name in _SOURCES:
@@ -44,11 +55,12 @@ def require_training(name: str) -> None:
 def load_problems(name: str, split: str, data_dir: str | Path | None = None, limit: int | None = None) -> list[Problem]:
     """Load the first `limit` problems of a split (all of them without a limit), in the data set's order.
 
-    Raises UnknownNameError for an unknown name or split, and DataError for a missing folder or file, an invalid row
-    (with its location), a limit below 1 and a Hub that cannot be reached.
+    The name may be that of a data set of the user's own. Raises UnknownNameError for an unknown name or split, and
+    DataError for a missing folder or file, an invalid row (with its location), a limit below 1 and a Hub that cannot be
+    reached.
     """
-    if name not in DATASETS:
-        raise unknown_name_error("data set", name, DATASETS)
+    if not is_dataset(name):
+        raise unknown_name_error("data set", name, dataset_names())
     if split not in SPLITS:
         raise unknown_name_error("split", split, SPLITS)
     if limit is not None and limit < 1:
@@ -85,6 +97,8 @@ def dataset_digest(items: Iterable[Problem | Example]) -> str:
 
 
 def _load_split(name: str, split: str, data_dir: Path | None) -> list[Problem]:
+    if name not in DATASETS:
+        return load_own_problems(name, split)
     if name == STARTER:
         # Starter needs no folder, but a mistyped one is an error.
         if data_dir is not None and not data_dir.exists():

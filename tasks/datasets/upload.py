@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ class UploadResult:
     """The content of a file: examples, and errors for the rows that were skipped.
 
     `rows` counts all rows, `changes` the changes made to examples. `locations` maps the id of each example to its
-    location ("line 12").
+    location ("line 12"), `extras` to the cells of the further columns that were asked for.
     """
 
     examples: list[Example]
@@ -114,37 +114,53 @@ class UploadResult:
     rows: int
     locations: Mapping[str, str] = field(default_factory=dict)
     changes: Mapping[str, int] = field(default_factory=dict)
+    extras: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def read_upload(path: str | Path, intent_column: str | None = None, code_column: str | None = None) -> UploadResult:
+def read_upload(
+    path: str | Path,
+    intent_column: str | None = None,
+    code_column: str | None = None,
+    extra_columns: Sequence[str | None] = (),
+) -> UploadResult:
     """Read a .jsonl, .json, .csv, .tsv or .parquet file; columns are detected (columns.KNOWN_COLUMNS) or mapped.
 
-    Raises DataError for a file that cannot be read as a whole, unknown columns, and a file without a valid row.
+    The cells of `extra_columns` are returned as they are, where the table has them; None names none. Raises DataError
+    for a file that cannot be read as a whole, unknown columns, and a file without a valid row.
     """
     path = Path(path).expanduser()
     table = open_table(path)
     mapping = detect_columns(path, table.columns, intent_column, code_column)
-    reader = _UploadReader(path.stem, mapping, table.unit)
-    for record in table.rows((*mapping.names, "id", "question_id")):
+    further = tuple(name for name in dict.fromkeys(extra_columns) if name in table.columns and name)
+    reader = _UploadReader(path.stem, mapping, table.unit, further)
+    for record in table.rows((*mapping.names, "id", "question_id", *further)):
         reader.add(record)
     if not reader.examples:
         first = f": {reader.errors[0].message}" if reader.errors else "."
         raise DataError(f"{path} has {reader.rows} rows and none can be used{first}")
     return UploadResult(
-        reader.examples, reader.errors, table.columns, mapping, reader.rows, reader.locations, dict(reader.changes)
+        reader.examples,
+        reader.errors,
+        table.columns,
+        mapping,
+        reader.rows,
+        reader.locations,
+        dict(reader.changes),
+        reader.extras,
     )
 
 
 class _UploadReader:
     """Collects examples and errors, row by row."""
 
-    def __init__(self, stem: str, mapping: Columns, unit: str) -> None:
+    def __init__(self, stem: str, mapping: Columns, unit: str, further: Sequence[str] = ()) -> None:
         self.examples: list[Example] = []
         self.errors: list[RowError] = []
         self.locations: dict[str, str] = {}
         self.changes: Counter[str] = Counter()
         self.rows = 0
-        self._stem, self._mapping, self._unit = stem, mapping, unit
+        self.extras: dict[str, dict[str, Any]] = {}
+        self._stem, self._mapping, self._unit, self._further = stem, mapping, unit, further
 
     def add(self, record: TableRow | RowError) -> None:
         self.rows += 1
@@ -161,6 +177,7 @@ class _UploadReader:
         id = self._id(row, record.line)
         self.examples.append(Example(id, intent, code))
         self.locations[id] = row.location
+        self.extras[id] = {name: row.values.get(name) for name in self._further}
         self.changes.update(changes)
 
     def _id(self, row: DatasetRow, line: int) -> str:

@@ -149,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     line = {
         "attacks": rows, "runs": RUNS, "attackers": ATTACKERS, "limit_seconds": LIMIT_SECONDS, "cores": os.cpu_count(),
         "load_before": round(load_before, 2), "python": platform.python_version(),
+        "commits": {label: commit_of(root) for label, root in roots.items()},
     }  # fmt: skip
     print(json.dumps(line))
     if options.output:
@@ -220,6 +221,12 @@ def proxy_options(root: Path) -> list[str]:
     return ["--trust-proxy"] if "--trust-proxy" in done.stdout else []
 
 
+def commit_of(root: Path) -> str:
+    """Return the short id of the commit that is checked out in `root`."""
+    command = ["git", "rev-parse", "--short=8", "HEAD"]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def wait(client: Client) -> float:
     """Ask once and return the seconds until the answer, LIMIT_SECONDS if it takes longer or is refused."""
     start = time.monotonic()
@@ -245,10 +252,11 @@ def render_page(line: dict[str, Any], file: str) -> str:
     ]
     return (
         "# An honest visitor beside an attack\n\n"
-        f"{line['attackers']} threads of another address repeat the attack and read no answer, in a process of the "
-        "lowest priority, because they would have a machine of their own; the visitor asks "
+        f"{line['attackers']} threads of another address repeat the attack, in a process of the lowest priority, "
+        "because they would have a machine of their own. They read no answer, except for the runs whose answers are "
+        "read: those are the rows in flight that a visitor may have. The honest visitor asks "
         f"{' and '.join(HONEST_METHODS)} {line['runs']} times (medians). {line['limit_seconds']:g} s: not answered "
-        "until then, or refused.\n\n"
+        f"until then, or refused. Commits: {', '.join(f'{label} {id}' for label, id in line['commits'].items())}.\n\n"
         f"{text_table(header, rows, markdown=True)}\n\n"
         f"{line['cores']} cores, which the attackers used too; load average before the start {line['load_before']:g}. "
         f"Python {line['python']}. [{file}]({file}) has the statuses with which each attack was answered.\n\n"

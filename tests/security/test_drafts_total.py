@@ -38,6 +38,20 @@ def test_many_cookies_do_not_pass_the_total(tmp_path: Path) -> None:
     assert re.match(messages.DRAFTS_ARE_FULL, message)
 
 
+def test_one_address_does_not_take_all_room(tmp_path: Path) -> None:
+    drafts, saved = DraftStore(tmp_path / "home", total_bytes=100_000), 0
+    for number in range(20):
+        try:
+            drafts.save_upload(_visitor(number), _upload(tmp_path, 4_000), 5_000, "crowd")
+            saved += 1
+        except PromptOrTuneError as error:
+            assert "at your address" in str(error)  # noqa: PT017
+    assert saved in (5, 6)
+    drafts.save_upload(_visitor(30), _upload(tmp_path, 4_000), 5_000, "home")
+    drafts.save_upload(_visitor(31), _upload(tmp_path, 4_000), 5_000)
+    drafts.save_upload(_visitor(0), _upload(tmp_path, 4_000), 5_000, "crowd")
+
+
 def test_an_upload_replaces_the_own_one_where_all_is_full(tmp_path: Path) -> None:
     drafts = DraftStore(tmp_path / "home", total_bytes=10_000)
     drafts.save_upload(_visitor(1), _upload(tmp_path, 9_000), 0)

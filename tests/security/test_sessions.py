@@ -61,6 +61,12 @@ def test_stored_uploads_have_limits_and_are_forgotten_with_the_files() -> None:
     assert stored.refusal("eve", 1) is None
     now[0] = 26 * 3600.0
     assert stored.refusal("ada", 100) is None
+    assert stored.refusal("ada", 30, "crowd") is None
+    stored.add("eve", 30, "crowd")
+    assert "limit for one address" in str(stored.refusal("ada", 10, "crowd"))
+    assert stored.refusal("ada", 10, "home") is None
+    stored.add("eve", -30, "crowd")
+    assert stored.refusal("ada", 30, "crowd") is None
     unlimited = StoredUploads(0, 0)
     unlimited.add("ada", 1 << 50)
-    assert unlimited.refusal("ada", 1 << 50) is None
+    assert unlimited.refusal("ada", 1 << 50, "crowd") is None

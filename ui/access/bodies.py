@@ -22,6 +22,10 @@ BODY_SECONDS = 30.0
 UPLOAD_SECONDS = 3600.0
 # Bytes that a multipart form adds to its files.
 MULTIPART_OVERHEAD = 64 << 10
+# What a file takes on disk beside its bytes: a folder, and the rest of its last block.
+FILE_BYTES = 8 << 10
+# One address without logins may take this part of the total.
+ADDRESS_SHARE = 4
 _HOUR = 3600.0
 _STORED_HOURS = 25  # Gradio keeps an upload for a day, and looks once an hour
 _MAX_VISITORS = 10_000
@@ -77,7 +81,8 @@ def replay(body: bytes, receive: Receive) -> Receive:
 class StoredUploads:
     """Bytes of uploads that are on disk, by visitor and in all, as far as this process knows. Thread-safe.
 
-    `max_bytes` bounds one visitor, `max_total` all of them; zero or less: no limit.
+    `max_bytes` bounds one visitor, `max_total` all of them, and a part of it one address, as cookies can be made up;
+    zero or less: no limit. `address` is that of a visitor without a login, '' with one.
     """
 
     max_bytes: int
@@ -88,10 +93,11 @@ class StoredUploads:
         self._lock = threading.Lock()
         self._total = 0
         self._cleaned = 0
-        # The bytes of each visitor by the hour in which they came.
+        # The bytes of each visitor, and of each address, by the hour in which they came.
         self._hours: dict[str, dict[int, int]] = {}
+        self._address_hours: dict[str, dict[int, int]] = {}
 
-    def refusal(self, visitor: str, size: int) -> str | None:
+    def refusal(self, visitor: str, size: int, address: str = "") -> str | None:
         """Return why `size` more bytes of the visitor are not stored; None if they may be."""
         with self._lock:
             self._remove_old()
@@ -106,14 +112,22 @@ class StoredUploads:
                     f"Your uploads of the last day have {format_bytes(own)} and {format_bytes(self.max_bytes)} is the "
                     "limit for one person: try again later."
                 )
+            share = self.max_total // ADDRESS_SHARE
+            if address and 0 < share < sum(self._address_hours.get(address, {}).values()) + size:
+                return (
+                    f"The uploads of the last day from your address have {format_bytes(share)} and more, the limit for "
+                    "one address: log in, or try again later."
+                )
         return None
 
-    def add(self, visitor: str, size: int) -> None:
+    def add(self, visitor: str, size: int, address: str = "") -> None:
         """Count `size` bytes (less than zero: they are gone again)."""
         with self._lock:
-            hours = self._hours.setdefault(visitor, {})
             hour = int(self.clock() // _HOUR)
-            hours[hour] = hours.get(hour, 0) + size
+            for name, table in ((visitor, self._hours), (address, self._address_hours)):
+                if name or table is self._hours:
+                    hours = table.setdefault(name, {})
+                    hours[hour] = hours.get(hour, 0) + size
             self._total += size
 
     def _remove_old(self) -> None:
@@ -121,6 +135,11 @@ class StoredUploads:
         if now == self._cleaned and len(self._hours) <= _MAX_VISITORS:
             return
         self._cleaned = now
+        self._address_hours = {
+            address: recent
+            for address, hours in self._address_hours.items()
+            if (recent := {hour: size for hour, size in hours.items() if hour > now - _STORED_HOURS})
+        }
         for visitor in list(self._hours):
             hours = self._hours[visitor]
             for hour in [hour for hour in hours if hour <= now - _STORED_HOURS]:
@@ -140,17 +159,35 @@ class UploadReceiver:
     then deletes the files that it has begun. With the words "maximum allowed size" Gradio answers 413.
     """
 
-    def __init__(self, headers: Headers, receive: Receive, max_bytes: int, stored: StoredUploads, visitor: str) -> None:
+    def __init__(
+        self,
+        headers: Headers,
+        receive: Receive,
+        max_bytes: int,
+        stored: StoredUploads,
+        visitor: str,
+        address: str = "",
+    ) -> None:
         self._receive = receive
         self._max_bytes = max_bytes
         self._stored = stored
-        self._visitor = visitor
+        self._visitor, self._address = visitor, address
         match = _BOUNDARY.search(headers.get("content-type", ""))
         self._delimiter = b"--" + (match[1] if match else "").encode("latin-1")
         self._tail = b""
         self._parts = 0
         self._deadline = time.monotonic() + UPLOAD_SECONDS
         self.size = 0
+        self._stored_size = 0
+
+    def forget(self) -> None:
+        """Count nothing of this upload, whose files are deleted."""
+        self._stored.add(self._visitor, -self._stored_size, self._address)
+        self._stored_size = 0
+
+    def _store(self, size: int) -> None:
+        self._stored_size += size
+        self._stored.add(self._visitor, size, self._address)
 
     async def __call__(self) -> Message:
         try:
@@ -162,20 +199,22 @@ class UploadReceiver:
             raise MultiPartException("The upload ended before it was complete: send it again.")
         chunk = message.get("body", b"")
         self.size += len(chunk)
-        self._stored.add(self._visitor, len(chunk))
+        self._store(len(chunk))
         if 0 < self._max_bytes < self.size - MULTIPART_OVERHEAD:
             raise MultiPartException(
                 f"The files of one upload have more than {format_bytes(self._max_bytes)}, the maximum allowed size: "
                 "make them smaller, or run Prompt or Tune on a machine of your own."
             )
-        if refusal := self._stored.refusal(self._visitor, 0):
+        if refusal := self._stored.refusal(self._visitor, 0, self._address):
             raise MultiPartException(f"{refusal[:-1]} (the maximum allowed size).")
         self._count_parts(chunk)
         return message
 
     def _count_parts(self, chunk: bytes) -> None:
         text = self._tail + chunk
-        self._parts += text.count(self._delimiter)
+        parts = text.count(self._delimiter)
+        self._parts += parts
+        self._store(parts * FILE_BYTES)
         self._tail = text[-(len(self._delimiter) - 1) :]
         # The last delimiter ends the form.
         if self._parts > MAX_FILES + 1:

@@ -171,14 +171,14 @@ class AccessMiddleware:
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, stored = Headers(scope=scope), self._settings.stored
-        visitor, limit, size = self._visitor(scope).id, self._settings.upload_bytes, content_length(headers)
+        visitor, limit, size = self._visitor(scope), self._settings.upload_bytes, content_length(headers)
         if not headers.get("content-type", "").lower().startswith("multipart/form-data"):
             raise BodyError(415, "An upload must be a form with files: send it as multipart/form-data.")
         if 0 < limit < size - MULTIPART_OVERHEAD:
             raise BodyError(413, _too_large(limit, size))
-        if message := stored.refusal(visitor, size):
+        if message := stored.refusal(visitor.id, size, visitor.address):
             raise BodyError(413, message)
-        upload = UploadReceiver(headers, receive, limit, stored, visitor)
+        upload = UploadReceiver(headers, receive, limit, stored, visitor.id, visitor.address)
         status = 500
 
         async def send_status(message: Message) -> None:
@@ -194,7 +194,7 @@ class AccessMiddleware:
             await self._app(scope, upload, send_status)
         finally:
             if status != 200:
-                stored.add(visitor, -upload.size)
+                upload.forget()
 
     async def _use(self, scope: Scope, route: str, parameters: dict[str, str], receive: Receive, send: Send) -> None:
         """Answer a request to a route of MEMBER: sessions and events that it names must be the visitor's."""

@@ -13,7 +13,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,6 +25,7 @@ from jobs.job import safe_file_name
 from tasks.datasets.hub import is_hub_id
 from tasks.datasets.registry import DATASETS, TRAINING_DATASETS, require_training
 from tasks.datasets.tables import FORMATS
+from ui.access.bodies import ADDRESS_SHARE
 from ui.access.quota import check_upload_size
 
 _DRAFT_FILE = "draft.json"
@@ -41,7 +42,8 @@ class Draft:
     """Rows, columns and settings of a draft.
 
     `name` is a safe file name (with `digest` and `size` in bytes) or a data set's name. `columns` are the (intent,
-    code) columns that the visitor chose; None means the `recognised` ones, which are set by the preview.
+    code) columns that the visitor chose; None means the `recognised` ones, which are set by the preview. `address` is a
+    hash of the address that the rows came from, '' with a login.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Draft:
     recognised: tuple[str, str] | None = None
     technique: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    address: str = ""
 
     @property
     def is_file(self) -> bool:
@@ -61,7 +64,8 @@ class Draft:
 class DraftStore:
     """All visitors' drafts on disk, of at most `total_bytes` (0: any size). Thread-safe.
 
-    Files are replaced atomically; one upload is copied at a time, so that two do not pass the total together.
+    Those of one address have a part of the total, as cookies can be made up. Files are replaced atomically; one upload
+    is copied at a time, so that two do not pass the total together.
     """
 
     def __init__(self, home: Path, total_bytes: int = 0) -> None:
@@ -85,21 +89,23 @@ class DraftStore:
         """Return the path of a draft's uploaded file."""
         return self._folder(visitor) / draft.digest / draft.name
 
-    def save_upload(self, visitor: str, upload: Path, limit: int) -> Draft:
+    def save_upload(self, visitor: str, upload: Path, limit: int, address: str = "") -> Draft:
         """Copy an uploaded file of at most `limit` bytes (0: any size); it replaces the visitor's draft.
+
+        `address` is that of a visitor without a login, '' with one.
 
         Raises PromptOrTuneError if it is too large, DiskSpaceError if it cannot be written.
         """
         size = upload.stat().st_size
         check_upload_size(size, limit, f"'{upload.name}'")
         with self._upload_lock:
-            return self._save_upload(visitor, upload, size)
+            return self._save_upload(visitor, upload, size, address)
 
-    def _save_upload(self, visitor: str, upload: Path, size: int) -> Draft:
-        self._check_total(visitor, size)
+    def _save_upload(self, visitor: str, upload: Path, size: int, address: str) -> Draft:
+        self._check_total(visitor, size, address)
         folder = self._make_folder(visitor)
         check_disk_space(folder, size)
-        draft = Draft(safe_file_name(upload.name), _file_digest(upload), size)
+        draft = Draft(safe_file_name(upload.name), _file_digest(upload), size, address=address)
         target = self.path(visitor, draft)
         part = make_dir(target.parent) / f".{draft.name}.part"
         try:
@@ -149,8 +155,8 @@ class DraftStore:
         make_private_dir(self._root)
         return make_dir(self._folder(visitor))
 
-    def _check_total(self, visitor: str, size: int) -> None:
-        """Delete outdated drafts; raise PromptOrTuneError where the others and `size` more bytes exceed the total."""
+    def _check_total(self, visitor: str, size: int, address: str = "") -> None:
+        """Delete outdated drafts; raise PromptOrTuneError where the others and `size` more bytes exceed a total."""
         own = self._folder(visitor)
         others = [folder for folder in self._root.iterdir() if folder != own] if self._root.is_dir() else []
         for folder in others:
@@ -163,6 +169,12 @@ class DraftStore:
             raise PromptOrTuneError(
                 f"The rows of all people here may take {format_bytes(self._total_bytes)}, and this file does not fit: "
                 f"{_EVERYBODY_FULL}"
+            )
+        share = self._total_bytes // ADDRESS_SHARE
+        if address and 0 < share < size + sum(map(_folder_bytes, filter(_is_of(address), others))):
+            raise PromptOrTuneError(
+                f"The rows of all people at your address may take {format_bytes(share)}, and this file does not fit: "
+                "take rows away that you do not need, or train with `python -m train` on a machine of your own."
             )
 
 
@@ -190,6 +202,18 @@ def _delete_others(folder: Path, digest: str) -> None:
     for path in folder.iterdir():
         if path.is_dir() and path.name != digest:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_of(address: str) -> Callable[[Path], bool]:
+    """Return a function that says whether the draft in a folder came from this address."""
+
+    def is_of(folder: Path) -> bool:
+        try:
+            return bool(json.loads((folder / _DRAFT_FILE).read_text(encoding="utf-8")).get("address") == address)
+        except (OSError, ValueError, AttributeError):
+            return False
+
+    return is_of
 
 
 def _folder_bytes(folder: Path) -> int:

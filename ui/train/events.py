@@ -322,23 +322,25 @@ class TrainFormHandlers:
         if path:
             limit = self.context.visitors.policy.limits.upload_bytes
             yield from self._load_rows(
-                request, values, lambda visitor: self.drafts.save_upload(visitor, Path(path), limit)
+                request,
+                values,
+                lambda visitor: self.drafts.save_upload(visitor.id, Path(path), limit, visitor.address),
             )
 
     def select_dataset(self, request: gr.Request, name: str, *values: Any) -> Iterator[Updates]:
         """A data set was named: make it the draft."""
-        yield from self._load_rows(request, values, lambda visitor: self.drafts.select_dataset(visitor, name or ""))
+        yield from self._load_rows(request, values, lambda visitor: self.drafts.select_dataset(visitor.id, name or ""))
 
     def load_example(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """The example rows were chosen: make a draft of them as a CSV file."""
 
-        def load(visitor: str) -> Draft:
+        def load(visitor: Visitor) -> Draft:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / f"example-{EXAMPLE_ROWS}.csv"
                 with path.open("w", encoding="utf-8", newline="") as file:
                     rows = [(example.intent, example.code) for example in load_examples(STARTER)[:EXAMPLE_ROWS]]
                     csv.writer(file).writerows([("intent", "snippet"), *rows])
-                return self.drafts.save_upload(visitor, path, 0)
+                return self.drafts.save_upload(visitor.id, path, 0, visitor.address)
 
         yield from self._load_rows(request, values, load)
 
@@ -448,11 +450,13 @@ class TrainFormHandlers:
             suggest_adapter_name(technique, draft.name), self.context.home, self.job_service.list_jobs()
         )
 
-    def _load_rows(self, request: gr.Request, values: Sequence[Any], load: Callable[[str], Draft]) -> Iterator[Updates]:
+    def _load_rows(
+        self, request: gr.Request, values: Sequence[Any], load: Callable[[Visitor], Draft]
+    ) -> Iterator[Updates]:
         """Save new rows as the draft, suggest an adapter name, and preview them."""
         form, visitor, form_values = self.form, self.context.visitors.identify(request), FormValues.parse(values)
         try:
-            draft = load(visitor.id)
+            draft = load(visitor)
         except PromptOrTuneError as error:
             yield {form.note: _error_html(str(error)), form.file: None}
             return

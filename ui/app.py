@@ -16,6 +16,7 @@ from markupsafe import Markup
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
+from serve.api.connections import connection_limits
 from serve.api.origins import WebAccess
 from serve.engine.llm_engine import EngineLoader
 from ui import components
@@ -167,28 +168,29 @@ def launch(
     if runs is not None:
         runs.is_watched = True
         settings = replace(settings, reading=runs.reading)
-    return pages.launch(
-        server_name=host,
-        server_port=port,
-        theme=make_theme(),
-        css_paths=list(CSS_PATHS),
-        head=f"<script>{components.load_script('page')}</script>",
-        footer_links=[],
-        ssr_mode=False,
-        run_history=False,  # the Compare page has its own
-        quiet=True,
-        auth=LoginGuard(accounts) if accounts else None,
-        auth_message=LOGIN_MESSAGE if accounts else None,
-        max_file_size=largest or None,
-        max_threads=MAX_THREADS,
-        app_kwargs={
-            "routes": list(routes),
-            "middleware": [Middleware(EventErrorMiddleware)],
-            "lifespan": access_lifespan(settings),
-            "openapi_url": None,
-        },
-        **options,
-    )
+    with connection_limits(behind_proxy=web.trust_proxy):
+        return pages.launch(
+            server_name=host,
+            server_port=port,
+            theme=make_theme(),
+            css_paths=list(CSS_PATHS),
+            head=f"<script>{components.load_script('page')}</script>",
+            footer_links=[],
+            ssr_mode=False,
+            run_history=False,  # the Compare page has its own
+            quiet=True,
+            auth=LoginGuard(accounts) if accounts else None,
+            auth_message=LOGIN_MESSAGE if accounts else None,
+            max_file_size=largest or None,
+            max_threads=MAX_THREADS,
+            app_kwargs={
+                "routes": list(routes),
+                "middleware": [Middleware(EventErrorMiddleware)],
+                "lifespan": access_lifespan(settings),
+                "openapi_url": None,
+            },
+            **options,
+        )
 
 
 def _account_handler(context: Context) -> Any:

@@ -6,85 +6,26 @@ The options are the same for `python -m serve` and `python app.py --api`.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from errors import PromptOrTuneError, unknown_name_error
 from serve.api.app import Api, ApiSettings
 from serve.api.auth import ENV_VARIABLE, ApiKeys, read_keys
+from serve.api.connections import HeaderTimeoutProtocol
 from serve.api.origins import add_web_options, read_web_access
 from tasks.datasets.own import is_own_dataset
 from tasks.datasets.registry import TRAINING_DATASETS
 
-HEADER_TIMEOUT_S = 15.0
 # Request line and headers together.
 MAX_HEADER_BYTES = 32_768
 MAX_CONNECTIONS = 1024
-# How long the send buffer of a connection may stay full.
-WRITE_TIMEOUT_S = 90.0
 # How long the last messages of ended answers may take to reach their clients.
 SHUTDOWN_TIMEOUT_S = 5
-
-
-class HeaderTimeoutProtocol(H11Protocol):
-    """HTTP/1.1 protocol that closes a connection if a request's head is not complete in time or the client stalls.
-
-    uvicorn has no timeout for the head of a connection's first request, nor for a client that does not read: a few
-    thousand idle connections would use up MAX_CONNECTIONS.
-    """
-
-    _header_timer: asyncio.TimerHandle | None = None
-    _write_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._update_header_timer()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._update_header_timer()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._cancel_header_timer()
-        self._cancel_write_timer()
-        super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        self._write_timer = self._write_timer or self.loop.call_later(WRITE_TIMEOUT_S, self.transport.abort)
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        self._cancel_write_timer()
-        super().resume_writing()
-
-    def _cancel_write_timer(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
-
-    def _update_header_timer(self) -> None:
-        """Start the timer while a head is awaited, and stop it once the head is complete."""
-        if self.conn.their_state is not h11.IDLE:
-            self._cancel_header_timer()
-        elif self._header_timer is None:
-            self._header_timer = self.loop.call_later(HEADER_TIMEOUT_S, self._on_header_timeout)
-
-    def _cancel_header_timer(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
-
-    def _on_header_timeout(self) -> None:
-        self._header_timer = None
-        if not self.transport.is_closing() and self.conn.their_state is h11.IDLE:
-            self.transport.close()
 
 
 class ApiServer(uvicorn.Server):

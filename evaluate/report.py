@@ -21,6 +21,7 @@ from evaluate.completeness import (
     require_any_complete,
     require_scored,
 )
+from evaluate.recommendation import recommend
 from evaluate.results import Run
 from evaluate.scoring import has_tests
 from evaluate.table import (
@@ -91,6 +92,9 @@ def _run_section(run: Run, markdown: bool, pairs: MethodPairs | None) -> str:
     if compared:
         parts.append(render_comparisons(compared, markdown))
         parts.append("Paired over the same problems; bootstrap 95 % intervals; * is a corrected p below 0.05.")
+    recommendation = recommend(run)
+    if recommendation is not None:
+        parts.append(recommendation.sentence)
     return "\n\n".join(parts)
 
 
@@ -231,6 +235,7 @@ def json_report(runs: Sequence[Run], command: str, pairs: Sequence[tuple[str, st
                 "missing": missing_counts(run),
                 "metrics": list(metric_records([run])),
                 "comparisons": [_comparison_record(pair) for pair in compare_methods(run, pairs)],
+                "recommendation": asdict(found) if (found := recommend(run)) else None,
             }
             for run in runs
         ],

@@ -69,9 +69,15 @@ def recommend(run: Run) -> Recommendation | None:
             for pair in compare_results(run.results(a), run.results(b), a, b, seed, (metric,))
         ]
     )
-    methods = {name: parse_method(name, filter(None, [run.methods[name].get("adapter")])) for name in names}
+    methods = {name: parse_method(name, _adapter_of(name)) for name in names}
     values = {name: sum(scores[name].values()) / len(scores[name]) for name in names}
     return choose(methods, values, comparisons, metric, len(scores[names[0]]))
+
+
+def _adapter_of(name: str) -> list[str]:
+    """Return the adapter in the canonical name of a method, where it comes first; old runs do not store it apart."""
+    first = name.partition("+")[0].partition("*")[0]
+    return [] if first == BASELINE_METHOD else [first]
 
 
 def choose(

@@ -117,7 +117,7 @@ def top(table: Table, count: int, *, by: str) -> Table:
     [8, 5, 5]
     """
     rows = order(where(table, by), f"-{by}")
-    least = [row[by] for row in rows[:count]][-1:]
+    least = [row[by] for row in rows[:count]][-1:]  # the smallest cell that counts, none for a count of 0
     return [row for row in rows if least and row[by] >= least[0]]
 
 

@@ -16,7 +16,8 @@ from evaluate.test_runner.entry_point import code_prelude
 from evaluate.test_runner.runner import run_tests
 from tasks.datasets.bundled import BUNDLED, HOUSE, library_prelude
 from tasks.datasets.registry import load_examples, load_problems
-from tasks.problem import AssertTest, Problem
+from tasks.pasted_tests import parse_pasted_tests
+from tasks.problem import AssertTest, Problem, format_test
 
 MIN_ROWS = {"train": 300, "validation": 40, "test": 120}
 KEYS = ["id", "topic", "intent", "code", "tests"]
@@ -192,6 +193,13 @@ def test_right_answers_may_be_written_in_any_way(answer: str, sandbox: Sandbox) 
         AssertTest("assert big([]) == []"),
     ]
     assert [result.reason for result in run_tests(answer, tests, sandbox, workers=1)] == ["", ""]
+
+
+def test_pasted_tests_find_the_library(sandbox: Sandbox) -> None:
+    (problem,) = load_problems(HOUSE, "test", limit=1)
+    text = "\n".join(format_test(test) for test in problem.tests)
+    results = run_tests(problem.reference or "", parse_pasted_tests(text), sandbox, workers=1)
+    assert [result.reason for result in results] == [""] * len(problem.tests)
 
 
 def test_errors_name_the_line_of_the_answer(sandbox: Sandbox) -> None:

@@ -138,9 +138,10 @@ def format_test(test: Test) -> str:
 class Problem:
     """An intent in words, with reference code and tests where the data set has them.
 
-    `entry_point` names the function that the tests call (MBPP, starter); `difficulty` is APPS's level; `comparison`
-    names the rules of its data set by which asserts compare values (evaluate.test_runner.comparison). `prompt` is the
-    beginning of a program that an answer may continue or repeat (HumanEval's signature; tasks.completion).
+    `entry_point` names the function that the tests call (MBPP, starter, house); `difficulty` is APPS's level;
+    `comparison` names the rules of its data set by which asserts compare values (evaluate.test_runner.comparison).
+    `prompt` is the beginning of a program that an answer may continue or repeat (HumanEval's signature;
+    tasks.completion).
     """
 
     id: str

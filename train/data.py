@@ -37,6 +37,7 @@ LICENCES = {
     "apps": "mit",
     "leetcode": "apache-2.0",
     "starter": "apache-2.0",
+    "house": "apache-2.0",
 }
 OTHER_LICENCE = "other"
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from evaluate.sandbox.sandbox import Sandbox
 
 # Data sets whose problems have tests.
-DATASETS_WITH_TESTS = ("starter", "mbpp", "apps", "leetcode")
+DATASETS_WITH_TESTS = ("starter", "house", "mbpp", "apps", "leetcode")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Entry points: the function of a program that tests call without its name, and the names that LeetCode imports.
+"""Entry points: the function of a program that tests call without its name, and the lines that run before a program.
 
 LeetCode's examples (`Input: nums = [2, 7], target = 9`) and HumanEval's `check(candidate)` do not name the function.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from common.syntax import parse_python
+from tasks.datasets.bundled import LIBRARY, library_prelude
 from tasks.datasets.leetcode import NODE_HELPERS
 from tasks.problem import ENTRY_POINT, ScriptTest, Step
 
@@ -67,8 +68,12 @@ class _Function:
 
 
 def code_prelude(code: str) -> str:
-    """Return the lines to run before `code`: LeetCode's imports for a `class Solution`, '' for other code."""
-    return SOLUTION_PRELUDE if any(_is_solution(node) for node in _statements(code)) else ""
+    """Return the lines to run before `code`; '' for most code.
+
+    They are LeetCode's imports for a `class Solution`, and house's library for code that names it.
+    """
+    solution = SOLUTION_PRELUDE if any(_is_solution(node) for node in _statements(code)) else ""
+    return library_prelude() + solution if _names_library(code) else solution
 
 
 def resolve_entry_point(code: str, tests: Sequence[ScriptTest]) -> Sequence[ScriptTest]:
@@ -98,6 +103,17 @@ def _statements(code: str) -> tuple[ast.stmt, ...]:
 
 def _is_solution(node: ast.stmt) -> bool:
     return isinstance(node, ast.ClassDef) and node.name == SOLUTION
+
+
+def _names_library(code: str) -> bool:
+    """Return whether `code` uses or imports the library of the data set house."""
+    if LIBRARY not in code:
+        return False
+    for node in (inner for statement in _statements(code) for inner in ast.walk(statement)):
+        match node:
+            case ast.Name(id=name) | ast.alias(name=name) | ast.ImportFrom(module=name) if name == LIBRARY:
+                return True
+    return False
 
 
 def _choose_function(code: str, calls: list[ast.Call]) -> _Function:

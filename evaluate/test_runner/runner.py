@@ -12,7 +12,7 @@ All split asserts of a candidate share one process, in order, as in MBPP's own h
 set-up before each test. Values are compared by Python's `==` (1, 1.0, True are equal, a list and a tuple are not) or
 by the rules in comparison.py.
 The code runs as `__main__` in a program run, and as a module for calls. LeetCode's `class Solution` finds the names
-that LeetCode imports for it (entry_point.py).
+that LeetCode imports for it, and code that names house's library finds the library (entry_point.py).
 
 Output is compared line by line. Blanks at the end of a line and empty lines at the end are ignored; the order of
 lines and the blanks before and between words are not. Words must be equal, except decimals: if the expected word is a

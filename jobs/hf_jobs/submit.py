@@ -25,7 +25,8 @@ from errors import TrainingError
 from jobs.hf_jobs.follow import RemoteJobState, RemoteLog, write_remote_state
 from jobs.hf_jobs.hardware import DEFAULT_HARDWARE, MAX_HOURS, hf_jobs_errors
 from jobs.job import Job, ServingOptions
-from tasks.datasets.registry import DATASETS, STARTER, available_datasets
+from tasks.datasets.bundled import BUNDLED
+from tasks.datasets.registry import DATASETS, available_datasets
 from train.config import TrainConfig
 from train.hub_access import check_access, check_base_access
 from train.settings import make_config
@@ -271,7 +272,7 @@ def _data_files(job: Job) -> Iterator[tuple[str, Path]]:
 def _data_dir(job: Job, values: Mapping[str, Any]) -> str:
     """Return the name of the registered data set that the job reads from a local folder; '' for any other source."""
     folder, name = resolve_remote_settings(job.config, job.serving).get("data_dir"), str(values["dataset_name"])
-    return name if folder and name in DATASETS and name != STARTER and name in available_datasets(folder) else ""
+    return name if folder and name in DATASETS and name not in BUNDLED and name in available_datasets(folder) else ""
 
 
 def _make_tar(contents: Mapping[str, bytes]) -> bytes:

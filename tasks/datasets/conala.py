@@ -1,11 +1,9 @@
-"""CoNaLa, CodeAlpacaPy and starter: readers of data sets with an intent and its code in each row.
+"""CoNaLa and CodeAlpacaPy: readers of data sets with an intent and its code in each row.
 
-CoNaLa and CodeAlpacaPy have an intent (column nl) and its code (column cmd) a row, in three files, without tests.
+They have an intent (column nl) and its code (column cmd) a row, in three files, without tests.
 CoNaLa is DocPrompting's split (Zhou et al., arXiv 2207.05987), from the JSON Lines files of its repository.
 CodeAlpacaPy is the Python part of CodeAlpaca in the study (arXiv 2308.10462), from the Hub's Parquet copy of
 `antolin/codealpaca-filtered`.
-
-Starter is our own data set of short intents with code and asserts; it is part of this repository.
 """
 
 from __future__ import annotations
@@ -18,8 +16,7 @@ from pathlib import Path
 from tasks.datasets import hub
 from tasks.datasets.base import DatasetRow, DatasetSource, read_rows
 from tasks.datasets.hub import HubFile
-from tasks.datasets.mbpp import find_entry_point
-from tasks.problem import AssertTest, Problem
+from tasks.problem import Problem
 
 CONALA_REPO, CONALA_REVISION = "neulab/docprompting-conala", "48df7abf0f64f9279b4ee04386272eb9dc89ef89"
 CODEALPACAPY_REPO, CODEALPACAPY_REVISION = "antolin/codealpaca-filtered", "2e2e5f16ccd5ab5891d6962cdff5453a62e8920b"
@@ -70,25 +67,3 @@ def _make_source(name: str, title: str, files: dict[str, HubFile]) -> DatasetSou
 
 CONALA = _make_source("conala", "CoNaLa", _CONALA_FILES)
 CODEALPACAPY = _make_source("codealpacapy", "CodeAlpacaPy", _CODEALPACAPY_FILES)
-
-
-STARTER_DIR = Path(__file__).parent.parent / "starter"
-
-
-def read_starter(split: str, folder: Path = STARTER_DIR) -> list[Problem]:
-    """Read the problems of a split. Rows of train may have no tests."""
-    expected = f"the {split} split of starter, which comes with this program"
-    return [_starter_problem(row) for row in read_rows(folder / f"{split}.jsonl", expected)]
-
-
-def _starter_problem(row: DatasetRow) -> Problem:
-    code = row.text("code")
-    setup = row.optional_text("setup")
-    tests = row.texts("tests") if row.values.get("tests") is not None else []
-    return Problem(
-        id=row.text("id"),
-        intent=row.text("intent"),
-        reference=code,
-        tests=tuple(AssertTest(test, setup) for test in tests),
-        entry_point=find_entry_point(code, tests),
-    )

@@ -1,9 +1,9 @@
 """Registry of the data sets: conala, codealpacapy, mbpp, apps, humaneval, humanevalplus, mbppplus, leetcode, and our
-own starter; and the data sets that the user has added (tasks/datasets/own.py).
+own starter and house; and the data sets that the user has added (tasks/datasets/own.py).
 
 Each is read from a folder (`data_dir`: one with a folder for each data set, the data set's own folder, or its file
-where it is one file) or, without one, from the Hugging Face Hub. Starter needs neither. Importing this module loads
-neither `datasets` nor torch.
+where it is one file) or, without one, from the Hugging Face Hub. Starter and house are part of this repository
+(tasks.datasets.bundled) and need neither. Importing this module loads neither `datasets` nor torch.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from errors import DataError, unknown_name_error
-from tasks.datasets import conala
 from tasks.datasets.apps import APPS
 from tasks.datasets.base import SPLITS, DatasetSource
+from tasks.datasets.bundled import BUNDLED, read_bundled
 from tasks.datasets.conala import CODEALPACAPY, CONALA
 from tasks.datasets.evalplus import HUMANEVALPLUS, MBPPPLUS
 from tasks.datasets.humaneval import HUMANEVAL
@@ -25,14 +25,13 @@ from tasks.datasets.mbpp import MBPP
 from tasks.datasets.own import is_own_dataset, list_own_datasets, load_own_problems
 from tasks.problem import Example, Problem
 
-STARTER = "starter"
 _SOURCES: dict[str, DatasetSource] = {
     source.name: source for source in (CONALA, CODEALPACAPY, MBPP, APPS, HUMANEVAL, HUMANEVALPLUS, MBPPPLUS, LEETCODE)
 }
-DATASETS: tuple[str, ...] = (STARTER, *_SOURCES)
+DATASETS: tuple[str, ...] = (*BUNDLED, *_SOURCES)
 # Data sets that examples come from and that can be trained on.
 TRAINING_DATASETS: tuple[str, ...] = tuple(
-    name for name in DATASETS if name == STARTER or "train" in _SOURCES[name].splits
+    name for name in DATASETS if name in BUNDLED or "train" in _SOURCES[name].splits
 )
 
 
@@ -78,13 +77,13 @@ def load_examples(name: str, data_dir: str | Path | None = None) -> list[Example
 
 
 def available_datasets(data_dir: str | Path | None = None) -> list[str]:
-    """Return the data sets that load without the network: starter, and those in `data_dir`, or whose file it is."""
+    """Return the data sets that load without the network: bundled ones, and those in `data_dir` or in this file."""
     if data_dir is None or not Path(data_dir).exists():
-        return [STARTER]
+        return [*BUNDLED]
     if Path(data_dir).is_file():
-        return [STARTER, *(name for name, source in _SOURCES.items() if source.is_file_of(Path(data_dir)))]
+        return [*BUNDLED, *(name for name, source in _SOURCES.items() if source.is_file_of(Path(data_dir)))]
     folder, names = Path(data_dir).resolve(), frozenset(_SOURCES)
-    return [STARTER, *(name for name, source in _SOURCES.items() if source.find(folder, names) is not None)]
+    return [*BUNDLED, *(name for name, source in _SOURCES.items() if source.find(folder, names) is not None)]
 
 
 def dataset_digest(items: Iterable[Problem | Example]) -> str:
@@ -99,11 +98,11 @@ def dataset_digest(items: Iterable[Problem | Example]) -> str:
 def _load_split(name: str, split: str, data_dir: Path | None) -> list[Problem]:
     if name not in DATASETS:
         return load_own_problems(name, split)
-    if name == STARTER:
-        # Starter needs no folder, but a mistyped one is an error.
+    if name in BUNDLED:
+        # These need no folder, but a mistyped one is an error.
         if data_dir is not None and not data_dir.exists():
-            raise DataError(f"No such data folder: {data_dir} (--data-dir); leave it out for {STARTER}.")
-        return conala.read_starter(split)
+            raise DataError(f"No such data folder: {data_dir} (--data-dir); leave it out for {name}.")
+        return read_bundled(name, split)
     source = _SOURCES[name]
     source.require_split(split)
     if data_dir is None:

@@ -38,7 +38,8 @@ from common.paths import cache_dir
 from evaluate.arena.votes import VOTES_FILE, Base, Player, Side, Vote, VoteStore, Winner
 from evaluate.results import Result, Run, read_run
 from jobs.api import JobService
-from tasks.datasets.registry import STARTER, load_examples, load_problems
+from tasks.datasets.bundled import STARTER
+from tasks.datasets.registry import load_examples, load_problems
 from tasks.problem import Problem
 from tests.browser.conftest import browser, running_app
 from tests.browser.page import ComparePage, until

@@ -48,6 +48,8 @@ def test_space_contains_only_the_program(built: building.BuiltSpace) -> None:
         "ui/style.css",
         "ui/js/page.js",
         "tasks/starter/train.jsonl",
+        "tasks/house/kit.py",
+        "tasks/house/test.jsonl",
         "jobs/job.py",
     ):
         assert name in names, name

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from errors import DataError
+from tasks.datasets.bundled import BUNDLED
 from tasks.datasets.evalplus_inputs import argument_source, restore_types
 from tasks.datasets.registry import (
     TRAINING_DATASETS,
@@ -135,9 +136,9 @@ def test_data_dir_can_be_the_file_also_packed(tmp_path: Path, name: str) -> None
     problems = load_problems(name, "test", tmp_path)
     assert load_problems(name, "test", plain) == problems
     assert load_problems(name, "test", packed) == problems
-    assert available_datasets(plain) == ["starter", name]
+    assert available_datasets(plain) == [*BUNDLED, name]
     assert load_problems("starter", "test", plain)
-    assert available_datasets(tmp_path) == ["starter", name]
+    assert available_datasets(tmp_path) == [*BUNDLED, name]
 
 
 @pytest.mark.parametrize(

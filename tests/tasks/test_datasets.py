@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from errors import DataError, UnknownNameError
+from tasks.datasets.base import SPLITS
+from tasks.datasets.bundled import BUNDLED
 from tasks.datasets.mbpp import find_entry_point
 from tasks.datasets.registry import DATASETS, available_datasets, dataset_digest, load_examples, load_problems
 from tasks.problem import AssertTest, Example, Problem
@@ -112,24 +114,25 @@ def test_mbpp_intent_contains_the_first_assert_and_the_function_name(tmp_path: P
         load_problems("mbpp", "validation", tmp_path)
 
 
-@pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_starter_is_read_without_a_folder(split: str, tmp_path: Path) -> None:
-    problems = load_problems("starter", split)
-    assert problems == load_problems("starter", split, tmp_path)
-    assert len(load_problems("starter", split, limit=3)) == 3
+@pytest.mark.parametrize("name", BUNDLED)
+@pytest.mark.parametrize("split", SPLITS)
+def test_bundled_sets_are_read_without_a_folder(name: str, split: str, tmp_path: Path) -> None:
+    problems = load_problems(name, split)
+    assert problems == load_problems(name, split, tmp_path)
+    assert len(load_problems(name, split, limit=3)) == 3
     assert len({problem.id for problem in problems}) == len(problems)
     for problem in problems:
         ast.parse(problem.reference or "")
 
 
 def test_available_data_sets_depend_on_the_folder(tmp_path: Path) -> None:
-    assert available_datasets() == available_datasets(tmp_path) == available_datasets(tmp_path / "gone") == ["starter"]
+    assert available_datasets() == available_datasets(tmp_path) == available_datasets(tmp_path / "gone") == [*BUNDLED]
     write_rows(tmp_path / "conala" / "test.jsonl", PAIR)
     write_rows(tmp_path / "mbpp" / "mbpp.jsonl", MBPP_ROW)
     (tmp_path / "apps" / "0001").mkdir(parents=True)
     (tmp_path / "apps" / "0001" / "question.txt").write_text("?")
-    assert available_datasets(tmp_path) == ["starter", "conala", "mbpp", "apps"]
-    assert available_datasets(str(tmp_path / "conala")) == ["starter", "conala"]
+    assert available_datasets(tmp_path) == [*BUNDLED, "conala", "mbpp", "apps"]
+    assert available_datasets(str(tmp_path / "conala")) == [*BUNDLED, "conala"]
 
 
 def test_digest_changes_with_every_text() -> None:
@@ -180,7 +183,7 @@ def test_real_mbpp_excludes_its_prompt_rows() -> None:
 @needs_real_data
 def test_real_folders_are_found() -> None:
     found = available_datasets(REAL)
-    assert found[:5] == list(DATASETS[:5])
+    assert found[:6] == list(DATASETS[:6])
     assert set(found) <= set(DATASETS)
 
 

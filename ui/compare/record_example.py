@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine
 
 
-# Authors and licence of the problems and examples; those of starter are our own.
+# Authors and licence of the problems and examples; those of starter and house are our own.
 DATASET_CREDITS = {
     "conala": "CoNaLa (Yin et al., 2018), CC BY-SA 4.0",
     "codealpacapy": "CodeAlpacaPy, from Code Alpaca",

@@ -24,7 +24,8 @@ from common.hub import HubAccess
 from errors import PromptOrTuneError
 from jobs.api import JobService
 from jobs.job import Job, ServingOptions, check_name_is_free, resolve_settings
-from tasks.datasets.registry import DATASETS, STARTER, load_examples
+from tasks.datasets.bundled import STARTER
+from tasks.datasets.registry import DATASETS, load_examples
 from ui.access.guard import action
 from ui.access.policy import Visitor
 from ui.access.visitors import login_token

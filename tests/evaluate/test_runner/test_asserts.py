@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from evaluate.test_runner.asserts import BrokenTestError, is_constant, plan_assert
 from evaluate.test_runner.host_functions import UnsupportedExprError
 from evaluate.test_runner.interpreter import Interpreter
-from tasks.datasets import conala
+from tasks.datasets.bundled import read_bundled
 from tasks.problem import AssertTest
 from tests import messages
 
@@ -110,7 +110,10 @@ def test_invalid_test_raises(code: str) -> None:
 
 def test_nearly_all_tests_of_starter_can_be_split() -> None:
     tests = [
-        test for split in ("train", "validation", "test") for each in conala.read_starter(split) for test in each.tests
+        test
+        for split in ("train", "validation", "test")
+        for each in read_bundled("starter", split)
+        for test in each.tests
     ]
     assert len(tests) > 500
     # A constant is an argument of a method of what the function returned, or of no call.

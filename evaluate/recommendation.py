@@ -96,7 +96,7 @@ def choose(
         winners = [BASELINE_METHOD]
     chosen = min(winners, key=lambda name: _cost(methods[name]), default=None)
     if chosen is None:
-        sentence = _nothing_shown(values, n, len(comparisons))
+        sentence = _no_recommendation(values, n, len(comparisons))
     else:
         sentence = _reason(chosen, methods, values, beats, metric, n)
     return Recommendation(
@@ -148,7 +148,7 @@ def _reason(
     return f"{title} ({metric_title(metric)}), {', '.join(beaten)}.{rest}"
 
 
-def _nothing_shown(values: Mapping[str, float], n: int, comparisons: int) -> str:
+def _no_recommendation(values: Mapping[str, float], n: int, comparisons: int) -> str:
     best = max((name for name in values if name != BASELINE_METHOD), key=values.__getitem__)
     difference = values[best] - values[BASELINE_METHOD]
     text = f"Nothing is recommended: no method is shown to be better than zero-shot. {power_text(n, comparisons)}"

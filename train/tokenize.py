@@ -48,9 +48,9 @@ class ExampleTokenizer:
         self._style = style
         self.is_encoder_decoder = is_encoder_decoder
 
-    def tokenize(self, example: Example, shown: Sequence[Example] = ()) -> TokenizedExample:
-        """Tokenize prompt and response separately, as in serving; `shown` are the examples in the prompt."""
-        prompt = render_prompt(example.intent, shown, self._style, self._apply_chat_template)
+    def tokenize(self, example: Example, examples: Sequence[Example] = ()) -> TokenizedExample:
+        """Tokenize prompt and response separately, as in serving; `examples` are those in the prompt."""
+        prompt = render_prompt(example.intent, examples, self._style, self._apply_chat_template)
         ids = self._tokenizer(prompt, add_special_tokens=self._style.format == "plain", verbose=False)["input_ids"]
         response = self._tokenizer(
             format_completion(example.code, self._style), add_special_tokens=False, verbose=False
@@ -102,7 +102,7 @@ class TokenizedSplit:
     """The tokenized rows of the training or the validation side.
 
     `examples` and `lengths` (tokens of prompt, response and end token) cover all rows; `selected_indices` are the rows
-    of at most `max_length` tokens, and `samples` are these rows tokenized. `shown_counts` has the number of examples in
+    of at most `max_length` tokens, and `samples` are these rows tokenized. `example_counts` has the number of examples in
     the prompt of each sample, and `num_shortened` counts those whose prompt has fewer than were selected, to fit; both
     are of rows with examples alone.
     """
@@ -112,7 +112,7 @@ class TokenizedSplit:
     selected_indices: Sequence[int]
     samples: Sequence[TokenizedExample]
     max_length: int
-    shown_counts: Sequence[int] = ()
+    example_counts: Sequence[int] = ()
     num_shortened: int = 0
 
     @property
@@ -128,11 +128,11 @@ class TokenizedSplit:
         return f"{len(self.selected_indices)} {what} samples, {tokens} learned tokens{note}{self._examples_note()}."
 
     def _examples_note(self) -> str:
-        if not self.shown_counts:
+        if not self.example_counts:
             return ""
-        mean = sum(self.shown_counts) / len(self.shown_counts)
+        mean = sum(self.example_counts) / len(self.example_counts)
         fewer = f" ({self.num_shortened} fewer than drawn, to fit)" if self.num_shortened else ""
-        least, most = min(self.shown_counts), max(self.shown_counts)
+        least, most = min(self.example_counts), max(self.example_counts)
         return f"; {least} to {most} examples in a prompt, {mean:.1f} on average{fewer}"
 
 
@@ -204,9 +204,9 @@ def tokenize_split(
     be too long.
     """
     chosen = [list(select(example)) if select else [] for example in examples]
-    shown = [list(selected) for selected in chosen]
+    used = [list(selected) for selected in chosen]
     tokenized = []
-    for example, prompt_examples in zip(examples, shown, strict=True):
+    for example, prompt_examples in zip(examples, used, strict=True):
         sample = example_tokenizer.tokenize(example, prompt_examples)
         while prompt_examples and sample.length > max_length:
             prompt_examples.pop()
@@ -220,8 +220,8 @@ def tokenize_split(
         selected,
         [tokenized[index] for index in selected],
         max_length,
-        [len(shown[index]) for index in selected] if select else (),
-        sum(len(shown[index]) < len(chosen[index]) for index in selected),
+        [len(used[index]) for index in selected] if select else (),
+        sum(len(used[index]) < len(chosen[index]) for index in selected),
     )
 
 

@@ -72,7 +72,7 @@ def test_zero_shot_is_recommended_where_all_others_are_worse() -> None:
     assert (found.method, found.family) == ("zero-shot", "zero-shot")
 
 
-def test_nothing_is_recommended_where_nothing_is_shown() -> None:
+def test_nothing_is_recommended_without_a_significant_difference() -> None:
     found = decide(rows(14, zero_shot=2, rag_8=4, lora_mine=5))
     assert (found.method, found.family, found.adapter) == (None, None, None)
     assert found.sentence.startswith(

@@ -43,7 +43,7 @@ def add(tmp_path: Path, rows: list[dict[str, Any]], name: str = "mine", **option
     return add_own_dataset(write(tmp_path / "rows.jsonl", rows), name, RowOptions(**options), reserved=DATASETS)[0]
 
 
-def test_rows_are_kept_with_their_splits_and_tests(tmp_path: Path) -> None:
+def test_rows_are_stored_with_their_splits_and_tests(tmp_path: Path) -> None:
     info = add(tmp_path, ROWS)
     assert (dict(info.rows), info.with_tests, info.left_out) == ({"train": 28, "validation": 4, "test": 8}, 40, 0)
     (tmp_path / "rows.jsonl").unlink()

@@ -79,7 +79,7 @@ def test_near_twins_stay_on_one_side() -> None:
     assert split.note == ""
 
 
-def test_rows_of_one_template_are_split_and_it_is_said() -> None:
+def test_rows_of_one_template_are_split_with_a_note() -> None:
     examples = rows(*((f"add {n} to x", f"x + {n}") for n in range(50)))
     split = split_rows(examples, 0.1, 0.2, 1, embed=lambda texts: np.ones((len(texts), 1), dtype=np.float32))
     assert split.note == ""  # the codes share two of four tokens

@@ -102,9 +102,9 @@ class TokenizedSplit:
     """The tokenized rows of the training or the validation side.
 
     `examples` and `lengths` (tokens of prompt, response and end token) cover all rows; `selected_indices` are the rows
-    of at most `max_length` tokens, and `samples` are these rows tokenized. `example_counts` has the number of examples in
-    the prompt of each sample, and `num_shortened` counts those whose prompt has fewer than were selected, to fit; both
-    are of rows with examples alone.
+    of at most `max_length` tokens, and `samples` are these rows tokenized. Of rows that are trained with examples,
+    `example_counts` has the number of examples in the prompt of each sample, and `num_shortened` counts the samples
+    whose prompt has fewer than were selected, to fit.
     """
 
     examples: Sequence[Example]

@@ -97,15 +97,24 @@ class Person:
         inputs[: len(values)] = values
         return {"fn_index": event["id"], "data": inputs, "session_hash": uuid.uuid4().hex, "event_data": data}
 
-    def send(self, name: str, *values: Any, **options: Any) -> str:
-        """Send an event (see `body`) and return all answers as text; the refusal if it did not begin."""
+    def send(self, name: str, *values: Any, stop_at: str = "", **options: Any) -> str:
+        """Send an event (see `body`) and return all answers as text; the refusal if it did not begin.
+
+        With `stop_at` the answers after the first one with this text are not waited for.
+        """
         body = self.body(name, *values, **options)
         joined = self.http.post("gradio_api/queue/join", json=body)
         if joined.status_code != 200:
             return joined.text
-        lines = self.http.get("gradio_api/queue/data", params={"session_hash": body["session_hash"]}).text.splitlines()
-        messages = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
-        return unescape(json.dumps([message for message in messages if message["msg"].startswith("process_")]))
+        answers = []
+        parameters = {"session_hash": body["session_hash"]}
+        with self.http.stream("GET", "gradio_api/queue/data", params=parameters) as stream:
+            for line in stream.iter_lines():
+                if line.startswith("data: ") and '"process_' in line:
+                    answers.append(json.loads(line.removeprefix("data: ")))
+                    if stop_at and stop_at in line:
+                        break
+        return unescape(json.dumps(answers))
 
     def upload(self, file: Path) -> dict[str, Any]:
         """Upload a file as the browser does; return the value of the file component."""

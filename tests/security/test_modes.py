@@ -140,7 +140,7 @@ def test_headers_and_cookies(app: Running, mode: str) -> None:
 
 
 def look(person: Person) -> str:
-    return person.send("select_dataset", target="train-use-named", train_named=PRIVATE)
+    return person.send("select_dataset", target="train-use-named", train_named=PRIVATE, stop_at=SECRET)
 
 
 def test_private_data_of_the_machines_owner(app: Running, mode: str, hub: DatasetHub) -> None:

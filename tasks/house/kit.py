@@ -11,8 +11,6 @@ Conventions that hold everywhere:
 - A span is a pair (start, end) of minutes; its end is not part of it.
 """
 
-from __future__ import annotations
-
 import calendar
 import operator
 import re
@@ -37,8 +35,6 @@ _TESTS: dict[str, Callable[[Any, Any], bool]] = {
     "among": lambda cell, values: cell in values,
     "like": lambda cell, text: text.casefold() in str(cell).casefold(),
 }
-
-# Rows and columns
 
 
 def where(table: Table, column: str, *, blank: bool = False, **tests: Any) -> Table:
@@ -130,9 +126,6 @@ def unique(table: Table, *, by: str | Sequence[str], keep: str = "first") -> Tab
     return [rows[-1 if keep == "last" else 0] for rows in group(table, by=by).values()]
 
 
-# Groups
-
-
 def group(table: Table, *, by: str | Sequence[str]) -> dict[Any, Table]:
     """Return the rows of each group under its value, or under a tuple of values where `by` is a list.
 
@@ -216,9 +209,6 @@ def running(table: Table, column: str, *, into: str = "running") -> Table:
     return [{**row, into: so_far} for row, so_far in zip(table, sums, strict=True)]
 
 
-# Several tables
-
-
 def join(table: Table, other: Table, *, on: str | tuple[str, str], keep: str = "all") -> Table:
     """Add to each row the columns of the first row of `other` with the same key; the row's own cells win.
 
@@ -258,9 +248,6 @@ def lookup(table: Table, key: str, value: str) -> dict[Any, Any]:
     {1: 'Ann'}
     """
     return {row[key]: row[value] for row in unique(where(table, value), by=key)}
-
-
-# Texts
 
 
 def slug(text: str) -> str:
@@ -323,9 +310,6 @@ def lines(table: Table, pattern: str) -> list[str]:
     return [pattern.format_map(_Cells({k: v for k, v in row.items() if not _is_blank(v)})) for row in table]
 
 
-# Money
-
-
 def cents(text: str | None) -> int:
     """Read an amount such as "1,250.00", "12.5 EUR" or "(3.00 EUR)", which is negative; blank texts are 0.
 
@@ -383,9 +367,6 @@ def percent(part: float, whole: float, *, digits: int = 0) -> str:
     return f"{_round(Decimal(str(part)) * 100 / Decimal(str(whole)), digits)}%" if whole else "-"
 
 
-# Days
-
-
 def shift(day: str, *, days: int = 0, weeks: int = 0, months: int = 0) -> str:
     """Move a day, first by months, which end on the month's last day at the latest, then by weeks and days.
 
@@ -429,9 +410,6 @@ def workdays(first: str, last: str, *, free: Collection[str] = ()) -> list[str]:
     ['2024-03-01', '2024-03-05']
     """
     return [day for day in days(first, last) if date.fromisoformat(day).weekday() < 5 and day not in free]
-
-
-# Spans
 
 
 def merge(spans: Iterable[Span]) -> list[Span]:
@@ -503,8 +481,7 @@ def _pair(on: str | tuple[str, str]) -> tuple[str, str]:
 
 def _per_group(table: Table, by: str | Sequence[str], column: str, summarize: Callable[[Table], Any]) -> Table:
     """Return a row for each group with its key and `summarize` of its rows."""
-    names = _names(by)
-    groups = group(table, by=names)
+    names, groups = _names(by), group(table, by=_names(by))
     return [{**dict(zip(names, key, strict=True)), column: summarize(rows)} for key, rows in groups.items()]
 
 

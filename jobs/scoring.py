@@ -96,7 +96,7 @@ def build_scoring_engine(
     pools = ExamplePools(
         load=lambda _: list(example_pool),
         index=lambda _, examples: IndexRetriever(
-            examples, FaissIndex(model, [example.intent for example in examples], dataset_digest(examples))
+            examples, FaissIndex(model, [example.intent for example in examples], None)
         ),
     )
     fingerprints = {name: style.fingerprint for name, style in STYLES.items()}

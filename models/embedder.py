@@ -82,9 +82,12 @@ def _embedded_folder() -> Path:
 
 
 class FaissIndex:
-    """Cosine search over texts; built at once, or read from the cache, where `digest` identifies the texts."""
+    """Cosine search over texts; built at once, or read from the cache, where `digest` identifies the texts.
 
-    def __init__(self, embedder: Embedder, texts: Sequence[str], digest: str) -> None:
+    With None it is built without the cache, for texts of others, which would fill the disk.
+    """
+
+    def __init__(self, embedder: Embedder, texts: Sequence[str], digest: str | None) -> None:
         self._embedder = embedder
         self._count = len(texts)
         self._index = self._open(texts, digest)
@@ -94,10 +97,12 @@ class FaissIndex:
         _, indices = self._index.search(self._embedder.embed([text]), min(k, self._count))
         return [int(index) for index in indices[0] if index >= 0]
 
-    def _open(self, texts: Sequence[str], digest: str) -> Any:
+    def _open(self, texts: Sequence[str], digest: str | None) -> Any:
         import faiss
 
         faiss.omp_set_num_threads(1)  # starting a thread team takes longer than searching some thousand texts
+        if digest is None:
+            return self._build(texts)
         path = index_dir(cache_dir(), self._embedder.name, digest) / "index.faiss"
         if path.is_file():
             try:
@@ -106,10 +111,16 @@ class FaissIndex:
                     return index
             except RuntimeError:
                 pass  # replace a damaged cache file
+        index = self._build(texts)
+        _write_index(index, path)
+        return index
+
+    def _build(self, texts: Sequence[str]) -> Any:
+        import faiss
+
         embeddings = self._embedder.embed(texts)
         index = faiss.IndexFlatIP(embeddings.shape[1])
         index.add(embeddings)
-        _write_index(index, path)
         return index
 
 

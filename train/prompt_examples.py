@@ -78,8 +78,6 @@ def _is_twin(example: Example, row: Example) -> bool:
 def nearest_retriever(pool: Sequence[Example]) -> Retriever:
     """Return a retriever over the training rows, by the embedding model that comes with the program."""
     from models.embedder import Embedder, FaissIndex
-    from tasks.datasets.registry import dataset_digest
     from tasks.retrieval import IndexRetriever
 
-    texts = [example.intent for example in pool]
-    return IndexRetriever(pool, FaissIndex(Embedder(), texts, dataset_digest(pool)))
+    return IndexRetriever(pool, FaissIndex(Embedder(), [example.intent for example in pool], None))

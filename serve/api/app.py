@@ -22,7 +22,7 @@ from errors import PromptOrTuneError
 from serve.api.auth import ApiKey, ApiKeys, RateLimiter
 from serve.api.errors import ApiError, internal_error, to_api_error
 from serve.api.http import ApiResponse, ErrorResponse, EventStreamResponse, ResponseSender, parse_body, read_body
-from serve.api.origins import SAFE_METHODS, WebAccess, client_address, is_https
+from serve.api.origins import SAFE_METHODS, WebAccess, client_address, client_network, is_https
 from serve.api.protocol import (
     MAX_NAME_LENGTH,
     ChatCompletionRequest,
@@ -163,7 +163,7 @@ class Api:
         if len(self._keys) and scope["path"] not in _PUBLIC_PATHS:
             key = self._keys.find(headers.get("authorization", ""))
             return Caller(f"key {key.name}", key)
-        return Caller(f"address {client_address(scope, self._settings.web) or 'unknown'}")
+        return Caller(f"address {client_network(client_address(scope, self._settings.web)) or 'unknown'}")
 
     async def _parse(self, model: type[RequestT], request: Request) -> RequestT:
         max_bytes, seconds = self._settings.max_body_bytes, self._settings.body_timeout_s

@@ -12,6 +12,8 @@ import h11
 import uvicorn.config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from serve.api.origins import client_network
+
 HEADER_TIMEOUT_S = 15.0
 # How long the send buffer of a connection may stay full.
 WRITE_TIMEOUT_S = 90.0
@@ -83,7 +85,7 @@ class AddressLimitProtocol(HeaderTimeoutProtocol):
     _address = ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        address = str((transport.get_extra_info("peername") or ("",))[0])
+        address = client_network(str((transport.get_extra_info("peername") or ("",))[0]))
         if self._open[address] >= MAX_CONNECTIONS_PER_ADDRESS:
             transport.abort()
             return

@@ -206,6 +206,20 @@ def is_https(scope: Scope) -> bool:
     return bool(scope.get("scheme") == "https" or Headers(scope=scope).get("x-forwarded-proto", "").startswith("https"))
 
 
+def client_network(address: str) -> str:
+    """Return the /64 network of an IPv6 address, within which anybody has any address; other addresses as they are.
+
+    Limits count by it.
+    """
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return address
+    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))
+
+
 def client_address(scope: Scope, web: WebAccess) -> str:
     """Return the address of the client, behind a trusted proxy the one that the proxy appended; '' if unknown."""
     forwarded = Headers(scope=scope).get("x-forwarded-for", "") if web.trust_proxy else ""

@@ -55,6 +55,12 @@ def test_examples_are_ordered_by_cosine_similarity(embedder: Embedder) -> None:
     assert [example.id for example in make_retriever(embedder, "d1").nearest(intent, 4)] == expected
 
 
+def test_index_without_a_digest_is_not_stored(embedder: Embedder, tmp_path: Path) -> None:
+    index = FaissIndex(embedder, [example.intent for example in EXAMPLES], None)
+    assert EXAMPLES[index.search("order the values descending", 1)[0]].id == "sort"
+    assert not (tmp_path / "indexes").exists()
+
+
 def test_index_is_built_once_per_model_and_data(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     make_retriever(embedder, "d1")
     embedded: list[int] = []

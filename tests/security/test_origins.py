@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from errors import PromptOrTuneError
 from serve.api.app import ApiSettings
 from serve.api.auth import ApiKeys
-from serve.api.origins import WebAccess, add_web_options, client_address, read_web_access
+from serve.api.origins import WebAccess, add_web_options, client_address, client_network, read_web_access
 from tests import messages
 from tests.serve.api.conftest import Served, serving
 
@@ -129,6 +129,21 @@ def test_options_and_environment_name_hosts_and_origins() -> None:
 def test_values_that_are_no_names_are_refused(arguments: tuple[str, str]) -> None:
     with pytest.raises(PromptOrTuneError, match=messages.NO_NAME_OR_ORIGIN):
         access(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        ("2001:db8:0:5:1:2:3:4", "2001:db8:0:5::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("unknown", "unknown"),
+        ("", ""),
+    ],
+)
+def test_limits_count_by_network(address: str, network: str) -> None:
+    assert client_network(address) == network
 
 
 def test_forwarded_address_counts_with_a_trusted_proxy_alone() -> None:

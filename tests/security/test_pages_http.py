@@ -336,12 +336,16 @@ def test_differences_of_one_address_are_counted(site: Site, monkeypatch: pytest.
 
 
 def test_a_flood_of_requests_is_slowed_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The requests of another address are answered meanwhile."""
+    """The requests of another address are answered meanwhile; a network of IPv6 is one address."""
     monkeypatch.setattr(request_quota, "MAX_DELAY_SECONDS", 2.0)
     with running(tmp_path, limits=VisitorLimits(requests_per_second=5), trust_proxy=True) as site:
-        crowd, other = (site.client(**{"x-forwarded-for": address}) for address in ("203.0.113.7", "192.0.2.1"))
+        crowd, other = (site.client(**{"x-forwarded-for": address}) for address in ("2001:db8::1", "2001:db8:0:1::1"))
+
+        def ask(number: int) -> int:
+            return crowd.get("config", headers={"x-forwarded-for": f"2001:db8::{number:x}"}).status_code
+
         with ThreadPoolExecutor(20) as threads:
-            statuses = list(threads.map(lambda _: crowd.get("config").status_code, range(20)))
+            statuses = list(threads.map(ask, range(1, 21)))
         assert sorted(statuses) == [200] * 5 + [429] * 15
         assert other.get("config").status_code == 200
 

@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.format import format_bytes
-from serve.api.origins import WebAccess, client_address, is_https
+from serve.api.origins import WebAccess, client_address, client_network, is_https
 from ui.access.bodies import (
     MAX_JSON_BYTES,
     MAX_LOGIN_BYTES,
@@ -114,14 +114,14 @@ class AccessMiddleware:
         inner = self._inner_scope(scope, headers, route)
         try:
             if rule is not Rule.ASSET:
-                await self._pace.wait(inner["client"][0], _PAGE_COST if route in _PAGE_ROUTES else 1.0)
+                await self._pace.wait(client_network(inner["client"][0]), _PAGE_COST if route in _PAGE_ROUTES else 1.0)
             refused = self._refusal(headers, scope, rule)
             if refused is not None:
                 await refused(scope, receive, send)
             elif route == _UPLOAD:
                 await self._upload(inner, receive, send)
             elif route == "/login":
-                login_address.set(str((inner["client"] or ("",))[0]))
+                login_address.set(client_network(str((inner["client"] or ("",))[0])))
                 body = await read_body(headers, receive, MAX_LOGIN_BYTES)
                 await self._app(inner, replay(body, receive), send)
             elif rule is Rule.MEMBER:

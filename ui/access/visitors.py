@@ -7,7 +7,6 @@ cookies) by the address. A cookie can be deleted to get a new identity, so train
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import math
 import os
 import re
@@ -15,6 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from serve.api.origins import client_network
 from ui.access.policy import AccessPolicy, Visitor
 from ui.access.quota import VisitorQuota
 
@@ -37,7 +37,7 @@ class VisitorRegistry:
         owner = self.policy.is_owner(name)
         if name:
             return Visitor(_hashed_id("user", name.casefold()), name, owner)
-        address = _hashed_id("network", _network(_client_address(request)))
+        address = _hashed_id("network", client_network(_client_address(request)))
         token = read_visitor_token(_cookies(request))
         if token:
             return Visitor(_hashed_id("browser", token), "", owner, address=address)
@@ -88,17 +88,6 @@ def _client_address(request: Any) -> str:
     forwarded = headers.get(b"x-forwarded-for", b"").decode("latin-1") if os.environ.get("SPACE_ID") else ""
     # On a Space requests come from the proxy of the Hub, which appends the address of its client.
     return forwarded.rpartition(",")[2].strip() or str((_scope(request).get("client") or ("",))[0])
-
-
-def _network(address: str) -> str:
-    """Return the /64 network of an IPv6 address, within which anybody has any address; other addresses as they are."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return address
-    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))
 
 
 def _scope(request: Any) -> Mapping[str, Any]:

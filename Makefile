@@ -7,8 +7,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# More than the two cores of CI: a third of the time the tests wait for other programs.
-WORKERS ?= 3
+WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Modules are compiled when they are first imported: most of them never are.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile

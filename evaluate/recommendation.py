@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from common.format import format_p_value
-from evaluate.aggregate import metric_title, metric_values
+from evaluate.aggregate import is_binary_metric, metric_title, metric_values
 from evaluate.completeness import complete_methods
 from evaluate.power import SIGNIFICANCE_LEVEL, detectable_difference, needed_problems, power_text
 from evaluate.results import Run
-from evaluate.table import BASELINE_METHOD, MethodComparison, apply_holm_correction, compare_results, headline_metrics
+from evaluate.stats import holm_correction, mcnemar_test, paired_bootstrap
+from evaluate.table import BASELINE_METHOD, headline_metrics
 from tasks.methods import FixedExamples, Method, parse_method
 
 # From the cheapest to make: what a person does, by family.
@@ -30,6 +31,17 @@ ADVICE = {
     "adapter with examples": "Fine-tune, and put examples into the prompt",
 }
 _FAMILIES = tuple(ADVICE)
+
+
+@dataclass(frozen=True)
+class PairTest:
+    """`a` minus `b` in the share of right answers, in [-1, 1], with p before and after Holm's correction."""
+
+    a: str
+    b: str
+    difference: float
+    p: float
+    corrected: float
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class Recommendation:
     metric: str
     n: int
     values: Mapping[str, float]
-    comparisons: Sequence[MethodComparison]
+    comparisons: Sequence[PairTest]
     detectable_difference: float | None
 
 
@@ -61,17 +73,8 @@ def recommend(run: Run) -> Recommendation | None:
     scores = {name: metric_values(run.results(name), metric) for name in names}
     if not all(scores.values()):
         return None
-    seed = int(run.settings["seed"])
-    comparisons = apply_holm_correction(
-        [
-            pair
-            for a, b in combinations(names, 2)
-            for pair in compare_results(run.results(a), run.results(b), a, b, seed, (metric,))
-        ]
-    )
     methods = {name: parse_method(name, _adapter_of(name)) for name in names}
-    values = {name: sum(scores[name].values()) / len(scores[name]) for name in names}
-    return choose(methods, values, comparisons, metric, len(scores[names[0]]))
+    return choose(methods, scores, metric, int(run.settings["seed"]))
 
 
 def _adapter_of(name: str) -> list[str]:
@@ -81,13 +84,15 @@ def _adapter_of(name: str) -> list[str]:
 
 
 def choose(
-    methods: Mapping[str, Method],
-    values: Mapping[str, float],
-    comparisons: Sequence[MethodComparison],
-    metric: str,
-    n: int,
+    methods: Mapping[str, Method], scores: Mapping[str, Mapping[str, float]], metric: str, seed: int
 ) -> Recommendation:
-    """Choose among methods by their scores and the corrected comparisons of all pairs, as `recommend` does."""
+    """Choose among methods by their scores of the same problems, as `recommend` does.
+
+    `seed` is that of the sign-flip test, which compares shares of several samples; McNemar's compares right and wrong.
+    """
+    n = len(scores[BASELINE_METHOD])
+    values = {name: sum(found.values()) / n for name, found in scores.items()}
+    comparisons = _compare_pairs(scores, values, metric, seed)
     beats = {_winner_first(pair): pair for pair in comparisons if pair.corrected < SIGNIFICANCE_LEVEL}
     losers = {loser for _, loser in beats}
     others = [name for name in methods if name != BASELINE_METHOD]
@@ -112,6 +117,22 @@ def choose(
     )
 
 
+def _compare_pairs(
+    scores: Mapping[str, Mapping[str, float]], values: Mapping[str, float], metric: str, seed: int
+) -> list[PairTest]:
+    pairs = list(combinations(scores, 2))
+    if is_binary_metric(metric, [value for found in scores.values() for value in found.values()]):
+        solved = {name: {id: value == 1.0 for id, value in found.items()} for name, found in scores.items()}
+        p_values = [mcnemar_test(solved[a], solved[b]).p for a, b in pairs]
+    else:
+        p_values = [paired_bootstrap(scores[a], scores[b], seed).p for a, b in pairs]
+    corrected = holm_correction(p_values)
+    return [
+        PairTest(a, b, values[a] - values[b], p, holm)
+        for (a, b), p, holm in zip(pairs, p_values, corrected, strict=True)
+    ]
+
+
 def family(method: Method) -> str:
     """Return the family of a method, a key of ADVICE."""
     if method.adapter is not None:
@@ -125,15 +146,15 @@ def _cost(method: Method) -> tuple[int, int]:
     return _FAMILIES.index(family(method)), method.examples.k
 
 
-def _winner_first(pair: MethodComparison) -> tuple[str, str]:
-    return (pair.a, pair.b) if pair.difference.value > 0 else (pair.b, pair.a)
+def _winner_first(pair: PairTest) -> tuple[str, str]:
+    return (pair.a, pair.b) if pair.difference > 0 else (pair.b, pair.a)
 
 
 def _reason(
     chosen: str,
     methods: Mapping[str, Method],
     values: Mapping[str, float],
-    beats: Mapping[tuple[str, str], MethodComparison],
+    beats: Mapping[tuple[str, str], PairTest],
     metric: str,
     n: int,
 ) -> str:

@@ -19,11 +19,11 @@ from evaluate.aggregate import (
     summarize_cost,
 )
 from evaluate.completeness import complete_methods, require_complete
+from evaluate.power import SIGNIFICANCE_LEVEL
 from evaluate.results import Result, Run
 from evaluate.stats import Interval, holm_correction, mcnemar_test, paired_bootstrap
 
 BASELINE_METHOD = "zero-shot"
-_SIGNIFICANCE_LEVEL = 0.05
 _MIN_PROBLEMS = 30  # with fewer, a percentile bootstrap interval covers less than its nominal level
 
 
@@ -204,7 +204,7 @@ def render_comparisons(comparisons: Sequence[MethodComparison], markdown: bool =
             format_points(pair.difference),
             pair.test,
             format_p_value(pair.p),
-            format_p_value(pair.corrected) + (" *" if pair.corrected < _SIGNIFICANCE_LEVEL else ""),
+            format_p_value(pair.corrected) + (" *" if pair.corrected < SIGNIFICANCE_LEVEL else ""),
         ]
         for pair in comparisons
     ]

@@ -28,7 +28,7 @@ from evaluate.generate import (
     parse_methods,
 )
 from evaluate.metrics.basic import add_in_order
-from evaluate.power import power_text
+from evaluate.power import SIGNIFICANCE_LEVEL, power_text
 from evaluate.results import Run, open_run, problem_record, read_run, scores_path
 from evaluate.retry import DEFAULT_RETRIES, RetryPolicy
 from evaluate.scoring import score_run
@@ -55,7 +55,6 @@ _PROGRESS_INTERVAL_SECONDS = 1.0
 _MAX_NUM_SEQS, _MAX_QUEUED_ROWS = 512, 100_000  # this engine has no other users
 # With four rows, equal signs in all of them happen by chance one time in eight, so no test can be significant.
 MIN_ROWS = 5
-SIGNIFICANCE_LEVEL = 0.05
 _METHOD_LABELS = {"zero-shot": "zero-shot", "rag-8": "RAG-8"}
 
 

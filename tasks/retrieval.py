@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Protocol
 
+from tasks.datasets.split import normalize_intent
 from tasks.methods import FixedExamples, Method, NearestExamples
 from tasks.problem import Example, Problem
 
@@ -80,8 +81,4 @@ class ExamplePools:
 
 
 def _is_same_problem(example: Example, problem: Problem) -> bool:
-    return example.id == problem.id or _normalized(example.intent) == _normalized(problem.intent)
-
-
-def _normalized(intent: str) -> str:
-    return " ".join(intent.casefold().split())
+    return example.id == problem.id or normalize_intent(example.intent) == normalize_intent(problem.intent)

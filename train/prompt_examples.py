@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 
 from errors import TrainingError
+from tasks.datasets.split import normalize_code, normalize_intent
 from tasks.methods import MAX_EXAMPLES
 from tasks.problem import Example
 from tasks.retrieval import Retriever
@@ -69,9 +70,10 @@ class PromptExamples:
 
 
 def _is_twin(example: Example, row: Example) -> bool:
-    return example.id == row.id or any(
-        " ".join(text.casefold().split()) == " ".join(other.casefold().split())
-        for text, other in ((example.intent, row.intent), (example.code, row.code))
+    return (
+        example.id == row.id
+        or normalize_intent(example.intent) == normalize_intent(row.intent)
+        or normalize_code(example.code) == normalize_code(row.code)
     )
 
 

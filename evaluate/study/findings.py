@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from evaluate.aggregate import metric_title
+from evaluate.power import SIGNIFICANCE_LEVEL
 from evaluate.stats import Interval, holm_correction
 from evaluate.study import published
 from evaluate.study.cells import CollectedRuns, FinishedJob
 from evaluate.study.config import METHOD_TITLES, WEIGHT_BITS_LABELS, StudyConfig
 from evaluate.table import compare_results
 
-SIGNIFICANCE_LEVEL = 0.05
 LORA_TECHNIQUES = ("lora", "qlora-8bit", "qlora-4bit")
 
 

@@ -24,7 +24,7 @@ from tasks.datasets.split import EmbedFn, split_rows
 from tasks.datasets.tables import RowError
 from tasks.datasets.upload import UploadResult, read_upload
 from tasks.pasted_tests import parse_pasted_tests
-from tasks.problem import Problem
+from tasks.problem import Example, Problem
 
 TESTS_COLUMNS = ("tests", "test_list", "test")
 GROUP_COLUMN = "group"
@@ -168,7 +168,7 @@ def add_own_dataset(
     if len(problems) < MIN_ROWS:
         raise DataError(f"{path.name} has {len(problems)} usable rows: give {MIN_ROWS} or more.")
     groups = [_group(upload.extras[problem.id].get(group_column)) for problem, _ in problems] if group_column else []
-    examples = [example for example in upload.examples if example.id in {problem.id for problem, _ in problems}]
+    examples = [Example(problem.id, problem.intent, problem.reference or "") for problem, _ in problems]
     split = split_rows(examples, options.validation_share, options.test_share, options.seed, groups, embed)
     if not split.test:
         raise DataError(f"{path.name}: no row can be held out, as all of them belong together: add rows that differ.")

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 MIN_INTENT_SIMILARITY, MIN_TOKEN_OVERLAP = 0.8, 0.8
-# Every pair of intents is compared: more rows than this would take minutes.
-MAX_COMPARED_ROWS = 20_000
+# Every pair of intents is compared, and the codes of near ones: more of either would take minutes.
+MAX_COMPARED_ROWS, MAX_NEAR_INTENTS = 20_000, 1_000_000
 _BLOCK_ROWS = 1_024
 _TOKENS = re.compile(r"\w+|[^\w\s]")
 
@@ -82,12 +82,14 @@ def split_rows(
     `groups` has the group of each row, if rows have one; None belongs to no group. Near-twins are found with `embed`
     (models.embedder.Embedder.embed), without it none. A side is empty if nothing can be held out without a leak.
     """
-    twins = find_near_twins(examples, embed) if embed and len(examples) <= MAX_COMPARED_ROWS else []
+    twins = find_near_twins(examples, embed) if embed else []
+    unknown = "" if twins is not None else "near-twins are not kept apart, as too many intents are near each other"
+    twins = twins or []
     wanted = [max(1, round(len(examples) * share)) if share > 0 else 0 for share in (test_share, validation_share)]
     own = [(("group", group),) if group is not None else () for group in groups] or [()] * len(examples)
     note, sides = "", [set[int](), set[int]()]
     for keys, links, parted in (
-        (_intent_and_code_keys, twins, ""),
+        (_intent_and_code_keys, twins, unknown),
         (_intent_and_code_keys, [], "near-twins of training rows are among the held-out rows"),
         (_intent_keys, [], "codes of training rows are among those of the held-out rows"),
     ):
@@ -110,19 +112,26 @@ def _draw_sides(groups: list[list[int]], wanted: Sequence[int], seed: int) -> li
     return sides
 
 
-def find_near_twins(examples: Sequence[Example], embed: EmbedFn) -> list[Pair]:
-    """Return the pairs of rows whose intents have a cosine of MIN_INTENT_SIMILARITY and more, and whose codes share
-    MIN_TOKEN_OVERLAP of their different tokens (Jaccard's index).
+def find_near_twins(examples: Sequence[Example], embed: EmbedFn) -> list[Pair] | None:
+    """Return the pairs of rows that differ in little, each pair in the order of the rows.
+
+    Their intents have a cosine of at least MIN_INTENT_SIMILARITY, and their codes share at least MIN_TOKEN_OVERLAP of
+    their tokens (Jaccard's index of the sets). None beyond MAX_COMPARED_ROWS rows or MAX_NEAR_INTENTS near intents.
     """
     import numpy as np
 
+    if len(examples) > MAX_COMPARED_ROWS:
+        return None
     vectors = embed([example.intent for example in examples])
     tokens = [frozenset(_TOKENS.findall(example.code)) for example in examples]
-    pairs = []
+    pairs, near = [], 0
     for begin in range(0, len(examples), _BLOCK_ROWS):
-        similar = vectors[begin : begin + _BLOCK_ROWS] @ vectors.T >= MIN_INTENT_SIMILARITY
+        similar = vectors[begin : begin + _BLOCK_ROWS] @ vectors[begin:].T >= MIN_INTENT_SIMILARITY
+        near += int(similar.sum())
+        if near > MAX_NEAR_INTENTS:
+            return None
         for row, other in np.argwhere(similar):
-            first, second = begin + int(row), int(other)
+            first, second = begin + int(row), begin + int(other)
             if first < second and _overlap(tokens[first], tokens[second]) >= MIN_TOKEN_OVERLAP:
                 pairs.append((first, second))
     return pairs

@@ -52,6 +52,17 @@ def test_one_address_does_not_take_all_room(tmp_path: Path) -> None:
     drafts.save_upload(_visitor(0), _upload(tmp_path, 4_000), 5_000, "crowd")
 
 
+def test_one_address_does_not_take_all_drafts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_DRAFTS", 8)
+    drafts = DraftStore(tmp_path / "home")
+    for number in range(2):
+        drafts.select_dataset(_visitor(number), "conala", "crowd")
+    with pytest.raises(PromptOrTuneError, match="one address"):
+        drafts.select_dataset(_visitor(2), "conala", "crowd")
+    drafts.select_dataset(_visitor(0), "starter", "crowd")
+    drafts.select_dataset(_visitor(3), "conala", "home")
+
+
 def test_an_upload_replaces_the_own_one_where_all_is_full(tmp_path: Path) -> None:
     drafts = DraftStore(tmp_path / "home", total_bytes=10_000)
     drafts.save_upload(_visitor(1), _upload(tmp_path, 9_000), 0)

@@ -202,8 +202,8 @@ def test_costs_are_bounded_before_they_are_paid(app: Running, mode: str) -> None
     assert "20,000" in compare("x", ["zero-shot"], "a=1\n" * 20_000 + "assert a\n")
     assert "20,000" in compare("a " * 10_001, ["rag-8", "zero-shot"])
     assert "MB" in compare("a " * 1_000_000, ["zero-shot"])
-    assert "rag-" in compare("x", ["rag-" + "9" * 150])
-    assert "error" in compare("x", ["zero-shot"] * 9)
+    assert "asks for too many or no examples" in compare("x", ["rag-" + "9" * 150])
+    assert "at most 8" in compare("x", [f"rag-{k}" for k in range(1, 10)])
     assert bob.http.post("gradio_api/queue/join", json={"data": ["x" * 2_000_000]}).status_code == 413
     wide = ",".join(f"c{number}" for number in range(1_000)) + "\n" + ",".join("x" * 1_000) + "\n"
     (app.folder / "wide.csv").write_text(wide)
@@ -228,7 +228,8 @@ def test_uploads_are_counted_while_they_arrive(apps: dict[str, Running]) -> None
 def test_api_keeps_its_own_rules(app: Running, mode: str) -> None:
     with app.stranger().http as http:
         models = http.get("v1/models")
-        assert http.get("v1/models", headers={"host": "evil.example"}).status_code in (404, 421)
+        rebound = http.get("v1/models", headers={"host": "evil.example"}).status_code
+        assert rebound == (421 if mode in ("plain", "owner") else 404)
         if mode == "plain":
             assert models.status_code == 200
             assert http.get("v1/models", headers={"origin": EVIL, "sec-fetch-site": "cross-site"}).status_code == 403

@@ -21,9 +21,11 @@ from tasks.datasets.own import (
     remove_own_dataset,
 )
 from tasks.datasets.registry import DATASETS, dataset_names, load_examples, load_problems
-from tasks.problem import ScriptTest
+from tasks.problem import Problem, ScriptTest
 from train.data import load_training_data
 from train.settings import make_config
+from ui.compare.comparison import make_comparison
+from ui.problem_picker import load_split_problems
 
 ROWS = [{"intent": f"return the number {n}", "code": f"def f():\n    return {n}", "tests": f"assert f() == {n}"}
         for n in range(40)]  # fmt: skip
@@ -142,6 +144,14 @@ def test_training_takes_its_splits(tmp_path: Path) -> None:
     add(tmp_path, ROWS, "without-validation", validation_share=0.0)
     data = load_training_data(make_config(adapter_name="x", dataset_name="without-validation"))
     assert len(data.train) + len(data.validation) == 32
+
+
+def test_pages_do_not_take_examples_or_problems_of_it(tmp_path: Path) -> None:
+    add(tmp_path, ROWS)
+    with pytest.raises(UnknownNameError, match="'mine'"):
+        make_comparison(Problem("p", "add two numbers"), ["rag-2"], pool="mine")
+    with pytest.raises(UnknownNameError, match="'mine'"):
+        load_split_problems("mine", None)
 
 
 def test_commands_list_and_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Splits of rows: what belongs together stays on one side, and what could not is said."""
+"""Splits of rows: rows that belong together stay on one side; a note names those that do not."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.embedder import Embedder
+from tasks.datasets import split as split_module
 from tasks.datasets.split import find_near_twins, normalize_intent, split_rows
 from tasks.problem import Example
 
@@ -91,6 +92,15 @@ def test_rows_of_one_template_are_split_with_a_note() -> None:
     split = split_rows(same, 0.1, 0.2, 1)
     assert "codes of training rows" in split.note
     assert len(split.validation) == 5
+
+
+def test_too_many_near_intents_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split_module, "MAX_NEAR_INTENTS", 1_000)
+    split = split_rows(DIFFERENT, 0.1, 0.2, 1, embed=lambda texts: np.ones((len(texts), 1), dtype=np.float32))
+    assert split.twins == []
+    assert split.note == "near-twins are not kept apart, as too many intents are near each other"
+    monkeypatch.setattr(split_module, "MAX_COMPARED_ROWS", 99)
+    assert find_near_twins(DIFFERENT, vectors([])) is None
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def test_a_row_and_its_twins_are_no_examples() -> None:
     select = PromptExamples((4,), InOrder(), 1).select
     assert ROWS[0] not in select(ROWS[0])
     assert len(select(ROWS[0])) == 4
-    twin_by_code = Example("x", "zeros, two of them", "[0]  *  2")
+    twin_by_code = Example("x", "zeros, two of them", "[0] * 2  \n")
     twin_by_intent = Example("y", "Make 1  zeros", "print()")
     assert ROWS[2] not in select(twin_by_code)
     assert ROWS[1] not in select(twin_by_intent)

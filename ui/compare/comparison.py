@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import TYPE_CHECKING, Literal
 
-from errors import PromptOrTuneError
+from errors import PromptOrTuneError, unknown_name_error
 from evaluate.scoring import Score, score_code
 from serve.types import PartialOutput, Request, RequestOutput, SamplingParams
+from tasks.datasets.registry import TRAINING_DATASETS
 from tasks.limits import MAX_INTENT_CHARS, MAX_NAME_CHARS, MAX_REFERENCE_CHARS, check_text
 from tasks.methods import parse_method
 from tasks.pasted_tests import parse_pasted_tests
@@ -67,8 +68,10 @@ def make_comparison(
     *,
     tests_text: str = "",
 ) -> Comparison:
-    """Build a comparison. Raises PromptOrTuneError as `check_request` does."""
+    """Build a comparison. Raises PromptOrTuneError as `check_request` does, and for a pool that is not everybody's."""
     check_request(problem.intent, problem.reference, methods)
+    if pool not in TRAINING_DATASETS:  # the owner's own data sets are not offered to visitors
+        raise unknown_name_error("data set for examples", str(pool), TRAINING_DATASETS)
     return Comparison(problem, tuple(methods), decoding or SamplingParams(), pool, tests_text)
 
 

@@ -122,16 +122,16 @@ class DraftStore:
         _delete_others(folder, draft.digest)
         return draft
 
-    def select_dataset(self, visitor: str, name: str) -> Draft:
+    def select_dataset(self, visitor: str, name: str, address: str = "") -> Draft:
         """Save a draft of a built-in data set or one of the Hub. Raises DataError for any other name."""
-        draft = Draft(check_dataset_name(name))
+        draft = Draft(check_dataset_name(name), address=address)
         self.save(visitor, draft)
         return draft
 
     def save(self, visitor: str, draft: Draft) -> None:
         """Write the draft. Raises DiskSpaceError if it cannot be written."""
         if not self._folder(visitor).is_dir():
-            self._check_total(visitor, 0)
+            self._check_total(visitor, 0, draft.address)
         folder = self._make_folder(visitor)
         part = folder / f".{_DRAFT_FILE}.{os.getpid()}.{time.monotonic_ns()}"
         try:
@@ -170,8 +170,14 @@ class DraftStore:
                 f"The rows of all people here may take {format_bytes(self._total_bytes)}, and this file does not fit: "
                 f"{_EVERYBODY_FULL}"
             )
+        neighbours = list(filter(_is_of(address), others)) if address else []
+        if address and len(neighbours) >= MAX_DRAFTS // ADDRESS_SHARE:
+            raise PromptOrTuneError(
+                f"{len(neighbours):,} people at your address have rows here, which is the limit for one address: "
+                f"{_EVERYBODY_FULL}"
+            )
         share = self._total_bytes // ADDRESS_SHARE
-        if address and 0 < share < size + sum(map(_folder_bytes, filter(_is_of(address), others))):
+        if address and 0 < share < size + sum(map(_folder_bytes, neighbours)):
             raise PromptOrTuneError(
                 f"The rows of all people at your address may take {format_bytes(share)}, and this file does not fit: "
                 "take rows away that you do not need, or train with `python -m train` on a machine of your own."

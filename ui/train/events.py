@@ -330,7 +330,9 @@ class TrainFormHandlers:
 
     def select_dataset(self, request: gr.Request, name: str, *values: Any) -> Iterator[Updates]:
         """A data set was named: make it the draft."""
-        yield from self._load_rows(request, values, lambda visitor: self.drafts.select_dataset(visitor.id, name or ""))
+        yield from self._load_rows(
+            request, values, lambda visitor: self.drafts.select_dataset(visitor.id, name or "", visitor.address)
+        )
 
     def load_example(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """The example rows were chosen: make a draft of them as a CSV file."""

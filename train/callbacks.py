@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,33 @@ class GradientCheck(TrainerCallback):
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         self._check()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One validation during a run: after `step` of `steps`, with the mean loss per token over the validation rows."""
+
+    step: int
+    steps: int
+    loss: float
+
+
+class EvaluationHook(TrainerCallback):
+    """Calls `go_on` after each validation; where it returns False, the run ends as if this had been its last step."""
+
+    def __init__(self, go_on: Callable[[Evaluation], bool]) -> None:
+        self._go_on = go_on
+
+    def on_evaluate(
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if metrics and not self._go_on(Evaluation(state.global_step, state.max_steps, metrics["eval_loss"])):
+            control.should_training_stop = True
 
 
 class StopOnSignal(TrainerCallback):

@@ -27,7 +27,7 @@ from train.tokenize import IGNORE_INDEX, TokenizedData, TokenizedExample
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from train.callbacks import StopOnSignal
+    from train.callbacks import Evaluation, StopOnSignal
     from train.trainer import CompletionTrainer
 
 
@@ -147,11 +147,13 @@ def build_trainer(
     run_dir: RunDirectory,
     memory: Callable[[], int],
     report: ProgressFn,
+    go_on: Callable[[Evaluation], bool] | None = None,
 ) -> tuple[CompletionTrainer, StopOnSignal]:
     """Build the Trainer with its callbacks, and return it with the callback that knows whether a signal stopped it."""
     from transformers import EarlyStoppingCallback, PrinterCallback
 
     from train.callbacks import (
+        EvaluationHook,
         GradientCheck,
         JsonlLogger,
         ProgressReporter,
@@ -171,6 +173,8 @@ def build_trainer(
     ]
     if config.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=config.early_stopping_patience))
+    if go_on is not None:
+        callbacks.append(EvaluationHook(go_on))
     trainer = CompletionTrainer(
         meter=meter,
         report=report,

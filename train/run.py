@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.paths import ProgressFn, make_dir
 from errors import PromptOrTuneError, TrainingError
@@ -20,16 +21,26 @@ from train.save import TrainingResult, save_adapter
 from train.techniques import get_technique
 from train.tokenize import TokenizedData, TokenizerInfo, tokenize_data
 
+if TYPE_CHECKING:
+    from train.callbacks import Evaluation
+
 
 class TrainingStoppedError(PromptOrTuneError):
     """The run was stopped with Ctrl-C or SIGTERM; its checkpoint remains."""
 
 
-def train(config: TrainConfig, report: ProgressFn, resume: bool = False, finish: bool = False) -> Path:
+def train(
+    config: TrainConfig,
+    report: ProgressFn,
+    resume: bool = False,
+    finish: bool = False,
+    go_on: Callable[[Evaluation], bool] | None = None,
+) -> Path:
     """Train an adapter and return its folder.
 
     `resume` continues an unfinished run from its last checkpoint, with the same losses as an uninterrupted run;
-    `finish` makes the folder from its best checkpoint without further training. Raises TrainingStoppedError when
+    `finish` makes the folder from its best checkpoint without further training. `go_on` is called after each
+    validation; where it returns False, the adapter is that of the best validation so far. Raises TrainingStoppedError when
     stopped with Ctrl-C, and TrainingError, DataError, BaseModelError or DiskSpaceError with a one-sentence message.
     With several processes (accelerate launch) each calls this, and the first one writes.
     """
@@ -59,7 +70,7 @@ def train(config: TrainConfig, report: ProgressFn, resume: bool = False, finish:
         run_dir.create(config)
     processes.wait_for_everyone()
     try:
-        model, result = _train_model(config, loaded, data, dataset, report, resume, finish)
+        model, result = _train_model(config, loaded, data, dataset, report, resume, finish, go_on)
         if processes.is_main_process:
             save_adapter(model, loaded.tokenizer, config, loaded.identity, result, run_dir.target)
             run_dir.remove()
@@ -118,6 +129,7 @@ def _train_model(
     report: ProgressFn,
     resume: bool,
     finish: bool,
+    go_on: Callable[[Evaluation], bool] | None,
 ) -> tuple[Any, TrainingResult]:
     from models.memory import PeakMemory
     from train.callbacks import read_log
@@ -125,7 +137,7 @@ def _train_model(
     run_dir = run_directory(config)
     memory = PeakMemory(loaded.identity.device)
     model = build_peft_model(config, loaded, dataset.train.samples)
-    trainer, stop = build_trainer(config, model, dataset, run_dir, memory.bytes, report)
+    trainer, stop = build_trainer(config, model, dataset, run_dir, memory.bytes, report, go_on)
     memory.start()
     if finish:
         trainer.load_checkpoint(run_dir.best_checkpoint() or run_dir.checkpoints)

@@ -116,6 +116,17 @@ def load_own_problems(name: str, split: str) -> list[Problem]:
     return [_problem(row) for row in read_rows(path, f"the {split} split of {name}")]
 
 
+def read_own_groups(name: str) -> dict[str, str]:
+    """Return the group of each row that has one, by its id. Raises DataError as `read_own_dataset` does."""
+    folder, groups = _folder(name), {}
+    for split in SPLITS:
+        for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if row.get("group"):
+                groups[str(row["id"])] = str(row["group"])
+    return groups
+
+
 def remove_own_dataset(name: str) -> None:
     """Delete a data set; raises UnknownNameError if there is none of this name."""
     shutil.rmtree(_folder(name))
@@ -187,7 +198,9 @@ def add_own_dataset(
         seed=options.seed,
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
     )
-    _write(info, {side: [problems[index] for index in indices] for side, indices in sides.items()}, overwrite)
+    group_of = {problem.id: group for (problem, _), group in zip(problems, groups, strict=False)}
+    rows = {side: [problems[index] for index in indices] for side, indices in sides.items()}
+    _write(info, rows, group_of, overwrite)
     return info, errors
 
 
@@ -238,14 +251,22 @@ def _group(value: Any) -> str | None:
     return None if value is None or not str(value).strip() else str(value).strip()
 
 
-def _write(info: OwnDataset, sides: Mapping[str, Sequence[tuple[Problem, str]]], overwrite: bool) -> None:
+def _write(
+    info: OwnDataset,
+    sides: Mapping[str, Sequence[tuple[Problem, str]]],
+    groups: Mapping[str, str | None],
+    overwrite: bool,
+) -> None:
     folder = make_private_dir(datasets_dir()) / info.name
     previous = folder.with_name(f".{info.name}.old")
     shutil.rmtree(previous, ignore_errors=True)
     with atomic_dir(folder) as building:
         for split in SPLITS:
             lines = [
-                json.dumps({"id": problem.id, "intent": problem.intent, "code": problem.reference, "tests": text})
+                json.dumps(
+                    {"id": problem.id, "intent": problem.intent, "code": problem.reference, "tests": text}
+                    | ({"group": group} if (group := groups.get(problem.id)) else {})
+                )
                 for problem, text in sides[split]
             ]
             (building / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -102,6 +102,31 @@ def split_rows(
     return RowSplit(train, sorted(validation), sorted(test), twins, note)
 
 
+def cross_fit_folds(
+    examples: Sequence[Example],
+    folds: int,
+    seed: int,
+    groups: Sequence[Hashable] = (),
+    embed: EmbedFn | None = None,
+) -> list[list[int]]:
+    """Divide the rows into parts of about equal size, each of which can be held out once; fewer than `folds` where
+    too many rows belong together. Rows stay together as in `split_rows`.
+    """
+    twins = (find_near_twins(examples, embed) or []) if embed else []
+    own = [(("group", group),) if group is not None else () for group in groups] or [()] * len(examples)
+    parts: list[list[int]] = []
+    for keys, links in ((_intent_and_code_keys, twins), (_intent_and_code_keys, []), (_intent_keys, [])):
+        row_keys = [(*keys(example), *group) for example, group in zip(examples, own, strict=True)]
+        connected = connected_groups(row_keys, links)
+        random.Random(seed).shuffle(connected)
+        parts = [[] for _ in range(folds)]
+        for rows in sorted(connected, key=len, reverse=True):
+            min(parts, key=len).extend(rows)
+        if 2 * min(map(len, parts)) >= max(map(len, parts)):
+            break
+    return [sorted(part) for part in parts if part]
+
+
 def _draw_sides(groups: list[list[int]], wanted: Sequence[int], seed: int) -> list[set[int]]:
     """Draw complete groups for each side of at most so many rows."""
     sides = []

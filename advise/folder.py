@@ -55,7 +55,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class AdviceProgress:
-    """The state of an advice. `seconds` have passed while it ran; `total_seconds` is the estimate, 0 before the plan."""
+    """The state of an advice. `seconds` is how long it has run, `total_seconds` the estimate (0 before the plan)."""
 
     steps: Sequence[StepProgress] = ()
     curves: Sequence[Curve] = ()
@@ -106,6 +106,11 @@ class AdviceFolder:
     def read_plan(self) -> dict[str, Any] | None:
         """Return `sentence`, `power`, `steps` (fields of PlannedStep), `seconds`, `n` and `folds`; None before it."""
         return _read_json(self.path / "plan.json")
+
+    def write_result(self, result: Mapping[str, Any], page: str) -> None:
+        """Write result.json and report.html."""
+        atomic_write(self.report_path, page)
+        atomic_write(self.result_path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
     def read_result(self) -> dict[str, Any] | None:
         """Return the advice, which is complete where `finished` is true; None before the first result."""

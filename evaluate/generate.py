@@ -30,6 +30,7 @@ from tasks.problem import Problem
 from tasks.prompt import PROMPT_VERSION, PromptStyle
 
 DECODING_MODES = ("beam", "sample", "greedy")
+_MIN_NEW_TOKENS, _MAX_NEW_TOKENS, _EXTRA_TOKENS = 64, 256, 16  # of `max_new_tokens_for`
 _MAX_ERROR_LENGTH = 300  # characters of an exception in a message
 _log = logging.getLogger(__name__)
 VERSIONED_PACKAGES = ("torch", "transformers", "bitsandbytes", "peft", "codebleu", "tree-sitter-python")
@@ -113,6 +114,12 @@ def make_sampling_params(
     if mode != "beam":
         raise unknown_name_error("decoding", mode, DECODING_MODES)
     return SamplingParams("beam", max_new_tokens, candidates=num_candidates, seed=seed)
+
+
+def max_new_tokens_for(count_tokens: Callable[[str], int], problems: Sequence[Problem]) -> int:
+    """Return a limit of new tokens for answers as long as the references: the longest one's length plus some."""
+    longest = max((count_tokens(problem.reference or "") for problem in problems), default=0)
+    return min(_MAX_NEW_TOKENS, max(_MIN_NEW_TOKENS, longest + _EXTRA_TOKENS))
 
 
 def parse_methods(names: Iterable[str], adapters: Sequence[str]) -> list[Method]:

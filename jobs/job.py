@@ -13,6 +13,7 @@ from typing import Any, Literal
 from adapters.store import LIBRARY, Store
 from common.paths import check_disk_space
 from errors import DataError, DiskSpaceError, TrainingError, UnknownNameError
+from serve.options import ModelOptions
 from tasks.datasets.hub import is_hub_id
 from tasks.datasets.registry import DATASETS, TRAINING_DATASETS, require_training
 from tasks.datasets.tables import FORMATS
@@ -39,6 +40,18 @@ class ServingOptions:
     data_dir: str | None = None
     trust_remote_code: bool = False
     embedder: str = "embedded"
+
+
+def model_options(serving: ServingOptions) -> ModelOptions:
+    """Return the options of an engine over the base that the app serves."""
+    return ModelOptions(
+        serving.base,
+        serving.quantization,
+        serving.device,
+        Path(serving.data_dir) if serving.data_dir else None,
+        serving.trust_remote_code,
+        serving.embedder,
+    )
 
 
 @dataclass(frozen=True)

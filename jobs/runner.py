@@ -267,13 +267,13 @@ class _JobRunner:
         return adapter
 
     def _score(self, job: Job, adapter: Path) -> tuple[Verdict | None, list[dict[str, Any]]]:
+        from evaluate.generate import max_new_tokens_for
         from jobs.scoring import (
             adapter_scores,
             build_scoring_engine,
             generate_and_score,
             load_held_out_rows,
             make_verdict,
-            max_new_tokens_for,
         )
         from train.techniques import get_technique
 

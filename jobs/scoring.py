@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.store import LIBRARY, Store
 from common.paths import ProgressFn
 from errors import PromptOrTuneError
 from evaluate.aggregate import metric_title, metric_values, summarize
@@ -34,10 +33,10 @@ from evaluate.retry import DEFAULT_RETRIES, RetryPolicy
 from evaluate.scoring import score_run
 from evaluate.settings import diff_settings, to_json_types
 from evaluate.stats import PairedDifference, holm_correction, paired_bootstrap
-from jobs.job import ScoreComparison, ServingOptions, Verdict
+from jobs.job import ScoreComparison, ServingOptions, Verdict, model_options
+from serve.engine.build import build_private_engine
 from tasks.datasets.registry import dataset_digest
 from tasks.problem import Example, Problem
-from tasks.prompt import STYLES
 from train.config import TrainConfig
 from train.data import load_training_data
 
@@ -49,10 +48,7 @@ COMPARED_METRICS = ("em@1", "codebleu")
 SPLIT_NAME = "held-out rows"
 MAX_ROWS = 100
 _BATCH_SIZE = 16
-# The limit of new tokens is the length of the longest reference plus some, between these bounds.
-_MIN_NEW_TOKENS, _MAX_NEW_TOKENS, _EXTRA_TOKENS = 64, 256, 16
 _PROGRESS_INTERVAL_SECONDS = 1.0
-_MAX_NUM_SEQS, _MAX_QUEUED_ROWS = 512, 100_000  # this engine has no other users
 # With four rows, equal signs in all of them happen by chance one time in eight, so no test can be significant.
 MIN_ROWS = 5
 _METHOD_LABELS = {"zero-shot": "zero-shot", "rag-8": "RAG-8"}
@@ -80,28 +76,7 @@ def build_scoring_engine(
     serving: ServingOptions, home: Path, example_pool: Sequence[Example], report: ProgressFn
 ) -> ServingEngine:
     """Return an engine with the base that the app serves and this home's adapters; all pools are `example_pool`."""
-    from models.embedder import Embedder, FaissIndex
-    from models.loader import load_base
-    from models.threads import release_thread_pool
-    from serve.backends.local.backend import LocalBackend
-    from serve.engine.config import EngineConfig
-    from serve.engine.llm_engine import LLMEngine as ServingEngine
-    from tasks.retrieval import ExamplePools, IndexRetriever
-
-    base = load_base(serving.base, serving.quantization, serving.device, report, serving.trust_remote_code)
-    backend = LocalBackend(base)
-    release_thread_pool()
-    model = Embedder(serving.embedder)
-    pools = ExamplePools(
-        load=lambda _: list(example_pool),
-        index=lambda _, examples: IndexRetriever(
-            examples, FaissIndex(model, [example.intent for example in examples], None)
-        ),
-    )
-    fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
-    store = Store((LIBRARY, home / "adapters"), fingerprints=fingerprints)
-    limits = EngineConfig(max_num_seqs=_MAX_NUM_SEQS, max_num_beam_seqs=_MAX_NUM_SEQS, max_queued=_MAX_QUEUED_ROWS)
-    return ServingEngine(backend, store, pools, config=limits)
+    return build_private_engine(model_options(serving), [home / "adapters"], lambda _: example_pool, report)
 
 
 def generate_and_score(
@@ -144,12 +119,6 @@ def generate_and_score(
         )
         score_run(run, lambda total: _ProgressReporter(report, total))
         return run
-
-
-def max_new_tokens_for(count_tokens: Callable[[str], int], problems: Sequence[Problem]) -> int:
-    """Return the maximum number of new tokens of an answer."""
-    longest = max((count_tokens(problem.reference or "") for problem in problems), default=0)
-    return min(_MAX_NEW_TOKENS, max(_MIN_NEW_TOKENS, longest + _EXTRA_TOKENS))
 
 
 def adapter_scores(run: Run, adapter: str) -> list[dict[str, Any]]:

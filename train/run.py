@@ -40,9 +40,9 @@ def train(
 
     `resume` continues an unfinished run from its last checkpoint, with the same losses as an uninterrupted run;
     `finish` makes the folder from its best checkpoint without further training. `go_on` is called after each
-    validation; where it returns False, the adapter is that of the best validation so far. Raises TrainingStoppedError when
-    stopped with Ctrl-C, and TrainingError, DataError, BaseModelError or DiskSpaceError with a one-sentence message.
-    With several processes (accelerate launch) each calls this, and the first one writes.
+    validation; where it returns False, the adapter is that of the best validation so far. Raises TrainingStoppedError
+    when stopped with Ctrl-C, and TrainingError, DataError, BaseModelError or DiskSpaceError with a one-sentence
+    message. With several processes (accelerate launch) each calls this, and the first one writes.
     """
     from accelerate import PartialState
 
@@ -70,7 +70,7 @@ def train(
         run_dir.create(config)
     processes.wait_for_everyone()
     try:
-        model, result = _train_model(config, loaded, data, dataset, report, resume, finish, go_on)
+        model, result = _train_model(config, loaded, data, dataset, report, resume, finish=finish, go_on=go_on)
         if processes.is_main_process:
             save_adapter(model, loaded.tokenizer, config, loaded.identity, result, run_dir.target)
             run_dir.remove()
@@ -128,6 +128,7 @@ def _train_model(
     dataset: TokenizedData,
     report: ProgressFn,
     resume: bool,
+    *,
     finish: bool,
     go_on: Callable[[Evaluation], bool] | None,
 ) -> tuple[Any, TrainingResult]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from adapters.store import LIBRARY, Store
@@ -13,8 +13,11 @@ from serve.engine.llm_engine import LLMEngine
 from serve.options import ModelOptions
 from serve.types import Backend
 from tasks.datasets.registry import dataset_digest, load_examples
+from tasks.problem import Example
 from tasks.prompt import STYLES
 from tasks.retrieval import ExamplePools, IndexRetriever
+
+_PRIVATE_NUM_SEQS, _PRIVATE_QUEUED_ROWS = 512, 100_000
 
 
 def build_engine(
@@ -30,27 +33,35 @@ def build_engine(
     taken from the last of these only, where there are any. `report` gets one line of progress at a time. Raises
     BaseModelError or another PromptOrTuneError.
     """
-    from models.threads import release_thread_pool
-
     options = options or ModelOptions()
     remote = options.remote
     backend: Backend
     if remote is None:
-        from models.loader import load_base
-        from serve.backends.local.backend import LocalBackend, check_base
-
-        loaded = load_base(
-            options.base or EMBEDDED, options.quantization, options.device, report, options.trust_remote_code
-        )
-        check_base(loaded)
-        backend = LocalBackend(loaded)
-        release_thread_pool()
+        backend = _local_backend(options, report)
     else:
         from serve.backends.remote.backend import OpenAIBackend
 
         backend = OpenAIBackend(remote.url, remote.model, remote.api_key, options.base, report)
-    pools = _make_example_pools(options.embedder, options.data_dir)
-    return LLMEngine(backend, _make_store(adapter_dirs), pools, config=engine_config)
+    return LLMEngine(backend, _user_store(adapter_dirs), _dataset_pools(options), config=engine_config)
+
+
+def build_private_engine(
+    options: ModelOptions,
+    adapter_dirs: Sequence[Path],
+    load_pool: Callable[[str], Sequence[Example]],
+    report: ProgressFn = lambda _: None,
+) -> LLMEngine:
+    """Return an engine over a local base for this process alone, without limits for its users.
+
+    Adapters are those of the library and of `adapter_dirs`; `load_pool` returns the examples of a pool by its name, and
+    their indexes are not stored. Raises BaseModelError.
+    """
+    limits = EngineConfig(
+        max_num_seqs=_PRIVATE_NUM_SEQS, max_num_beam_seqs=_PRIVATE_NUM_SEQS, max_queued=_PRIVATE_QUEUED_ROWS
+    )
+    backend = _local_backend(options, report)
+    pools = _example_pools(options.embedder, lambda name: list(load_pool(name)), store_indexes=False)
+    return LLMEngine(backend, _make_store((LIBRARY, *adapter_dirs)), pools, config=limits)
 
 
 def build_zero_gpu_engine(options: ModelOptions, report: ProgressFn = lambda _: None) -> LLMEngine:
@@ -67,25 +78,45 @@ def build_zero_gpu_engine(options: ModelOptions, report: ProgressFn = lambda _: 
     loaded = load_base_for_gpu(options.base or EMBEDDED, options.quantization, report, options.trust_remote_code)
     backend = LocalBackend(loaded)
     release_thread_pool()
-    pools = _make_example_pools(options.embedder, options.data_dir)
-    return ZeroGpuEngine(backend, _make_store(()), pools, gpu_function(backend, spaces))
+    return ZeroGpuEngine(backend, _user_store(()), _dataset_pools(options), gpu_function(backend, spaces))
 
 
-def _make_example_pools(embedder: str, data_dir: Path | None) -> ExamplePools:
-    """Return the example pools; each data set and its index is loaded on first use."""
+def _local_backend(options: ModelOptions, report: ProgressFn) -> Backend:
+    from models.loader import load_base
+    from models.threads import release_thread_pool
+    from serve.backends.local.backend import LocalBackend, check_base
+
+    loaded = load_base(
+        options.base or EMBEDDED, options.quantization, options.device, report, options.trust_remote_code
+    )
+    check_base(loaded)
+    backend = LocalBackend(loaded)
+    release_thread_pool()
+    return backend
+
+
+def _dataset_pools(options: ModelOptions) -> ExamplePools:
+    return _example_pools(options.embedder, lambda name: load_examples(name, options.data_dir))
+
+
+def _example_pools(embedder: str, load: Callable[[str], list[Example]], *, store_indexes: bool = True) -> ExamplePools:
+    """Return the example pools; each is loaded and indexed on first use."""
     from models.embedder import Embedder, FaissIndex
 
     model = Embedder(embedder)
-    return ExamplePools(
-        load=lambda name: load_examples(name, data_dir),
-        index=lambda _, examples: IndexRetriever(
-            examples, FaissIndex(model, [example.intent for example in examples], dataset_digest(examples))
-        ),
-    )
+
+    def index(_name: str, examples: Sequence[Example]) -> IndexRetriever:
+        digest = dataset_digest(examples) if store_indexes else None
+        return IndexRetriever(examples, FaissIndex(model, [example.intent for example in examples], digest))
+
+    return ExamplePools(load=load, index=index)
 
 
-def _make_store(adapter_dirs: Sequence[Path]) -> Store:
+def _user_store(adapter_dirs: Sequence[Path]) -> Store:
     """Return a store of the adapters in the library, the user's folder and `adapter_dirs`."""
+    return _make_store((LIBRARY, cache_dir() / "adapters", *adapter_dirs), tuple(adapter_dirs) or None)
+
+
+def _make_store(roots: Sequence[Path], allowed: Sequence[Path] | None = None) -> Store:
     fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
-    roots = (LIBRARY, cache_dir() / "adapters", *adapter_dirs)
-    return Store(roots, fingerprints=fingerprints, allowed=tuple(adapter_dirs) or None)
+    return Store(tuple(roots), fingerprints=fingerprints, allowed=allowed)

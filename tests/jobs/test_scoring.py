@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from errors import EngineError, PromptOrTuneError
+from evaluate.generate import max_new_tokens_for
 from evaluate.results import Result, Run
 from evaluate.retry import RetryPolicy
 from jobs.job import ScoreComparison, Verdict
@@ -19,7 +20,6 @@ from jobs.scoring import (
     is_significant,
     load_held_out_rows,
     make_verdict,
-    max_new_tokens_for,
     verdict_text,
 )
 from jobs.store import JobFolder

@@ -1,0 +1,158 @@
+"""Plan of an advice: what runs in which order, how long it takes, what is left out, and what n can show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from advise.folder import PlannedStep
+from advise.folds import Fold, Folds
+from advise.prompts import FIRST_SHARE, ICL_METHODS, MIN_ROWS_FOR_HALVING, RAG_METHODS
+from common.format import format_duration
+from errors import PromptOrTuneError
+from evaluate.power import power_text
+
+LOAD_SECONDS = 8.0  # an engine, or a base for training
+FAMILIES = 5
+COMPARISONS = FAMILIES * (FAMILIES - 1) // 2
+RETENTION_ROWS = 48
+CURVE_SHARES = (0.25, 0.5)
+MIN_TRAIN_SECONDS = 20.0
+# Training prompts of half of the rows have examples, four on average.
+EXAMPLES_COST = 3.5
+_SEARCH, _EXAMPLES, _TEST, _CURVE, _RETENTION, _FINAL = "search", "examples", "test", "curve", "retention", "final"
+PROMPTS = "prompts"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds an answer takes, by family, and seconds of one training with the default settings on one fold."""
+
+    zero_shot: float
+    icl: float
+    rag: float
+    train: float
+
+    @property
+    def adapter(self) -> float:
+        """An adapter's answer has the prompt of zero-shot, and ends with its code."""
+        return min(self.zero_shot, self.icl)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps with estimates. `search_seconds` is the time for the trainings of one fold."""
+
+    steps: Sequence[PlannedStep]
+    search_seconds: float
+    sentence: str
+    power: str
+    n: int
+    folds: int
+
+    @property
+    def seconds(self) -> float:
+        """The estimate of all included steps."""
+        return sum(step.seconds for step in self.steps if step.included)
+
+    def includes(self, id: str) -> bool:
+        """Return whether the step is part of the plan."""
+        return any(step.id == id and step.included for step in self.steps)
+
+    def estimate(self, id: str) -> float:
+        """Return the estimate of a step in seconds."""
+        return next(step.seconds for step in self.steps if step.id == id)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as values for JSON."""
+        return {**asdict(self), "seconds": self.seconds}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Plan:
+        """Return the plan that `to_json` wrote."""
+        fields = {name: value for name, value in values.items() if name not in ("seconds", "steps")}
+        return cls([PlannedStep(**step) for step in values["steps"]], **fields)
+
+
+def make_plan(folds: Folds, costs: Costs, seconds: float, spent: float = 0.0) -> Plan:
+    """Plan an advice for a budget of so many seconds, of which some are spent.
+
+    First come the steps without which there is no answer; then what the rest of the budget allows, in this order: the
+    final training after cross-fitting, what the adapter forgot, the learning curve, training with examples; and more
+    trials of the search with what is left. Raises PromptOrTuneError where the budget is too small for an answer.
+    """
+    validation = sum(_prompt_seconds(fold, costs) for fold in folds)
+    answers = folds.test_rows * (costs.zero_shot + costs.icl + 2 * costs.rag + costs.adapter)
+    needed = {
+        PROMPTS: validation + LOAD_SECONDS,
+        _SEARCH: len(folds) * (costs.train + LOAD_SECONDS),
+        _TEST: answers + len(folds) * LOAD_SECONDS,
+    }
+    left = seconds - spent - sum(needed.values())
+    train = costs.train
+    if left < 0:  # the training ends early
+        train = costs.train + left / len(folds)
+        if train < MIN_TRAIN_SECONDS:
+            least = spent + sum(needed.values()) + (MIN_TRAIN_SECONDS - costs.train) * len(folds)
+            raise PromptOrTuneError(
+                f"{seconds / 60:g} minutes are too few for {folds.data} on this machine: give {math.ceil(least / 60)} or "
+                "more, or fewer rows."
+            )
+        needed[_SEARCH] = len(folds) * (train + LOAD_SECONDS)
+        left = 0.0
+    validation_rows = sum(len(fold.validation) for fold in folds)
+    further = {
+        _FINAL: costs.train + LOAD_SECONDS if len(folds) > 1 else 0.0,
+        _RETENTION: 2 * RETENTION_ROWS * costs.zero_shot + 2 * LOAD_SECONDS,
+        _CURVE: len(folds) * (sum(CURVE_SHARES) * costs.train + 2 * LOAD_SECONDS)
+        + len(CURVE_SHARES) * folds.test_rows * costs.adapter,
+        _EXAMPLES: len(folds) * (EXAMPLES_COST * costs.train + LOAD_SECONDS) + 2 * validation_rows * costs.rag,
+    }
+    included = set(needed)
+    for id, cost in further.items():
+        if cost <= left:
+            included.add(id)
+            left -= cost
+    estimates = needed | further
+    estimates[_SEARCH] += left
+    steps = [
+        PlannedStep(
+            id,
+            _TITLES[id],
+            round(estimates[id], 1),
+            id in included,
+            "" if id in included else f"takes about {format_duration(estimates[id])} more than the budget has",
+        )
+        for id in _TITLES
+        if id != _FINAL or len(folds) > 1
+    ]
+    search_seconds = estimates[_SEARCH] / len(folds) - LOAD_SECONDS
+    return Plan(
+        steps, search_seconds, folds.note, power_text(folds.test_rows, COMPARISONS), folds.test_rows, len(folds)
+    )
+
+
+def _prompt_seconds(fold: Fold, costs: Costs) -> float:
+    rows = len(fold.validation)
+    icl, rag = len(ICL_METHODS), len(RAG_METHODS)
+    if rows >= MIN_ROWS_FOR_HALVING:
+        later = 1 + FIRST_SHARE
+        return rows * (
+            later * costs.zero_shot
+            + (icl * FIRST_SHARE + icl // 2) * costs.icl
+            + (rag * FIRST_SHARE + rag // 2) * costs.rag
+        )
+    return rows * (costs.zero_shot + icl * costs.icl + rag * costs.rag)
+
+
+_TITLES = {
+    PROMPTS: "Choose the examples for prompts, on validation rows",
+    _SEARCH: "Train adapters and choose their settings, on validation rows",
+    _EXAMPLES: "Train an adapter with examples in its prompts",
+    _TEST: "Ask the best of each family the test rows",
+    _CURVE: "Train with a quarter and a half of the rows: would more rows help?",
+    _RETENTION: "Measure what the adapter forgot",
+    _FINAL: "Train the adapter to keep on all rows",
+}

@@ -1,0 +1,269 @@
+"""Trainings of an advice: an adapter with given settings, and the search for settings by successive halving (Optuna).
+
+All trials of a search are compared by their validation loss per token after the same shares of their steps; one that is
+not among the better half there ends. The first trials are the defaults of the techniques, so that these are always
+among the candidates.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapters.manifest import Manifest
+from advise.folder import ProgressWriter
+from errors import PromptOrTuneError
+from models.source import resolve
+from serve.options import ModelOptions
+from train.checkpoints import run_directory
+from train.config import TrainConfig
+from train.data import load_training_data
+from train.estimate import try_estimate
+from train.preflight import load_tokenizer_info
+from train.run import TrainingStoppedError, train
+from train.settings import make_config
+from train.techniques import get_technique
+from train.tokenize import tokenize_data
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import Trial
+
+    from train.callbacks import Evaluation
+
+EVALUATIONS = 8  # in one training
+_RUNGS = (0.25, 0.5, 1.0)  # shares of the steps after which a trial may end
+# The number of examples of a training prompt: half of the prompts have none, as an adapter that always saw examples
+# loses what it reaches without them (docs/results/house.md).
+TRAIN_EXAMPLES = "nearest:0,0,0,2,4,8"
+MAX_LENGTH, MAX_LENGTH_WITH_EXAMPLES = 512, 1024
+LORA_OF = {"nf4": "qlora-4bit", "int8": "qlora-8bit", "none": "lora"}
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained adapter. `loss` is its lowest validation loss, `seconds` the time of its training steps."""
+
+    name: str
+    settings: dict[str, Any]
+    loss: float
+    seconds: float
+    bytes: int
+    pruned: bool = False
+
+
+def default_settings(model: ModelOptions) -> list[dict[str, Any]]:
+    """Return the settings that are always tried, the most usual ones first."""
+    lora = LORA_OF[model.quantization]
+    return [
+        {"technique": lora, "lora_r": 16, "learning_rate": 1e-3, "num_train_epochs": 3},
+        {"technique": lora, "lora_r": 32, "learning_rate": 2e-3, "num_train_epochs": 4},
+        {"technique": "ia3", "learning_rate": 1e-2, "num_train_epochs": 4},
+    ]
+
+
+def suggest_settings(trial: Trial, model: ModelOptions) -> dict[str, Any]:
+    """Return the settings of a trial: technique, rank, learning rate and epochs."""
+    technique = trial.suggest_categorical("technique", [LORA_OF[model.quantization], "ia3"])
+    epochs = trial.suggest_int("num_train_epochs", 2, 6)
+    if technique == "ia3":
+        return {
+            "technique": technique,
+            "learning_rate": trial.suggest_float("ia3_learning_rate", 3e-3, 3e-2, log=True),
+            "num_train_epochs": epochs,
+        }
+    return {
+        "technique": technique,
+        "lora_r": trial.suggest_categorical("lora_r", [8, 16, 32]),
+        "learning_rate": trial.suggest_float("learning_rate", 3e-4, 4e-3, log=True),
+        "num_train_epochs": epochs,
+    }
+
+
+def describe_settings(settings: Settings) -> str:
+    """Return settings as a short text, such as 'qlora-4bit, rank 16, learning rate 0.001, 3 epochs'."""
+    parts = [str(settings["technique"])]
+    if "lora_r" in settings:
+        parts.append(f"rank {settings['lora_r']}")
+    parts.append(f"learning rate {settings['learning_rate']:.2g}")
+    parts.append(f"{settings['num_train_epochs']} epochs")
+    return ", ".join(parts) + (", with examples" if settings.get("train_examples") else "")
+
+
+class AdapterTrainer:
+    """Trains adapters on the rows of files into one folder; a training that was interrupted continues."""
+
+    def __init__(self, model: ModelOptions, adapters: Path, progress: ProgressWriter, seed: int) -> None:
+        self._model = model
+        self._adapters = adapters
+        self._progress = progress
+        self._seed = seed
+
+    def config(self, name: str, rows: tuple[Path, Path], settings: Settings) -> TrainConfig:
+        """Return the configuration of a training with these rows (training, validation) and settings."""
+        values = {
+            "adapter_name": name,
+            "dataset_name": str(rows[0]),
+            "validation_file": str(rows[1]),
+            "model_name_or_path": self._model.base or "embedded",
+            "device": self._model.device,
+            "trust_remote_code": self._model.trust_remote_code,
+            "output_dir": self._adapters,
+            "eval_every": float(settings["num_train_epochs"]) / EVALUATIONS,
+            "max_length": MAX_LENGTH_WITH_EXAMPLES if settings.get("train_examples") else MAX_LENGTH,
+            "seed": self._seed,
+            **settings,
+        }
+        if settings["technique"] in ("lora", "qlora-4bit", "qlora-8bit"):
+            values["lora_alpha"] = 2 * int(settings["lora_r"])
+        return make_config(values)
+
+    def estimate_seconds(self, rows: tuple[Path, Path], settings: Settings) -> float:
+        """Return the estimate of a training with these rows, with its validations; 0 where there is none."""
+        config = self.config("estimate", rows, settings)
+        source = resolve(config.base, self._progress.message, config.trust_remote_code)
+        technique = get_technique(config.technique)
+        info = load_tokenizer_info(source, config.trust_remote_code, technique)
+        found = try_estimate(config, source.folder, tokenize_data(config, load_training_data(config), info))
+        if isinstance(found, str) or found.seconds is None:
+            return 0.0
+        return found.seconds + (found.eval_seconds or 0.0)
+
+    def train(
+        self,
+        name: str,
+        rows: tuple[Path, Path],
+        settings: Settings,
+        title: str,
+        go_on: Callable[[Evaluation], bool] = lambda _: True,
+    ) -> Trained:
+        """Train and return the adapter `name`, or read it where it is trained already.
+
+        `go_on` may end the training after a validation. Raises TrainingStoppedError, TrainingError and what the base
+        raises.
+        """
+        config = self.config(name, rows, settings)
+        if not (self._adapters / name).is_dir():
+            self._train(config, title, go_on)
+        folder = self._adapters / name
+        manifest = Manifest.read(folder)
+        losses = [float(entry["eval_loss"]) for entry in manifest.log if "eval_loss" in entry]
+        seconds = max((float(entry.get("seconds", 0.0)) for entry in manifest.log), default=0.0)
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        return Trained(name, dict(settings), min(losses), seconds, size)
+
+    def _train(self, config: TrainConfig, title: str, go_on: Callable[[Evaluation], bool]) -> None:
+        def after_validation(evaluation: Evaluation) -> bool:
+            self._progress.point(title, evaluation.step / evaluation.steps, evaluation.loss)
+            return go_on(evaluation)
+
+        run = run_directory(config)
+        self._progress.message(f"Training {title}")
+        train(config, self._progress.message, resume=run.last_checkpoint() is not None, go_on=after_validation)
+        self._progress.end_curve(title, "done")
+
+
+class AdapterSearch:
+    """Searches settings for one fold. The study is stored in a file, from which an interrupted search continues."""
+
+    def __init__(
+        self, trainer: AdapterTrainer, model: ModelOptions, journal: Path, progress: ProgressWriter, seed: int
+    ) -> None:
+        self._trainer = trainer
+        self._model = model
+        self._journal = journal
+        self._progress = progress
+        self._seed = seed
+
+    def run(self, prefix: str, title: str, rows: tuple[Path, Path], seconds: float, max_trials: int) -> list[Trained]:
+        """Train trials until the next one would not fit into `seconds`, at least one, and return them.
+
+        The first trial ends early, with the best weights so far, where it alone takes longer than `seconds`.
+        """
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        logging.getLogger("optuna").setLevel(logging.WARNING)
+        study = self._open_study()
+        deadline = time.monotonic() + seconds
+        trained: list[Trained] = []
+        for frozen in study.get_trials(deepcopy=False):  # those that an earlier attempt finished or began
+            if frozen.state in (optuna.trial.TrialState.WAITING, optuna.trial.TrialState.FAIL):
+                continue
+            if frozen.state == optuna.trial.TrialState.RUNNING:
+                trial = optuna.trial.Trial(study, frozen._trial_id)
+                trained.append(self._run_trial(study, trial, prefix, title, rows, deadline))
+            else:
+                trained.append(Trained(**frozen.user_attrs["trained"]))
+        while len(trained) < max_trials:
+            longest = max((each.seconds for each in trained if not each.pruned), default=0.0)
+            if trained and time.monotonic() + longest * _RUNGS[0] * 1.5 > deadline:
+                break
+            trained.append(self._run_trial(study, study.ask(), prefix, title, rows, deadline))
+        return trained
+
+    def _open_study(self) -> Study:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(self._journal)))
+        study = optuna.create_study(
+            study_name="adapters",
+            storage=storage,
+            sampler=optuna.samplers.TPESampler(seed=self._seed),
+            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
+            load_if_exists=True,
+        )
+        if not study.get_trials(deepcopy=False):
+            for settings in default_settings(self._model):
+                rate = "ia3_learning_rate" if settings["technique"] == "ia3" else "learning_rate"
+                named = {name: value for name, value in settings.items() if name != "learning_rate"}
+                study.enqueue_trial(named | {rate: settings["learning_rate"]})
+        return study
+
+    def _run_trial(
+        self, study: Study, trial: Trial, prefix: str, title: str, rows: tuple[Path, Path], deadline: float
+    ) -> Trained:
+        import optuna
+
+        settings = suggest_settings(trial, self._model)
+        name, label = f"{prefix}-{trial.number + 1}", f"{title}{describe_settings(settings)}"
+        reported = len(trial.storage.get_trial(trial._trial_id).intermediate_values)
+        pruned = False
+
+        def go_on(evaluation: Evaluation) -> bool:
+            nonlocal pruned, reported
+            share = evaluation.step / evaluation.steps
+            rung = sum(share >= limit - 1e-9 for limit in _RUNGS)
+            if rung > reported:
+                reported = rung
+                trial.report(evaluation.loss, rung)
+                pruned = share < 1 and trial.should_prune()
+            return not pruned and time.monotonic() < deadline
+
+        try:
+            result = self._trainer.train(name, rows, settings, label, go_on)
+        except TrainingStoppedError:  # the trial stays as running, and continues from its checkpoint
+            raise
+        except PromptOrTuneError:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            raise
+        result = replace(result, pruned=pruned)
+        trial.set_user_attr("trained", asdict(result))
+        if pruned:
+            self._progress.end_curve(label, "stopped early")
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        else:
+            study.tell(trial, result.loss)
+        return result
+
+
+def best_trials(trained: Sequence[Trained], count: int) -> list[Trained]:
+    """Return the trials with the lowest validation losses, those that ran to their end first."""
+    return sorted(trained, key=lambda each: (each.pruned, each.loss))[:count]

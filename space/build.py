@@ -86,7 +86,7 @@ def _first_line(error: Exception) -> str:
 
 MAX_BYTES = 30_000_000
 # Copied whole. Tests, benchmarks, docs and the rest of this package are needed for development only.
-PACKAGES = ("adapters", "common", "evaluate", "jobs", "models", "serve", "tasks", "train", "ui")
+PACKAGES = ("adapters", "advise", "common", "evaluate", "jobs", "models", "serve", "tasks", "train", "ui")
 TOP_LEVEL_FILES = ("app.py", "errors.py", "LICENSE", "requirements.txt")
 SPACE_FILES = ("space/__init__.py", "space/settings.py")  # what app.py imports of this package
 # The Results page reads the runs and the scores beside them; reports, plots and tables are generated from these.

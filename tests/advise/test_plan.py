@@ -1,0 +1,62 @@
+"""Plan of an advice: what a budget includes and leaves out, and refusal of one that is too small."""
+
+from __future__ import annotations
+
+import pytest
+
+from advise.folds import Fold, Folds
+from advise.plan import Costs, Plan, make_plan
+from errors import PromptOrTuneError
+from tasks.problem import Problem
+
+COSTS = Costs(zero_shot=0.5, icl=0.3, rag=1.0, train=120.0)
+
+
+def folds(count: int = 1, test: int = 100) -> Folds:
+    rows = [Problem(str(number), "x", "y") for number in range(test)]
+    return Folds("mine", [Fold(number, rows, rows[:30], rows) for number in range(count)], "note")
+
+
+def test_large_budget_includes_every_step_and_gives_the_rest_to_the_search() -> None:
+    plan = make_plan(folds(), COSTS, 3600)
+    assert {step.id for step in plan.steps if step.included} == {
+        "prompts", "search", "examples", "test", "curve", "retention",
+    }  # fmt: skip
+    assert plan.seconds == pytest.approx(3600, abs=1)
+    assert plan.search_seconds > 1000
+
+
+def test_small_budget_leaves_out_what_costs_most_and_says_how_much_more_it_takes() -> None:
+    plan = make_plan(folds(), COSTS, 700)
+    assert not plan.includes("examples")
+    assert plan.includes("test")
+    left_out = next(step for step in plan.steps if step.id == "examples")
+    assert "more than the budget has" in left_out.note
+    assert plan.seconds <= 701
+
+
+def test_training_ends_early_where_it_alone_does_not_fit() -> None:
+    whole = make_plan(folds(), COSTS, 3600)
+    needed = sum(whole.estimate(id) for id in ("prompts", "test"))
+    plan = make_plan(folds(), COSTS, needed + 60)
+    assert plan.search_seconds < COSTS.train
+    assert [step.id for step in plan.steps if step.included] == ["prompts", "search", "test"]
+
+
+def test_budget_without_an_answer_is_refused_with_the_minutes_that_it_takes() -> None:
+    with pytest.raises(PromptOrTuneError, match=r"2 minutes are too few for mine on this machine: give \d+ or more"):
+        make_plan(folds(), COSTS, 120)
+
+
+def test_cross_fitting_plans_a_training_on_all_rows() -> None:
+    assert make_plan(folds(5, 20), COSTS, 7200).includes("final")
+    assert not any(step.id == "final" for step in make_plan(folds(), COSTS, 7200).steps)
+
+
+def test_time_that_is_spent_is_not_planned_again() -> None:
+    assert make_plan(folds(), COSTS, 3600, spent=600).seconds == pytest.approx(3000, abs=1)
+
+
+def test_plan_survives_json() -> None:
+    plan = make_plan(folds(), COSTS, 3600)
+    assert Plan.from_json(plan.to_json()) == plan

@@ -21,7 +21,7 @@ from advise.curve import learning_curve
 from advise.folder import AdviceFolder, ProgressWriter
 from advise.folds import Fold, Folds, make_folds
 from advise.options import AdviseOptions
-from advise.plan import CURVE_SHARES, Costs, Plan, make_plan
+from advise.plan import CURVE_SHARES, MIN_TRAIN_SECONDS, Costs, Plan, make_plan
 from advise.prompts import ICL_METHODS, RAG_METHODS, choose_prompts
 from advise.report import render_page
 from advise.result import FAMILY_LABELS, FoldAnswers, build_result, chosen_family
@@ -202,12 +202,12 @@ class _Advisor:
 
     def _choose_prompts(self, fold: Fold) -> dict[str, Any]:
         with self._answerer.open():
-            (_, icl, rag), scores = choose_prompts(
+            (icl, rag), scores = choose_prompts(
                 self._answerer,
                 f"fold-{fold.number}-validation",
                 _pool(fold),
                 fold.validation,
-                (("zero-shot",), ICL_METHODS, RAG_METHODS),
+                (ICL_METHODS, RAG_METHODS),
                 self._metric,
                 self._new_tokens(),
             )
@@ -218,8 +218,16 @@ class _Advisor:
         rows = fold.write_rows(self._folder.subfolder("rows"))
         journal = self._folder.path / f"fold-{fold.number}-trials.log"
         search = AdapterSearch(self._trainer, self._model, journal, self._progress, self._options.seed)
-        trained = search.run(f"fold-{fold.number}-trial", where, rows, plan.search_seconds, MAX_TRIALS)
+        seconds = self._search_seconds(fold, plan)
+        trained = search.run(f"fold-{fold.number}-trial", where, rows, seconds, MAX_TRIALS)
         return [asdict(each) for each in trained]
+
+    def _search_seconds(self, fold: Fold, plan: Plan) -> float:
+        """Return the planned time for the trainings of a fold, or less where earlier steps took more than planned."""
+        ahead = [other for other in self._folds if other.number >= fold.number]
+        share = len(ahead) / len(self._folds)
+        left = (self._progress.left_seconds - share * plan.estimate("test")) / len(ahead)
+        return max(MIN_TRAIN_SECONDS, min(plan.search_seconds, left))
 
     def _train_with_examples(
         self, fold: Fold, plan: Plan, trials: Sequence[Mapping[str, Any]], where: str

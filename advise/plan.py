@@ -83,11 +83,13 @@ def make_plan(folds: Folds, costs: Costs, seconds: float, spent: float = 0.0) ->
     final training after cross-fitting, what the adapter forgot, the learning curve, training with examples; and more
     trials of the search with what is left. Raises PromptOrTuneError where the budget is too small for an answer.
     """
+    validation_rows = sum(len(fold.validation) for fold in folds)
+    choice = validation_rows * (2 * costs.adapter + costs.rag)  # of the two best trials
     validation = sum(_prompt_seconds(fold, costs) for fold in folds)
     answers = folds.test_rows * (costs.zero_shot + costs.icl + 2 * costs.rag + costs.adapter)
     needed = {
         PROMPTS: validation + LOAD_SECONDS,
-        _SEARCH: len(folds) * (costs.train + LOAD_SECONDS),
+        _SEARCH: len(folds) * (costs.train + LOAD_SECONDS) + choice,
         _TEST: answers + len(folds) * LOAD_SECONDS,
     }
     left = seconds - spent - sum(needed.values())
@@ -100,15 +102,14 @@ def make_plan(folds: Folds, costs: Costs, seconds: float, spent: float = 0.0) ->
                 f"{seconds / 60:g} minutes are too few for {folds.data} on this machine: give {math.ceil(least / 60)} "
                 "or more, or fewer rows."
             )
-        needed[_SEARCH] = len(folds) * (train + LOAD_SECONDS)
+        needed[_SEARCH] = len(folds) * (train + LOAD_SECONDS) + choice
         left = 0.0
-    validation_rows = sum(len(fold.validation) for fold in folds)
     further = {
         _FINAL: costs.train + LOAD_SECONDS if len(folds) > 1 else 0.0,
         _RETENTION: 2 * RETENTION_ROWS * costs.zero_shot + 2 * LOAD_SECONDS,
         _CURVE: len(folds) * (sum(CURVE_SHARES) * costs.train + 2 * LOAD_SECONDS)
         + len(CURVE_SHARES) * folds.test_rows * costs.adapter,
-        _EXAMPLES: len(folds) * (EXAMPLES_COST * costs.train + LOAD_SECONDS) + 2 * validation_rows * costs.rag,
+        _EXAMPLES: len(folds) * (EXAMPLES_COST * costs.train + LOAD_SECONDS) + validation_rows * costs.rag,
     }
     included = set(needed)
     for id, cost in further.items():
@@ -128,7 +129,7 @@ def make_plan(folds: Folds, costs: Costs, seconds: float, spent: float = 0.0) ->
         for id in _TITLES
         if id != _FINAL or len(folds) > 1
     ]
-    search_seconds = estimates[_SEARCH] / len(folds) - LOAD_SECONDS
+    search_seconds = (estimates[_SEARCH] - choice) / len(folds) - LOAD_SECONDS
     return Plan(
         steps, search_seconds, folds.note, power_text(folds.test_rows, COMPARISONS), folds.test_rows, len(folds)
     )
@@ -136,15 +137,10 @@ def make_plan(folds: Folds, costs: Costs, seconds: float, spent: float = 0.0) ->
 
 def _prompt_seconds(fold: Fold, costs: Costs) -> float:
     rows = len(fold.validation)
-    icl, rag = len(ICL_METHODS), len(RAG_METHODS)
+    icl, rag = float(len(ICL_METHODS)), float(len(RAG_METHODS))
     if rows >= MIN_ROWS_FOR_HALVING:
-        later = 1 + FIRST_SHARE
-        return rows * (
-            later * costs.zero_shot
-            + (icl * FIRST_SHARE + icl // 2) * costs.icl
-            + (rag * FIRST_SHARE + rag // 2) * costs.rag
-        )
-    return rows * (costs.zero_shot + icl * costs.icl + rag * costs.rag)
+        icl, rag = icl * FIRST_SHARE + icl // 2, rag * FIRST_SHARE + rag // 2
+    return rows * (icl * costs.icl + rag * costs.rag)
 
 
 _TITLES = {

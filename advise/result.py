@@ -155,12 +155,13 @@ def _families(
             continue
         results = [result for found in answers for result in found.results(family)] if complete else []
         trials = [found.trial_of(family) for found in answers] if family.startswith("adapter") else []
-        validation = [found.scores[found.finalists[family]][0] for found in answers]
+        scores = [found.scores.get(found.finalists[family]) for found in answers]
+        validation = [score[0] for score in scores if score is not None]  # zero-shot has nothing to choose
         row: dict[str, Any] = {
             "family": family,
             "label": label,
             "method": ", ".join(dict.fromkeys(_method_text(found, family) for found in answers)),
-            "validation": sum(validation) / len(validation),
+            "validation": _mean_of(validation) if validation else None,
             "train_seconds": _mean_of([trial.seconds for trial in trials]) if trials else None,
             "adapter_bytes": max((trial.bytes for trial in trials), default=None),
             "settings": trials[0].settings if trials else {},

@@ -99,7 +99,7 @@ def make_plan(folds: Folds, costs: Costs, seconds: float, spent: float = 0.0) ->
         if train < MIN_TRAIN_SECONDS:
             least = spent + sum(needed.values()) + (MIN_TRAIN_SECONDS - costs.train) * len(folds)
             raise PromptOrTuneError(
-                f"{seconds / 60:g} minutes are too few for {folds.data} on this machine: give {math.ceil(least / 60)} "
+                f"{seconds / 60:.3g} minutes are too few for {folds.data} on this machine: give {math.ceil(least / 60)} "
                 "or more, or fewer rows."
             )
         needed[_SEARCH] = len(folds) * (train + LOAD_SECONDS) + choice

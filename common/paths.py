@@ -104,7 +104,7 @@ def make_dir(path: Path) -> Path:
 
 
 # What people made: their rows, jobs, adapters, duels, votes and runs. Bases and indexes are public.
-_PRIVATE_NAMES = ("adapters", "arena", "jobs", "runs", "uploads", "votes.sqlite")
+_PRIVATE_NAMES = ("adapters", "arena", "datasets", "jobs", "runs", "uploads", "votes.sqlite")
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 

@@ -1,13 +1,15 @@
 """Command line of data sets of one's own: add, list, show and remove them.
 
     python -m tasks add rows.csv --name mine
+    python -m tasks add user/name@revision --name theirs
     python -m tasks list
     python -m tasks show mine
     python -m tasks remove mine
 
 A data set that was added is used by its name: `python -m evaluate --data mine`, `python -m train --dataset-name mine`,
-`python -m serve --pool mine`. `add` reads JSONL, JSON, CSV, TSV and Parquet files, splits the rows into training,
-validation and test rows that do not resemble each other, and keeps a copy.
+`python -m serve --pool mine`, and on the pages. `add` reads JSONL, JSON, CSV, TSV and Parquet files and the training
+files of a data set on the Hub, splits the rows into training, validation and test rows that do not resemble each other,
+and keeps a copy.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tasks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    add = commands.add_parser("add", help="read a file and keep its rows as a data set")
-    add.add_argument("file", type=Path, metavar="FILE")
+    add = commands.add_parser("add", help="read a file or a data set of the Hub, and keep its rows as a data set")
+    add.add_argument("source", metavar="FILE", help="a file, or user/name@revision on the Hub")
     add.add_argument("--name", required=True, help="the name to use it by, such as mine")
     add.add_argument("--intent-column", metavar="NAME", help="the column that says what the code should do")
     add.add_argument("--code-column", metavar="NAME", help="the column with the code")
@@ -61,7 +63,7 @@ def _add(options: argparse.Namespace) -> None:
     from tasks.datasets.registry import DATASETS
 
     info, errors = add_own_dataset(
-        options.file,
+        _source(options.source),
         options.name,
         RowOptions(**{field.name: getattr(options, field.name) for field in fields(RowOptions)}),
         reserved=DATASETS,
@@ -74,6 +76,15 @@ def _add(options: argparse.Namespace) -> None:
     if len(errors) > _MAX_LISTED_ERRORS:
         print(f"and {len(errors) - _MAX_LISTED_ERRORS} more")
     print(f"Use it: python -m evaluate --data {info.name} --methods zero-shot,rag-8 --output run.jsonl")
+
+
+def _source(text: str) -> Path | str:
+    """Return the path of a file, or a data set of the Hub as it is."""
+    from tasks.datasets.hub import is_hub_id
+    from tasks.datasets.tables import FORMATS
+
+    path = Path(text).expanduser()
+    return text if is_hub_id(text) and not path.exists() and path.suffix.casefold() not in FORMATS else path
 
 
 def _list(_options: argparse.Namespace) -> None:

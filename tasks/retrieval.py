@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
@@ -38,18 +39,31 @@ class IndexRetriever:
         return [self._examples[index] for index in self._index.search(intent, k)]
 
 
+@dataclass
+class _Pool:
+    """The examples of one version of a data set, and their index once it was needed."""
+
+    version: str
+    examples: list[Example]
+    retriever: Retriever | None = None
+
+
 class ExamplePools:
-    """The training splits that examples come from, loaded and indexed at first use."""
+    """The training splits that examples come from, loaded and indexed at first use.
+
+    `version` returns a text that changes when the rows under a name do: what was loaded before is then dropped.
+    """
 
     def __init__(
         self,
         load: Callable[[str], list[Example]],
         index: Callable[[str, Sequence[Example]], Retriever],
+        version: Callable[[str], str] = lambda _name: "",
     ) -> None:
         self._load = load
         self._index = index
-        self._examples: dict[str, list[Example]] = {}
-        self._retrievers: dict[str, Retriever] = {}
+        self._version = version
+        self._pools: dict[str, _Pool] = {}
 
     def select(self, method: Method, problem: Problem, pool: str) -> tuple[Example, ...]:
         """Select the examples for one row, in the order of the prompt. A problem is never its own example."""
@@ -70,14 +84,20 @@ class ExamplePools:
 
     def examples(self, pool: str) -> list[Example]:
         """Return the pool's training split."""
-        if pool not in self._examples:
-            self._examples[pool] = self._load(pool)
-        return self._examples[pool]
+        return self._pool(pool).examples
 
-    def _retriever(self, pool: str) -> Retriever:
-        if pool not in self._retrievers:
-            self._retrievers[pool] = self._index(pool, self.examples(pool))
-        return self._retrievers[pool]
+    def _pool(self, name: str) -> _Pool:
+        version = self._version(name)  # before the rows: those of a later version are then loaded once more, not kept
+        pool = self._pools.get(name)
+        if pool is None or pool.version != version:
+            pool = self._pools[name] = _Pool(version, self._load(name))
+        return pool
+
+    def _retriever(self, name: str) -> Retriever:
+        pool = self._pool(name)
+        if pool.retriever is None:
+            pool.retriever = self._index(name, pool.examples)
+        return pool.retriever
 
 
 def _is_same_problem(example: Example, problem: Problem) -> bool:

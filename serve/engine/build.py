@@ -12,7 +12,7 @@ from serve.engine.config import EngineConfig
 from serve.engine.llm_engine import LLMEngine
 from serve.options import ModelOptions
 from serve.types import Backend
-from tasks.datasets.registry import dataset_digest, load_examples
+from tasks.datasets.registry import dataset_digest, dataset_version, load_examples
 from tasks.problem import Example
 from tasks.prompt import STYLES
 from tasks.retrieval import ExamplePools, IndexRetriever
@@ -96,11 +96,17 @@ def _local_backend(options: ModelOptions, report: ProgressFn) -> Backend:
 
 
 def _dataset_pools(options: ModelOptions) -> ExamplePools:
-    return _example_pools(options.embedder, lambda name: load_examples(name, options.data_dir))
+    return _example_pools(options.embedder, lambda name: load_examples(name, options.data_dir), dataset_version)
 
 
-def _example_pools(embedder: str, load: Callable[[str], list[Example]], *, store_indexes: bool = True) -> ExamplePools:
-    """Return the example pools; each is loaded and indexed on first use."""
+def _example_pools(
+    embedder: str,
+    load: Callable[[str], list[Example]],
+    version: Callable[[str], str] = lambda _name: "",
+    *,
+    store_indexes: bool = True,
+) -> ExamplePools:
+    """Return the example pools; each is loaded and indexed on first use, and again when its `version` is another."""
     from models.embedder import Embedder, FaissIndex
 
     model = Embedder(embedder)
@@ -109,7 +115,7 @@ def _example_pools(embedder: str, load: Callable[[str], list[Example]], *, store
         digest = dataset_digest(examples) if store_indexes else None
         return IndexRetriever(examples, FaissIndex(model, [example.intent for example in examples], digest))
 
-    return ExamplePools(load=load, index=index)
+    return ExamplePools(load, index, version)
 
 
 def _user_store(adapter_dirs: Sequence[Path]) -> Store:

@@ -22,7 +22,7 @@ from tasks.datasets.evalplus import HUMANEVALPLUS, MBPPPLUS
 from tasks.datasets.humaneval import HUMANEVAL
 from tasks.datasets.leetcode import LEETCODE
 from tasks.datasets.mbpp import MBPP
-from tasks.datasets.own import is_own_dataset, list_own_datasets, load_own_problems
+from tasks.datasets.own import is_own_dataset, list_own_datasets, load_own_problems, read_own_dataset
 from tasks.problem import Example, Problem
 
 _SOURCES: dict[str, DatasetSource] = {
@@ -36,13 +36,21 @@ TRAINING_DATASETS: tuple[str, ...] = tuple(
 
 
 def is_dataset(name: str) -> bool:
-    """Return whether `load_problems` knows the name. The pages offer DATASETS alone, which everybody has."""
+    """Return whether `load_problems` knows the name. On the pages those that are not in DATASETS are their owner's."""
     return name in DATASETS or is_own_dataset(name)
 
 
 def dataset_names() -> list[str]:
     """Return the names that `load_problems` knows: DATASETS and the user's own."""
     return [*DATASETS, *(own.name for own in list_own_datasets())]
+
+
+def dataset_version(name: str) -> str:
+    """Return a text that changes when the user replaces their data set of this name; '' for DATASETS.
+
+    What is computed from rows and kept in memory is kept under it. Raises UnknownNameError for an unknown name.
+    """
+    return "" if name in DATASETS else read_own_dataset(name).version
 
 
 def require_training(name: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,31 @@ def read_upload(
         dict(reader.changes),
         reader.extras,
     )
+
+
+def read_uploads(
+    paths: Sequence[Path],
+    intent_column: str | None = None,
+    code_column: str | None = None,
+    extra_columns: Sequence[str | None] = (),
+) -> UploadResult:
+    """Read one or several files, the shards of one table, as `read_upload` does; ids are unique over all of them.
+
+    With several files each location names its file.
+    """
+    uploads = [read_upload(path, intent_column, code_column, extra_columns) for path in paths]
+    if len(uploads) == 1:
+        return uploads[0]
+    merged = UploadResult([], [], uploads[0].columns, uploads[0].mapping, sum(upload.rows for upload in uploads))
+    locations, extras = dict(merged.locations), dict(merged.extras)
+    for path, upload in zip(paths, uploads, strict=True):
+        merged.errors.extend(replace(error, message=f"{path.name}, {error.message}") for error in upload.errors)
+        for example in upload.examples:
+            id = example.id if example.id not in locations else f"{path.name}#{len(locations)}"
+            merged.examples.append(replace(example, id=id))
+            locations[id] = f"{path.name}, {upload.locations[example.id]}"
+            extras[id] = upload.extras[example.id]
+    return replace(merged, locations=locations, extras=extras)
 
 
 class _UploadReader:

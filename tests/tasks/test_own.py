@@ -11,6 +11,8 @@ import pytest
 from errors import DataError, UnknownNameError
 from evaluate.__main__ import main as evaluate_main
 from tasks.__main__ import main
+from tasks.datasets import own
+from tasks.datasets.hub import HubTables
 from tasks.datasets.own import (
     OwnDataset,
     RowOptions,
@@ -18,10 +20,14 @@ from tasks.datasets.own import (
     datasets_dir,
     list_own_datasets,
     read_own_dataset,
+    read_own_rows,
     remove_own_dataset,
+    suggest_dataset_name,
 )
-from tasks.datasets.registry import DATASETS, dataset_names, load_examples, load_problems
+from tasks.datasets.registry import DATASETS, dataset_names, dataset_version, load_examples, load_problems
+from tasks.methods import parse_method
 from tasks.problem import Problem, ScriptTest
+from tasks.retrieval import ExamplePools, IndexRetriever
 from train.data import load_training_data
 from train.settings import make_config
 from ui.compare.comparison import make_comparison
@@ -171,3 +177,67 @@ def test_unknown_names_of_evaluate_name_the_own_ones(tmp_path: Path, capsys: pyt
     add(tmp_path, ROWS)
     assert evaluate_main(["--data", "mime", "--methods", "zero-shot", "--output", str(tmp_path / "run.jsonl")]) == 2
     assert "did you mean 'mine'?" in capsys.readouterr().err
+
+
+def test_rows_of_the_hub_are_added_with_their_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"train-00000.jsonl": ROWS[:20], "train-00001.jsonl": ROWS[20:], "test.jsonl": ROWS[:1]}
+    tables = [write(tmp_path / name, rows) for name, rows in files.items()][:2]
+    found = HubTables("team/rows", "abc123", "mit", tuple(tables), ())
+    monkeypatch.setattr(own, "fetch_tables", lambda spec: found if spec == "team/rows@main" else pytest.fail(spec))
+    assert main(["add", "team/rows@main", "--name", "mine"]) == 0
+    info = read_own_dataset("mine")
+    assert (info.source, sum(info.rows.values()), info.with_tests) == ("team/rows@abc123", 40, 40)
+    ids = [row["id"] for split in info.rows for row in read_own_rows("mine", split)]
+    assert len(set(ids)) == 40
+
+
+def test_errors_of_several_files_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = {"intent": "x", "code": "y", "tests": 7}
+    tables = tuple(write(tmp_path / f"train-{n}.jsonl", [*ROWS[:12], bad, {"intent": "", "code": "z"}]) for n in (0, 1))
+    monkeypatch.setattr(own, "fetch_tables", lambda spec: HubTables(spec, "abc123", "", tables, ()))
+    _, errors = add_own_dataset("team/rows", "mine")
+    assert [error.message.split(":")[0] for error in errors] == [
+        "train-0.jsonl, line 14", "train-1.jsonl, line 14", "train-0.jsonl, line 13", "train-1.jsonl, line 13",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("My Rows (2).CSV", "my-rows-2"), ("team/My_Rows@main", "my_rows"), ("mine.jsonl", "mine-2"),
+     ("starter.csv", "starter-2"), ("...", "my-rows")],
+)  # fmt: skip
+def test_names_are_suggested_by_the_source(tmp_path: Path, source: str, name: str) -> None:
+    add(tmp_path, ROWS)
+    assert suggest_dataset_name(source, DATASETS) == name
+
+
+def test_replaced_rows_are_never_examples_again(tmp_path: Path) -> None:
+    indexed: list[int] = []
+
+    class Index:
+        def search(self, text: str, k: int) -> list[int]:
+            return list(range(k))
+
+    def index(name: str, examples: Any) -> IndexRetriever:
+        indexed.append(len(examples))
+        return IndexRetriever(examples, Index())
+
+    pools = ExamplePools(load_examples, index, dataset_version)
+    question = Problem("asked", "anything")
+    add(tmp_path, ROWS)
+    before = {name: pools.select(parse_method(name, ()), question, "mine") for name in ("rag-2", "icl-2")}
+    assert pools.select(parse_method("rag-2", ()), question, "mine") == before["rag-2"]
+    assert indexed == [28]
+    other = [{**row, "intent": f"other {row['intent']}"} for row in ROWS]
+    write(tmp_path / "rows.jsonl", other)
+    add_own_dataset(tmp_path / "rows.jsonl", "mine", overwrite=True)
+    for name in before:
+        assert all(
+            example.intent.startswith("other ") for example in pools.select(parse_method(name, ()), question, "mine")
+        )
+    assert indexed == [28, 28]
+    add_own_dataset(tmp_path / "rows.jsonl", "mine", RowOptions(seed=1), overwrite=True)
+    assert pools.examples("mine") == load_examples("mine")
+    remove_own_dataset("mine")
+    with pytest.raises(UnknownNameError):
+        pools.examples("mine")

@@ -15,7 +15,7 @@ from common.paths import check_disk_space
 from errors import DataError, DiskSpaceError, TrainingError, UnknownNameError
 from serve.options import ModelOptions
 from tasks.datasets.hub import is_hub_id
-from tasks.datasets.registry import DATASETS, TRAINING_DATASETS, require_training
+from tasks.datasets.registry import TRAINING_DATASETS, is_dataset, require_training
 from tasks.datasets.tables import FORMATS
 from train.checkpoints import RunDirectory
 from train.config import TrainConfig
@@ -212,8 +212,11 @@ def copy_upload(source: Path, target: Path) -> None:
 
 
 def _check_dataset_name(name: str) -> None:
-    """Raise an error unless the name is a data set, registered here or on the Hub: a visitor may read no local path."""
-    if name in DATASETS:
+    """Raise an error unless the name is a data set, known here or on the Hub: a visitor may read no local path.
+
+    Who may use the own ones of the owner of the app, the page checks (ui/train/drafts.py).
+    """
+    if is_dataset(name):
         require_training(name)
         return
     path = Path(name).expanduser()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from ui.event_values import CheckedBlocks, EventErrorMiddleware
 from ui.html import render
 from ui.labels import base_label
 from ui.method_form import METHODS_WITHOUT_ADAPTER, MethodForm, default_methods, list_adapter_choices
+from ui.own_data import own_allowed
 from ui.results import page as results
 from ui.results.runs import BUNDLED_RUNS_DIR, RunLibrary, default_runs_dir
 from ui.theme import CSS_PATHS, make_theme
@@ -114,13 +116,13 @@ def build_pages(
         with gr.Tabs(selected=PAGES[0][0], overflow_behavior="wrap", elem_id="pages"):
             tabs = {name: gr.Tab(title, id=name, elem_id=f"tab-{name}") for name, title in PAGES}
             with tabs["compare"]:
-                form, restore = page.build_compare(context)
+                form, restore = page.build_compare(context, tabs["compare"])
             with tabs["arena"]:
                 arena.build_arena(context, tabs["arena"])
             with tabs["train"]:
                 train.build_train(context, tabs["train"], form)
             with tabs["results"]:
-                results.build_results(run_library, tabs["results"])
+                results.build_results(run_library, tabs["results"], partial(own_allowed, context))
             with tabs["adapters"]:
                 adapters.build_adapters(context, tabs["adapters"], form)
         gr.HTML(

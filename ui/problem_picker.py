@@ -1,28 +1,31 @@
-"""Problem picker: a data set, a searchable list of its test problems, a random one, and starter examples."""
+"""Problem picker: a data set, a searchable list of its test problems, a random one, and starter examples.
+
+The owner of the app also picks held-out rows of their own data sets (ui/own_data.py).
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from errors import PromptOrTuneError, unknown_name_error
-from tasks.datasets.registry import DATASETS, TRAINING_DATASETS, available_datasets, load_problems
+from errors import PromptOrTuneError
 from tasks.problem import Problem
 from ui import components
 from ui.access.guard import action, declare
 from ui.compare.comparison import format_tests
+from ui.context import Context
+from ui.own_data import data_choices, has_examples, load_split_problems, own_allowed, own_names, pool_choices
 
 DEFAULT_DATA = "starter"
 STARTER_PROBLEM_COUNT = 3
 _LABEL_LENGTH = 120
 _BUTTON_LENGTH = 52
-_LOCAL_DATASETS = ("humaneval", "humanevalplus", "mbppplus", "leetcode")
 NO_CHOICE = ("Pick a test problem", "")
 
 
@@ -35,19 +38,17 @@ class ProblemPicker:
     random_button: gr.Button
     note: gr.HTML
 
-    def selection_updates(self, name: str, problem_id: str, data_dir: Path | None) -> tuple[Any, Any, str]:
-        """Return updates for `data`, `problem` and `note` that select this data set and problem ('' for none)."""
-        choices, error = _problem_choices(name, data_dir)
+    def selection_updates(
+        self, name: str, problem_id: str, data_dir: Path | None, *, own: bool = False
+    ) -> tuple[Any, Any, str]:
+        """Return updates for `data`, `problem` and `note` that select this data set and problem ('' for none).
+
+        The choices of `data` are listed anew, with those of the owner if the visitor may use them (`own`).
+        """
+        choices, error = _problem_choices(name, data_dir, own=own)
         value = problem_id if problem_id in {known_id for _, known_id in choices} else ""
-        return name, gr.Dropdown(choices=[NO_CHOICE, *choices], value=value), components.error_html(error)
-
-
-@lru_cache(maxsize=16)
-def load_split_problems(name: str, data_dir: Path | None) -> tuple[Problem, ...]:
-    """Return the test split of one of DATASETS, read once. Raises DataError if it cannot be read."""
-    if name not in DATASETS:  # the owner's own data sets are not everybody's
-        raise unknown_name_error("data set", name, DATASETS)
-    return tuple(load_problems(name, "test", data_dir=data_dir))
+        data = gr.Dropdown(choices=data_choices(data_dir, own=own), value=name)
+        return data, gr.Dropdown(choices=[NO_CHOICE, *choices], value=value), components.error_html(error)
 
 
 def starter_problems(data_dir: Path | None) -> list[Problem]:
@@ -60,27 +61,9 @@ def starter_problems(data_dir: Path | None) -> list[Problem]:
         return []
 
 
-def data_choices(data_dir: Path | None) -> list[tuple[str, str]]:
-    """Return the data sets as dropdown choices; those that are not on this machine name the Hub.
-
-    Of _LOCAL_DATASETS only those on this machine are listed: their files are large, and mostly for `evaluate`.
-    """
-    available = available_datasets(data_dir)
-    return [
-        (name if name in available else f"{name} (from the Hub)", name)
-        for name in DATASETS
-        if name in available or name not in _LOCAL_DATASETS
-    ]
-
-
-def pool_choices(data_dir: Path | None) -> list[tuple[str, str]]:
-    """Return the data sets that examples can come from, as dropdown choices."""
-    return [choice for choice in data_choices(data_dir) if choice[1] in TRAINING_DATASETS]
-
-
 def build_picker(data_dir: Path | None) -> ProblemPicker:
     """Add the choice of a data set and of a problem, and the button for a random one, to the current Blocks."""
-    choices, error = _problem_choices(DEFAULT_DATA, data_dir)
+    choices, error = _problem_choices(DEFAULT_DATA, data_dir, own=False)
     data = gr.Dropdown(
         data_choices(data_dir),
         value=DEFAULT_DATA,
@@ -115,7 +98,7 @@ def build_starter_buttons(data_dir: Path | None) -> list[tuple[gr.Button, Proble
 def wire_picker(
     picker: ProblemPicker,
     starter_buttons: Sequence[tuple[gr.Button, Problem]],
-    data_dir: Path | None,
+    context: Context,
     selected_problem: gr.State,
     outputs: Sequence[gr.components.Component],
 ) -> list[Any]:
@@ -124,23 +107,28 @@ def wire_picker(
     The pool becomes the data set of the problem, as ICL and RAG need examples of the same kind, or the starter set
     where that has no examples. Returns the events that choose a problem.
     """
+    data_dir = context.data_dir
 
     @action("view pages")
-    def show(name: str | None) -> tuple[Any, str]:
-        _, problem, note = picker.selection_updates(name or DEFAULT_DATA, "", data_dir)
+    def show(name: str | None, request: gr.Request) -> tuple[Any, str]:
+        own = own_allowed(context, request)
+        _, problem, note = picker.selection_updates(name or DEFAULT_DATA, "", data_dir, own=own)
         return problem, note
 
     @action("view pages")
-    def pick(name: str | None, identity: str | None) -> list[object]:
-        name = name or DEFAULT_DATA
-        problem = _find_problem(name, identity, data_dir)
-        return _field_values(problem, name) if problem else [gr.skip()] * 5
+    def pick(name: str | None, identity: str | None, request: gr.Request) -> list[object]:
+        return values(name or DEFAULT_DATA, identity, own=own_allowed(context, request))
 
     @action("view pages")
-    def pick_random(name: str | None) -> list[object]:
-        choices, _ = _problem_choices(name or DEFAULT_DATA, data_dir)
+    def pick_random(name: str | None, request: gr.Request) -> list[object]:
+        name, own = name or DEFAULT_DATA, own_allowed(context, request)
+        choices, _ = _problem_choices(name, data_dir, own=own)
         identity = random.choice(choices)[1] if choices else None
-        return [identity or gr.skip(), *pick(name, identity)]
+        return [identity or gr.skip(), *values(name, identity, own=own)]
+
+    def values(name: str, identity: str | None, *, own: bool) -> list[object]:
+        problem = _find_problem(name, identity, data_dir, own=own)
+        return _field_values(problem, name) if problem else [gr.skip()] * 5
 
     picker.data.input(show, picker.data, [picker.problem, picker.note], **components.EVENT_OPTIONS)
     return [
@@ -157,33 +145,46 @@ def wire_picker(
     ]
 
 
+def wire_own_data(picker: ProblemPicker, pool: gr.Dropdown, context: Context, tab: gr.Tab) -> None:
+    """List the owner's data sets anew when the tab is opened: one may have been added, replaced or deleted."""
+
+    @action("view pages")
+    def refresh(name: str | None, problem_id: str | None, request: gr.Request) -> list[Any]:
+        if not own_allowed(context, request):
+            return [gr.skip()] * 4
+        pools = gr.Dropdown(choices=pool_choices(context.data_dir, own=True))
+        if name in own_names(own=True):
+            return [*picker.selection_updates(name, problem_id or "", context.data_dir, own=True), pools]
+        return [gr.Dropdown(choices=data_choices(context.data_dir, own=True)), gr.skip(), gr.skip(), pools]
+
+    outputs = [picker.data, picker.problem, picker.note, pool]
+    tab.select(refresh, [picker.data, picker.problem], outputs, **components.EVENT_OPTIONS)
+
+
 def fill_handler(example: Problem) -> Callable[[], list[object]]:
     """Return an event handler that fills the outputs of `wire_picker` with this problem of the starter set."""
     return declare("view pages", partial(_field_values, example, DEFAULT_DATA))
 
 
 def _field_values(problem: Problem, data: str | None) -> list[object]:
-    pool = data if data in TRAINING_DATASETS else DEFAULT_DATA
+    pool = data if data and has_examples(data) else DEFAULT_DATA
     return [problem, problem.intent, problem.reference or "", format_tests(problem.tests), pool]
 
 
-def _problem_choices(name: str | None, data_dir: Path | None) -> tuple[list[tuple[str, str]], str]:
+def _problem_choices(name: str, data_dir: Path | None, *, own: bool) -> tuple[list[tuple[str, str]], str]:
     try:
-        return [
-            (_shorten(problem.intent, _LABEL_LENGTH), problem.id)
-            for problem in load_split_problems(name or "", data_dir)
-        ], ""
+        problems = load_split_problems(name, data_dir, own=own)
     except PromptOrTuneError as error:
         return [], str(error)
+    return [(_shorten(problem.intent, _LABEL_LENGTH), problem.id) for problem in problems], ""
 
 
-def _find_problem(name: str | None, problem_id: str | None, data_dir: Path | None) -> Problem | None:
+def _find_problem(name: str, problem_id: str | None, data_dir: Path | None, *, own: bool) -> Problem | None:
     try:
-        return next(
-            (problem for problem in load_split_problems(name or "", data_dir) if problem.id == problem_id), None
-        )
+        problems = load_split_problems(name, data_dir, own=own)
     except PromptOrTuneError:
         return None
+    return next((problem for problem in problems if problem.id == problem_id), None)
 
 
 def _shorten(text: str, limit: int) -> str:

@@ -26,7 +26,8 @@ from jobs.hf_jobs.follow import RemoteJobState, RemoteLog, write_remote_state
 from jobs.hf_jobs.hardware import DEFAULT_HARDWARE, MAX_HOURS, hf_jobs_errors
 from jobs.job import Job, ServingOptions
 from tasks.datasets.bundled import BUNDLED
-from tasks.datasets.registry import DATASETS, available_datasets
+from tasks.datasets.own import datasets_dir, is_own_dataset
+from tasks.datasets.registry import DATASETS, available_datasets, is_dataset
 from train.config import TrainConfig
 from train.hub_access import check_access, check_base_access
 from train.settings import make_config
@@ -217,6 +218,9 @@ def remote_settings(job: Job, adapter: str) -> dict[str, Any]:
     }
     if name := _data_dir(job, values):
         values["data_dir"] = f"data/{name}"
+    elif own := _own_files(values):
+        sent = [name for name, path in own.items() if path.stat().st_size]
+        values |= dict(zip(("dataset_name", "validation_file"), sent, strict=False))
     elif str(values["dataset_name"]) not in DATASETS and Path(str(values["dataset_name"])).is_file():
         values["dataset_name"] = f"data/{Path(str(values['dataset_name'])).name}"
     values |= {"push_to_hub": True, "hub_model_id": adapter, "hub_private_repo": True}
@@ -264,9 +268,19 @@ def _data_files(job: Job) -> Iterator[tuple[str, Path]]:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             yield f"data/{name}/{path.relative_to(folder).as_posix()}", path
         return
+    yield from _own_files(values).items()
     path = Path(str(values["dataset_name"]))
-    if str(values["dataset_name"]) not in DATASETS and path.is_file():
+    if not is_dataset(str(values["dataset_name"])) and path.is_file():
         yield f"data/{path.name}", path
+
+
+def _own_files(values: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the files of training and validation rows of a data set of the user's own; none for another one."""
+    name = str(values["dataset_name"])
+    if name in DATASETS or not is_own_dataset(name):
+        return {}
+    folder = datasets_dir() / name
+    return {f"data/{name}.jsonl": folder / "train.jsonl", f"data/{name}-validation.jsonl": folder / "validation.jsonl"}
 
 
 def _data_dir(job: Job, values: Mapping[str, Any]) -> str:

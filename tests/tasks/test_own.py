@@ -31,7 +31,7 @@ from tasks.retrieval import ExamplePools, IndexRetriever
 from train.data import load_training_data
 from train.settings import make_config
 from ui.compare.comparison import make_comparison
-from ui.problem_picker import load_split_problems
+from ui.own_data import load_split_problems
 
 ROWS = [{"intent": f"return the number {n}", "code": f"def f():\n    return {n}", "tests": f"assert f() == {n}"}
         for n in range(40)]  # fmt: skip

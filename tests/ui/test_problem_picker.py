@@ -11,7 +11,8 @@ from serve.types import SamplingParams
 from tests.tasks.sets import HUMANEVALPLUS_ROW, LEETCODE_ROW, write_rows
 from ui.compare.comparison import QuestionFields, build_problem
 from ui.compare.decoding_form import read_sampling_params
-from ui.problem_picker import _field_values, data_choices, load_split_problems, pool_choices, starter_problems
+from ui.own_data import data_choices, load_split_problems, pool_choices
+from ui.problem_picker import _field_values, starter_problems
 
 
 def test_three_short_starter_problems_are_offered() -> None:

@@ -32,8 +32,13 @@ class Rule:
 
 
 _RULES = (
-    Rule("view pages", "visitor", note="also the list of adapters, the ratings, and the runs of `python -m evaluate`"),
+    Rule("view pages", "visitor", note="also the list of adapters, the ratings, and runs over data sets of everybody"),
     Rule("compare", "visitor", note="within the quota, also with adapters of others"),
+    Rule(
+        "use own data sets",
+        "owner",
+        note="of the Data page and `python -m tasks add`, and the runs over them: to others they do not exist",
+    ),
     Rule("vote", "known", note="on an open match of their own"),
     Rule("save all votes", "owner", note="they hold the questions of all visitors"),
     Rule("look at rows", "known", True, "an upload, and the draft that is made of it"),

@@ -27,6 +27,7 @@ from ui.arena.matches import LOCKED_BY_OTHER_WINDOW, Match, MatchRunner, MatchUp
 from ui.arena.view import empty_match_view, match_view
 from ui.html import render
 from ui.labels import method_label
+from ui.own_data import data_choices, own_allowed
 from ui.records import Record
 from ui.test_bench import add_tests_note, test_answers
 
@@ -146,10 +147,11 @@ class ArenaEvents:
         self._page = page
 
     @action("view pages")
-    def load_form(self, stored: Any) -> list[Any]:
-        """Return updates of the form: the values that the browser stored, and the methods that can be used now."""
-        loader = self._runner.context.engine_loader
-        return form_updates(loader.engine() if loader.state().phase == "ready" else None, stored)
+    def load_form(self, stored: Any, request: gr.Request) -> list[Any]:
+        """Return updates of the form: the values that the browser stored, and what can be chosen now."""
+        context = self._runner.context
+        loader, data_sets = context.engine_loader, data_choices(context.data_dir, own=own_allowed(context, request))
+        return form_updates(loader.engine() if loader.state().phase == "ready" else None, stored, data_sets)
 
     @action("vote")
     def restore_match(self, request: gr.Request) -> Iterator[Update]:

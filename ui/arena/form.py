@@ -12,7 +12,8 @@ from ui.arena.matches import MatchRequest, usable_methods
 from ui.context import Context
 from ui.labels import method_label
 from ui.method_form import METHODS_WITHOUT_ADAPTER
-from ui.problem_picker import DEFAULT_DATA, data_choices
+from ui.own_data import Choices, data_choices
+from ui.problem_picker import DEFAULT_DATA
 
 if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine
@@ -86,15 +87,18 @@ def build_form(context: Context) -> ArenaForm:
     return form
 
 
-def form_updates(engine: LLMEngine | None, stored: Any) -> list[Any]:
-    """Return updates of `ArenaForm.fields`: the stored values, without methods that cannot be used any more."""
+def form_updates(engine: LLMEngine | None, stored: Any, data_sets: Choices) -> list[Any]:
+    """Return updates of `ArenaForm.fields`: the stored values, without methods that cannot be used any more.
+
+    `data_sets` are the choices of this visitor.
+    """
     question, data, methods = stored if isinstance(stored, list) and len(stored) == 3 else ("", DEFAULT_DATA, None)
     usable = usable_methods(engine) if engine is not None else list(METHODS_WITHOUT_ADAPTER)
     names = [name for name in methods if name in usable] if isinstance(methods, list) and engine is not None else []
     names = names or usable[:MAX_DEFAULT_METHODS]
     return [
         str(question or ""),
-        gr.skip() if not isinstance(data, str) else data,
+        gr.Dropdown(choices=data_sets, value=data if data in {name for _, name in data_sets} else DEFAULT_DATA),
         gr.Dropdown(choices=_method_choices(usable), value=names),
     ]
 

@@ -19,6 +19,7 @@ from errors import PromptOrTuneError
 from evaluate.arena.ratings import Rating, RatingTable, compute_ratings, player_labels, rank_text, vote_count_text
 from evaluate.arena.votes import EXPORTERS, Base, Player, VoteStore
 from evaluate.stats import Interval
+from tasks.datasets.registry import DATASETS
 from ui import components
 from ui.access.guard import action
 from ui.html import render
@@ -111,10 +112,14 @@ def _matrix_cell(ratings: RatingTable, player: Player, other: Player) -> dict[st
 
 @dataclass(frozen=True)
 class RatingsSection:
-    """Components of the leaderboard; `updates` returns their current values."""
+    """Components of the leaderboard; `updates` returns their current values.
+
+    `sees_own` says whether the visitor of a request may see the names of the data sets of the owner of the app.
+    """
 
     votes: VoteStore
     current_base: Callable[[], Base | None]
+    sees_own: Callable[[gr.Request], bool]
     base: gr.Dropdown
     data: gr.Dropdown
     table: gr.HTML
@@ -125,14 +130,14 @@ class RatingsSection:
         return [self.base, self.data, self.table, self.export_row]
 
     @action("view pages")
-    def updates(self, base_key: str | None = None, data: str | None = None) -> list[Any]:
+    def updates(self, request: gr.Request, base_key: str | None = None, data: str | None = None) -> list[Any]:
         """Return updates of `outputs`: the ratings on a base (default: the served one) over one data set or all."""
         try:
-            return self._updates(base_key, data or ALL_QUESTIONS)
+            return self._updates(base_key, data or ALL_QUESTIONS, own=self.sees_own(request))
         except PromptOrTuneError as error:
             return [gr.skip(), gr.skip(), _error_html(error), gr.Row(visible=False)]
 
-    def _updates(self, base_key: str | None, data: str) -> list[Any]:
+    def _updates(self, base_key: str | None, data: str, *, own: bool) -> list[Any]:
         bases = [base for base, _ in self.votes.bases()]
         keys = [_base_key(base) for base in bases]
         current = self.current_base()
@@ -140,6 +145,7 @@ class RatingsSection:
         if base_key in keys:
             base = bases[keys.index(base_key)]
         data_sets = sorted({name for name, _ in self.votes.comparisons(base)}) if base is not None else []
+        data_sets = [name for name in data_sets if own or not name or name in DATASETS]
         data = data if data in data_sets else ALL_QUESTIONS
         data_choices = [("all questions", ALL_QUESTIONS), *((name or CUSTOM_QUESTIONS, name) for name in data_sets)]
         ratings = RatingTable() if base is None else _compute_ratings(self.votes, base, data, self.votes.count())
@@ -155,7 +161,11 @@ class RatingsSection:
         ]
 
 
-def build_ratings(votes: VoteStore, current_base: Callable[[], Base | None]) -> RatingsSection:
+def build_ratings(
+    votes: VoteStore,
+    current_base: Callable[[], Base | None],
+    sees_own: Callable[[gr.Request], bool] = lambda _request: False,
+) -> RatingsSection:
     """Build the section and wire its events. `current_base` returns the served base, None while it is being loaded."""
     with gr.Row(elem_id="arena-ratings-head"):
         gr.HTML("<h2>Ratings</h2>", apply_default_css=False, js_on_load=None, elem_id="arena-ratings-title")
@@ -184,7 +194,7 @@ def build_ratings(votes: VoteStore, current_base: Callable[[], Base | None]) -> 
             '<p class="muted">Every vote with its question, both answers and all settings; people as numbers.</p>',
             apply_default_css=False, js_on_load=None,
         )  # fmt: skip
-    section = RatingsSection(votes, current_base, base, data, table, export_row)
+    section = RatingsSection(votes, current_base, sees_own, base, data, table, export_row)
     gr.on([base.input, data.input], section.updates, [base, data], section.outputs, **_EVENT_OPTIONS)
     download, number = components.file_download(), gr.State(0)
     for kind, button in export_buttons.items():

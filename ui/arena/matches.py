@@ -29,13 +29,15 @@ from common.paths import make_private_dir
 from errors import PromptOrTuneError
 from evaluate.arena.ratings import sample_pair
 from evaluate.arena.votes import Base, Player, VoteStore, problem_digest, unordered_pair
+from tasks.datasets.registry import dataset_version
 from tasks.methods import parse_method
 from tasks.problem import Problem, parse_test
 from ui.access.policy import Visitor
 from ui.compare.comparison import CUSTOM_PROBLEM_ID, Column, Comparison, compare
 from ui.context import Context
 from ui.method_form import METHODS_WITHOUT_ADAPTER, list_adapter_choices
-from ui.problem_picker import DEFAULT_DATA, load_split_problems
+from ui.own_data import check_dataset, has_examples, load_split_problems, may_use_own
+from ui.problem_picker import DEFAULT_DATA
 from ui.records import Record, make_record
 
 if TYPE_CHECKING:
@@ -195,10 +197,13 @@ def sample_match(
     request: MatchRequest,
     data_dir: Path | None,
     exclude: Collection[str] = (),
+    *,
+    own: bool = False,
 ) -> Match:
     """Sample a match on which this visitor has not voted, without the methods in `exclude`.
 
-    Raises PromptOrTuneError if fewer than two methods can be used, or if the visitor has voted on all their matches.
+    `own` says that the visitor may use the data sets of the owner of the app. Raises PromptOrTuneError if fewer than
+    two methods can be used, if the visitor has voted on all their matches, and for a data set that they may not use.
     """
     base = arena_base(engine)
     players = [player for player in _available_players(engine, request.methods) if player.method not in exclude]
@@ -213,8 +218,9 @@ def sample_match(
         pair = sample_pair(players, counts, rng, lambda pair: (key, pair) not in voted)
         what, data, pool = "this question", "", DEFAULT_DATA
     else:
-        data = pool = request.data
-        problems = _problems_by_key(data, data_dir)
+        data = check_dataset(request.data, own=own)
+        pool = data if has_examples(data) else DEFAULT_DATA
+        problems = _problems_by_key(data, data_dir, dataset_version(data))
         voted_keys = {pair: {key for key, other in voted if other == pair} for _, pair in voted}
 
         def has_open_problem(pair: tuple[Player, Player]) -> bool:
@@ -248,9 +254,10 @@ def _available_players(engine: LLMEngine, methods: Sequence[str]) -> list[Player
 
 
 @lru_cache(maxsize=16)
-def _problems_by_key(data: str, data_dir: Path | None) -> dict[str, Problem]:
-    """Return the problems of a data set by their digest, which identifies them in votes."""
-    return {problem_digest(problem): problem for problem in load_split_problems(data, data_dir)}
+def _problems_by_key(data: str, data_dir: Path | None, version: str) -> dict[str, Problem]:
+    """Return the problems of a data set by their digest, which identifies them in votes; `version` is of its rows."""
+    del version
+    return {problem_digest(problem): problem for problem in load_split_problems(data, data_dir, own=True)}
 
 
 @dataclass(frozen=True)
@@ -326,7 +333,8 @@ class MatchRunner:
         excluded: set[str] = set()
         for _ in range(MAX_ATTEMPTS):
             try:
-                match = sample_match(engine, self.votes, visitor.id, request, self.context.data_dir, excluded)
+                data_dir, own = self.context.data_dir, may_use_own(self.context, visitor)
+                match = sample_match(engine, self.votes, visitor.id, request, data_dir, excluded, own=own)
             except PromptOrTuneError as error:
                 raise PromptOrTuneError(NO_ANSWERS.format(error=failed[0].error)) if failed else error from error
             self.matches.save(visitor.id, match)

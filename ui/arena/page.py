@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -15,6 +16,7 @@ from ui.arena.leaderboard import RatingsSection, build_ratings
 from ui.arena.matches import MATCH_FOLDER, MatchRunner, MatchStore, arena_base
 from ui.arena.view import empty_match_view
 from ui.context import Context
+from ui.own_data import own_allowed
 
 TITLE = "Arena"
 HEADING = "Which answer would you pick, not knowing whose it is?"
@@ -81,7 +83,7 @@ def build_arena(context: Context, tab: gr.Tab) -> None:
                     "Show the reference", visible=False, scale=0, min_width=150, elem_id="arena-reference"
                 )
                 stop = gr.Button("Stop", visible=False, scale=0, min_width=110, elem_id="arena-stop")
-        section = build_ratings(runner.votes, current_base)
+        section = build_ratings(runner.votes, current_base, partial(own_allowed, context))
         gr.HTML("", html_template="", js_on_load=components.load_script("arena"), visible="hidden")
     page = ArenaPage(
         form, status, answers_view, outcome, votes, voting, run, reference, next_button, stop, section, gr.State("")

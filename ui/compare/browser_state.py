@@ -6,7 +6,7 @@ js/page.js stores it, so that no other visitor sees it and the server stores not
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,24 +42,27 @@ class BrowserState:
     history: History
 
 
-def parse_browser_state(value: Any) -> BrowserState:
-    """Parse {"fields", "chosen", "runs", "shown"} of the browser; invalid parts are left out."""
+def parse_browser_state(value: Any, own_names: Sequence[str] = ()) -> BrowserState:
+    """Parse {"fields", "chosen", "runs", "shown"} of the browser; invalid parts are left out.
+
+    `own_names` are the data sets that this visitor may use beside those that everybody has.
+    """
     state = value if isinstance(value, dict) else {}
     return BrowserState(
-        _parse_fields(state.get("fields")),
+        _parse_fields(state.get("fields"), own_names),
         _parse_problem(state.get("chosen")),
         _parse_history(state.get("runs"), state.get("shown")),
     )
 
 
-def _parse_fields(value: Any) -> dict[str, Any]:
+def _parse_fields(value: Any, own_names: Sequence[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         return {}
     fields: dict[str, Any] = {name: value[name] for name in TEXT_FIELDS if isinstance(value.get(name), str)}
     chips = value.get("chips")
     if isinstance(chips, list) and all(isinstance(chip, dict) and isinstance(chip.get("name"), str) for chip in chips):
         fields["chips"] = [name for name in chip_names(chips) if len(name) <= _MAX_NAME_LENGTH][:MAX_COLUMNS]
-    known = {"data": DATASETS, "pool": TRAINING_DATASETS}
+    known = {"data": (*DATASETS, *own_names), "pool": (*TRAINING_DATASETS, *own_names)}
     fields |= {name: value[name] for name, names in known.items() if value.get(name) in names}
     if isinstance(value.get("problem"), str):
         fields["problem"] = value["problem"]

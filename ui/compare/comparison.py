@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import TYPE_CHECKING, Literal
 
-from errors import PromptOrTuneError, unknown_name_error
+from errors import PromptOrTuneError
 from evaluate.scoring import Score, score_code
 from serve.types import PartialOutput, Request, RequestOutput, SamplingParams
-from tasks.datasets.registry import TRAINING_DATASETS
 from tasks.limits import MAX_INTENT_CHARS, MAX_NAME_CHARS, MAX_REFERENCE_CHARS, check_text
 from tasks.methods import parse_method
 from tasks.pasted_tests import parse_pasted_tests
 from tasks.problem import Problem, Test, format_test
+from ui.own_data import check_dataset
 
 if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine
@@ -67,11 +67,14 @@ def make_comparison(
     pool: str = "starter",
     *,
     tests_text: str = "",
+    own: bool = False,
 ) -> Comparison:
-    """Build a comparison. Raises PromptOrTuneError as `check_request` does, and for a pool that is not everybody's."""
+    """Build a comparison; `own` says that the visitor may use the data sets of the owner of the app.
+
+    Raises PromptOrTuneError as `check_request` does, and for a pool that this visitor may not use.
+    """
     check_request(problem.intent, problem.reference, methods)
-    if pool not in TRAINING_DATASETS:  # the owner's own data sets are not offered to visitors
-        raise unknown_name_error("data set for examples", str(pool), TRAINING_DATASETS)
+    pool = check_dataset(pool, own=own, examples=True)
     return Comparison(problem, tuple(methods), decoding or SamplingParams(), pool, tests_text)
 
 

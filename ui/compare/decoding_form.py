@@ -14,7 +14,8 @@ from serve.types import MAX_CANDIDATES, SamplingParams
 from ui.access.guard import action
 from ui.components import EVENT_OPTIONS
 from ui.labels import decoding_label
-from ui.problem_picker import DEFAULT_DATA, pool_choices
+from ui.own_data import pool_choices
+from ui.problem_picker import DEFAULT_DATA
 
 DECODING_MODES = [("Greedy", "greedy"), ("Sampling", "sample"), ("Beam search", "beam")]
 DEFAULT_CANDIDATES = 5

@@ -32,7 +32,8 @@ from ui.compare.verdict import History, verdict_text
 from ui.compare.view import finished_view
 from ui.context import Context
 from ui.method_form import MethodForm
-from ui.problem_picker import ProblemPicker
+from ui.own_data import data_choices, may_use_own, own_allowed, own_names, pool_choices
+from ui.problem_picker import DEFAULT_DATA, ProblemPicker
 from ui.records import Record, record_problem
 
 INTERNAL_ERROR = "Something went wrong on our side; the log has the details. Nothing you typed is lost."
@@ -138,7 +139,7 @@ def _run_handler(page: ComparePage, context: Context) -> Any:
                 # Before the quota: a run whose events nobody reads takes nothing from it.
                 cancel = stack.enter_context(context.cancel_registry.register(request.session_hash or ""))
                 stack.enter_context(context.visitors.quota.reserve(visitor.id, len(methods), visitor.address))
-                comparison = _make_comparison(fields, methods, values)
+                comparison = _make_comparison(fields, methods, values, own=may_use_own(context, visitor))
                 comparison = replace(comparison, owner=visitor.id, address=visitor.address)
             except PromptOrTuneError as error:
                 yield {page.note: components.error_html(error)}
@@ -162,7 +163,7 @@ def _reset_buttons() -> list[Any]:
     return [gr.Button(visible=True), gr.Button(visible=False)]
 
 
-def _make_comparison(fields: QuestionFields, methods: Sequence[str], values: Sequence[Any]) -> Comparison:
+def _make_comparison(fields: QuestionFields, methods: Sequence[str], values: Sequence[Any], *, own: bool) -> Comparison:
     pool, *decoding = values
     return make_comparison(
         build_problem(fields),
@@ -170,6 +171,7 @@ def _make_comparison(fields: QuestionFields, methods: Sequence[str], values: Seq
         read_sampling_params(*decoding),
         pool,
         tests_text=fields.tests or "",
+        own=own,
     )
 
 
@@ -248,18 +250,25 @@ def wire_browser_state(page: ComparePage, context: Context, selection_events: Se
     outputs = [*page.history_outputs, picker.data, picker.problem, picker.note, *page.exports]
 
     @action("view pages")
-    def restore(value: Any) -> dict[Any, Any]:
-        state = parse_browser_state(value)
+    def restore(value: Any, request: gr.Request) -> dict[Any, Any]:
+        own = own_allowed(context, request)
+        state = parse_browser_state(value, own_names(own=own))
         changes: dict[Any, Any] = {page.history_state: gr.skip()}
+        if own:  # the lists of the page as it was built have what everybody has
+            changes[picker.data] = gr.Dropdown(choices=data_choices(context.data_dir, own=True))
         if state.selected_problem is not None:
             changes[page.selected_problem] = state.selected_problem
         for name in (*TEXT_FIELDS, "pool", *DECODING_FIELDS):
             if name in state.fields:
                 changes[fields[name]] = state.fields[name]
+        if own:
+            pools = pool_choices(context.data_dir, own=True)
+            changes[page.options.pool] = gr.Dropdown(choices=pools, value=state.fields.get("pool", DEFAULT_DATA))
         if "chips" in state.fields:
             changes[page.form.chips] = components.chip_values(state.fields["chips"])
         if "data" in state.fields:
-            updates = picker.selection_updates(state.fields["data"], state.fields.get("problem", ""), context.data_dir)
+            selected = state.fields["data"], state.fields.get("problem", "")
+            updates = picker.selection_updates(*selected, context.data_dir, own=own)
             changes |= dict(zip((picker.data, picker.problem, picker.note), updates, strict=True))
         if state.history.runs:
             changes |= dict(zip(page.history_outputs[:4], _selected_run_updates(state.history), strict=True))

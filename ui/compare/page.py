@@ -23,6 +23,7 @@ from ui.problem_picker import (
     build_starter_buttons,
     fill_handler,
     starter_problems,
+    wire_own_data,
     wire_picker,
 )
 
@@ -73,8 +74,8 @@ PRIVACY_NOTE = (
 )
 
 
-def build_compare(context: Context) -> tuple[MethodForm, Callable[[Any], None]]:
-    """Add the page to the current Blocks.
+def build_compare(context: Context, tab: gr.Tab) -> tuple[MethodForm, Callable[[Any], None]]:
+    """Add the page to the current Blocks, inside `tab`.
 
     Returns the method form, whose adapters are filled later, and a function that restores the state of the browser
     after the event that it is called with.
@@ -101,7 +102,8 @@ def build_compare(context: Context) -> tuple[MethodForm, Callable[[Any], None]]:
         selected_problem, components.storage_writer(),
     )  # fmt: skip
     fields = [intent, options.reference, options.tests, options.pool]
-    selection_events = wire_picker(picker, starter_buttons, context.data_dir, selected_problem, fields)
+    selection_events = wire_picker(picker, starter_buttons, context, selected_problem, fields)
+    wire_own_data(picker, options.pool, context, tab)
     triggers = [run.click]
     if starter_buttons:
         fill = fill_handler(starter_buttons[0][1])

@@ -12,7 +12,6 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -21,7 +20,7 @@ from errors import PromptOrTuneError
 from evaluate.report import json_report, markdown_report, metrics_csv, plot_report_png
 from evaluate.results import Run
 from ui import components
-from ui.access.guard import action, declare
+from ui.access.guard import action
 from ui.compare.view import ComparisonView
 from ui.results.runs import (
     FILTERS,
@@ -144,6 +143,7 @@ def _candidates_jsonl_gz(runs: Sequence[Run]) -> bytes:
     return gzip.compress("".join(lines).encode("ascii"), mtime=0)
 
 
+SeesOwn = Callable[[gr.Request], bool]
 TITLE = "Results"
 ALL_METHODS = ("All methods", "")
 INTERNAL_ERROR = "Something went wrong on our side; the log has the details."
@@ -170,8 +170,11 @@ class ResultsPage:
     loaded_runs: gr.State  # names
 
 
-def build_results(library: RunLibrary, tab: gr.Tab) -> None:
-    """Add the page to the current Blocks. Runs are read when the tab is opened."""
+def build_results(library: RunLibrary, tab: gr.Tab, sees_own: SeesOwn) -> None:
+    """Add the page to the current Blocks. Runs are read when the tab is opened.
+
+    `sees_own` says whether the visitor of a request may see runs over the data sets of the owner of the app.
+    """
     with gr.Column(elem_id="results"):
         with gr.Row(elem_id="results-title"):
             gr.HTML("<h1>What do the numbers say?</h1>", apply_default_css=False, js_on_load=None, elem_classes="title")
@@ -200,61 +203,90 @@ def build_results(library: RunLibrary, tab: gr.Tab) -> None:
         selected_problem=gr.State(""), pending_url_state=gr.State(UrlState()), loaded_runs=gr.State([]),
     )  # fmt: skip
     download, number = components.file_download(), gr.State(0)
-    _wire(page, library)
-    _wire_url(page, library, tab)
-    refresh.click(declare("view pages", partial(run_choices, library)), None, runs, **components.EVENT_OPTIONS)
+    runs_of = VisitorRuns(library, sees_own)
+    _wire(page, runs_of)
+    _wire_url(page, runs_of, tab)
+
+    @action("view pages")
+    def look_again(request: gr.Request) -> Any:
+        return gr.Dropdown(choices=[(name, name) for name in runs_of.names(request)])
+
+    refresh.click(look_again, None, runs, **components.EVENT_OPTIONS)
     for kind, button in buttons.items():
         button.click(
-            _export_handler(library, kind), [runs, number], [download, number, note], **components.EVENT_OPTIONS
+            _export_handler(runs_of, kind), [runs, number], [download, number, note], **components.EVENT_OPTIONS
         )
 
 
-def run_choices(library: RunLibrary) -> Any:
-    """Return an update with the runs that are in the folders now as choices."""
-    return gr.Dropdown(choices=[(entry.name, entry.name) for entry in library.list_runs()])
+@dataclass(frozen=True)
+class VisitorRuns:
+    """The runs of a library that the visitor of a request may see."""
+
+    library: RunLibrary
+    sees_own: SeesOwn
+
+    def names(self, request: gr.Request) -> list[str]:
+        """Return the names of the runs that are in the folders now."""
+        return [entry.name for entry in self.library.list_runs(own=self.sees_own(request))]
+
+    def read(self, request: gr.Request, names: Sequence[str]) -> tuple[list[tuple[str, Run]], list[str]]:
+        """Read the runs of these names as `read_runs` does."""
+        return read_runs(self.library, names, own=self.sees_own(request))
 
 
-def read_runs(library: RunLibrary, names: Sequence[str]) -> tuple[list[tuple[str, Run]], list[str]]:
+def read_runs(
+    library: RunLibrary, names: Sequence[str], *, own: bool = True
+) -> tuple[list[tuple[str, Run]], list[str]]:
     """Read the runs of these names; return them, and an error message for each that cannot be read."""
     runs, errors = [], []
     for name in dict.fromkeys(names):
         try:
-            runs.append((name, library.load_run(name)))
+            runs.append((name, library.load_run(name, own=own)))
         except PromptOrTuneError as error:
             errors.append(str(error))
     return runs, errors
 
 
-def _wire(page: ResultsPage, library: RunLibrary) -> None:
+def _wire(page: ResultsPage, runs_of: VisitorRuns) -> None:
     inputs = [page.runs, page.method, page.show, page.query, page.selected_problem]
 
-    def read_table(names: Sequence[str]) -> ProblemTable:
-        return make_problem_table(read_runs(library, names)[0])
+    def read_table(request: gr.Request, names: Sequence[str]) -> ProblemTable:
+        return make_problem_table(runs_of.read(request, names)[0])
 
     @action("view pages")
-    def load_runs(names: list[str], url_state: UrlState, loaded: list[str]) -> Iterator[dict[Any, Any]]:
+    def load_runs(
+        request: gr.Request, names: list[str], url_state: UrlState, loaded: list[str]
+    ) -> Iterator[dict[Any, Any]]:
         if names and names == loaded:
             # The dropdown was only rendered again: filters and the open problem stay.
             yield {page.loaded_runs: gr.skip()}
             return
         try:
             yield {page.loaded_runs: names}
-            yield from _loaded_updates(page, library, names, url_state)
+            yield from _loaded_updates(page, runs_of, request, names, url_state)
         except Exception:  # noqa: BLE001 - the page stays usable; the error is logged with its traceback
             _log.exception("The runs %s could not be shown.", names)
             yield {page.note: components.error_html(INTERNAL_ERROR)}
 
     @action("view pages")
-    def apply_filters(names: list[str], method: str, show: str, query: str, selected: str) -> dict[Any, Any]:
-        table = read_table(names)
+    def apply_filters(
+        request: gr.Request, names: list[str], method: str, show: str, query: str, selected: str
+    ) -> dict[Any, Any]:
+        table = read_table(request, names)
         return {page.problems: problem_list_value(table, filter_rows(table, show, method, query), selected=selected)}
 
     @action("view pages")
     def select_problem(
-        names: list[str], method: str, show: str, query: str, selected: str, event: gr.EventData
+        request: gr.Request,
+        names: list[str],
+        method: str,
+        show: str,
+        query: str,
+        selected: str,
+        event: gr.EventData,
     ) -> dict[Any, Any]:
         data = event._data if isinstance(event._data, dict) else {}
-        table = read_table(names)
+        table = read_table(request, names)
         rows = filter_rows(table, show, method, query)
         if isinstance(data.get("from"), int):
             return {page.problems: problem_list_value(table, rows, data["from"], selected)}
@@ -269,9 +301,9 @@ def _wire(page: ResultsPage, library: RunLibrary) -> None:
         }
 
     @action("view pages")
-    def show_failures(names: list[str], selected: str, event: gr.EventData) -> dict[Any, Any]:
+    def show_failures(request: gr.Request, names: list[str], selected: str, event: gr.EventData) -> dict[Any, Any]:
         data = event._data if isinstance(event._data, dict) else {}
-        table = read_table(names)
+        table = read_table(request, names)
         key = str(data.get("method"))
         if key not in {column.key for column in table.columns}:
             return {page.problems: gr.skip()}  # Gradio takes an empty dict for one value
@@ -303,14 +335,14 @@ def _wire(page: ResultsPage, library: RunLibrary) -> None:
     )
 
 
-def _wire_url(page: ResultsPage, library: RunLibrary, tab: gr.Tab) -> None:
+def _wire_url(page: ResultsPage, runs_of: VisitorRuns, tab: gr.Tab) -> None:
     """Write the choices into the URL; opening the tab applies the URL, or selects the first run."""
 
     @action("view pages")
-    def open_tab(selected: list[str], parameters: Any) -> dict[Any, Any]:
+    def open_tab(request: gr.Request, selected: list[str], parameters: Any) -> dict[Any, Any]:
         if selected:
             return {page.pending_url_state: gr.skip()}
-        names = [entry.name for entry in library.list_runs()]
+        names = runs_of.names(request)
         url_state = parse_url_state(parameters, names)
         value = list(url_state.runs) or names[:1]
         return {
@@ -330,15 +362,15 @@ def _wire_url(page: ResultsPage, library: RunLibrary, tab: gr.Tab) -> None:
 
 
 def _loaded_updates(
-    page: ResultsPage, library: RunLibrary, names: Sequence[str], url_state: UrlState
+    page: ResultsPage, runs_of: VisitorRuns, request: gr.Request, names: Sequence[str], url_state: UrlState
 ) -> Iterator[dict[Any, Any]]:
     """Yield the problems at once, then the score tables and the plots, then the comparisons."""
-    runs, messages = read_runs(library, names)
+    runs, messages = runs_of.read(request, names)
     table = make_problem_table(runs)
     if table.excluded_runs:
         others = ", ".join(f"'{name}'" for name in table.excluded_runs)
         messages.append(f"The plots and problems below leave out {others}: these are over other problems.")
-    summary = choose_html() if library.list_runs() else empty_html(str(library.folders[-1][1]))
+    summary = choose_html() if runs_of.names(request) else empty_html(str(runs_of.library.folders[-1][1]))
     methods = [ALL_METHODS, *((column.label, column.key) for column in table.columns)]
     url_state = url_state.restrict_to(table)
     row = table.rows[table.row_index[url_state.problem]] if url_state.problem else None
@@ -366,11 +398,11 @@ def _row_position(rows: Sequence[ProblemRow], row: ProblemRow | None) -> int:
     return next((i for i, other in enumerate(rows) if row and other.id == row.id), 0)
 
 
-def _export_handler(library: RunLibrary, kind: str) -> Any:
+def _export_handler(runs_of: VisitorRuns, kind: str) -> Any:
     @action("view pages")
-    def save(names: list[str], number: int) -> tuple[Any, int, Any]:
+    def save(request: gr.Request, names: list[str], number: int) -> tuple[Any, int, Any]:
         try:
-            runs, _ = read_runs(library, names)
+            runs, _ = runs_of.read(request, names)
             return export_runs(runs, kind, number + 1), number + 1, gr.skip()
         except PromptOrTuneError as error:
             return gr.skip(), number, components.error_html(error)

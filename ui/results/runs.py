@@ -1,11 +1,15 @@
 """Run library, cached score tables, and the table of problems of the Results page.
 
-Only the .jsonl files in a few folders can be opened, whatever name a browser sends.
+Only the .jsonl files in a few folders can be opened, whatever name a browser sends. A run over a data set of one's own
+holds its rows, so only who may use these data sets sees it.
 """
 
 from __future__ import annotations
 
+import gzip
+import json
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +22,7 @@ from common.paths import cache_dir
 from errors import PromptOrTuneError, UnknownNameError
 from evaluate.results import Result, Run, read_run
 from evaluate.table import MethodComparison, MethodRow, compare_methods, compare_runs, method_rows
+from tasks.datasets.registry import DATASETS
 from ui import components
 from ui.labels import method_label
 
@@ -27,6 +32,7 @@ SCORE_SUFFIXES = (".scores.jsonl", ".scores.jsonl.gz")
 MAX_DEPTH = 3
 MAX_LISTED = 500
 MAX_CACHED_RUNS = 8
+_MAX_HEAD_BYTES = 1 << 20  # of the first line of a run
 
 
 def default_runs_dir() -> Path:
@@ -36,10 +42,14 @@ def default_runs_dir() -> Path:
 
 @dataclass(frozen=True)
 class RunFile:
-    """A file that may be a run. The page shows and sends `name`; the path is never sent to a browser."""
+    """A file that may be a run. The page shows and sends `name`; the path is never sent to a browser.
+
+    `data` is the name of its data set, '' if the file is no run.
+    """
 
     name: str
     path: Path
+    data: str = ""
 
 
 class RunLibrary:
@@ -49,26 +59,44 @@ class RunLibrary:
         self._folders = tuple(folders)
         self._lock = threading.Lock()
         self._cache: OrderedDict[tuple[object, ...], Run] = OrderedDict()
+        self._data: dict[Path, tuple[object, str]] = {}
 
     @property
     def folders(self) -> tuple[tuple[str, Path], ...]:
         """The folders, each with the prefix of the names of its runs."""
         return self._folders
 
-    def list_runs(self) -> list[RunFile]:
-        """List all files that may be runs, folder by folder, at most MAX_LISTED.
+    def list_runs(self, *, own: bool = True) -> list[RunFile]:
+        """List all files that may be runs, folder by folder, at most MAX_LISTED; those over own data sets if `own`.
 
         In each folder the files with the fewest parent folders come first, and of these the largest ones.
         """
         entries = []
         for label, folder in self._folders:
             files = sorted(_run_files(folder), key=lambda file: (len(file.parts), -_file_size(file), file.name))
-            entries += [RunFile(f"{label}/{file.relative_to(folder).as_posix()}", file) for file in files]
+            listed = (
+                RunFile(f"{label}/{file.relative_to(folder).as_posix()}", file, self._data_of(file)) for file in files
+            )
+            entries += [entry for entry in listed if own or entry.data in DATASETS]
         return entries[:MAX_LISTED]
 
-    def load_run(self, name: str) -> Run:
+    def _data_of(self, path: Path) -> str:
+        """Return the name of the data set in the first line of a file, read once; '' if the file is no run."""
+        try:
+            state = path.stat()
+            key = (state.st_mtime_ns, state.st_size, state.st_ino)
+            known = self._data.get(path)
+            if known is None or known[0] != key:
+                with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+                    settings = json.loads(file.readline(_MAX_HEAD_BYTES))["settings"]
+                known = self._data[path] = key, str(settings["data"])
+        except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, RecursionError):
+            return ""
+        return known[1]
+
+    def load_run(self, name: str, *, own: bool = True) -> Run:
         """Return the run of that name. Raises PromptOrTuneError if it is not listed or its file is broken."""
-        path = next((entry.path for entry in self.list_runs() if entry.name == name), None)
+        path = next((entry.path for entry in self.list_runs(own=own) if entry.name == name), None)
         if path is None:
             raise UnknownNameError(f"There is no run '{name}' any more: choose another one.")
         key = _cache_key(path)
@@ -323,18 +351,18 @@ def problem_list_value(
     }
 
 
-def summary_component(value: str) -> gr.HTML:
+def summary_component(value: str, elem_id: str = "summary") -> gr.HTML:
     """Return the component of tables and plots. A click on a method triggers `select` with {"method": column key}."""
     return gr.HTML(
         value,
         html_template='<div role="status" aria-live="polite">${value}</div>',
         js_on_load=components.load_script("summary"),
         apply_default_css=False,
-        elem_id="summary",
+        elem_id=elem_id,
     )
 
 
-def problem_list_component() -> gr.HTML:
+def problem_list_component(elem_id: str = "problems") -> gr.HTML:
     """Return the list of problems. A click triggers `select` with {"id"} for a problem, {"from"} for another page."""
     template = (
         '<p class="result-count" role="status" aria-live="polite"></p><p class="legend muted"><span class="cells" '
@@ -349,7 +377,7 @@ def problem_list_component() -> gr.HTML:
         html_template=template,
         js_on_load=components.load_script("results"),
         apply_default_css=False,
-        elem_id="problems",
+        elem_id=elem_id,
     )
 
 

@@ -23,6 +23,7 @@ from common.paths import check_disk_space, make_dir, make_private_dir
 from errors import DataError, DiskSpaceError, PromptOrTuneError
 from jobs.job import safe_file_name
 from tasks.datasets.hub import is_hub_id
+from tasks.datasets.own import is_own_dataset
 from tasks.datasets.registry import DATASETS, TRAINING_DATASETS, require_training
 from tasks.datasets.tables import FORMATS
 from ui.access.bodies import ADDRESS_SHARE
@@ -122,9 +123,9 @@ class DraftStore:
         _delete_others(folder, draft.digest)
         return draft
 
-    def select_dataset(self, visitor: str, name: str, address: str = "") -> Draft:
-        """Save a draft of a built-in data set or one of the Hub. Raises DataError for any other name."""
-        draft = Draft(check_dataset_name(name), address=address)
+    def select_dataset(self, visitor: str, name: str, address: str = "", *, own: bool = False) -> Draft:
+        """Save a draft of a data set that has a name. Raises DataError as `check_dataset_name` does."""
+        draft = Draft(check_dataset_name(name, own=own), address=address)
         self.save(visitor, draft)
         return draft
 
@@ -184,13 +185,13 @@ class DraftStore:
             )
 
 
-def check_dataset_name(name: str) -> str:
-    """Return the name of a built-in data set or of one of the Hub.
+def check_dataset_name(name: str, *, own: bool = False) -> str:
+    """Return the name of a built-in data set, of one of the Hub, or with `own` of one of the owner of the app.
 
     Raises DataError for any other name, above all for a path of this machine.
     """
     name = name.strip()
-    if name in DATASETS:
+    if name in DATASETS or (own and is_own_dataset(name)):
         require_training(name)
         return name
     repository = re.split("[@:]", name, maxsplit=1)[0]

@@ -11,7 +11,7 @@ import logging
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,16 @@ from adapters.manifest import Owner
 from common.hub import HubAccess
 from errors import PromptOrTuneError
 from jobs.api import JobService
-from jobs.job import Job, ServingOptions, check_name_is_free, resolve_settings
+from jobs.job import ServingOptions, resolve_settings
 from tasks.datasets.bundled import STARTER
-from tasks.datasets.registry import DATASETS, load_examples
+from tasks.datasets.registry import is_dataset, load_examples
 from ui.access.guard import action
 from ui.access.policy import Visitor
 from ui.access.visitors import login_token
 from ui.components import error_html
 from ui.context import Context, hub_access
-from ui.train.drafts import Draft, DraftStore
+from ui.own_data import may_use_own, own_names
+from ui.train.drafts import Draft, DraftStore, check_dataset_name
 from ui.train.form import NO_LOCAL_BASE, TrainForm, command_updates, denied_reason
 from ui.train.preview import Event, PreviewClient, PreviewRequest
 from ui.train.preview_view import (
@@ -47,11 +48,13 @@ from ui.train.settings import (
     ALL_SETTINGS,
     apply_technique,
     error_updates,
+    find_unused_name,
     locate_error,
     parse_settings,
     recommended_technique,
     settings_for_technique,
     settings_updates,
+    suggest_adapter_name,
     technique_choices,
     training_quantization,
 )
@@ -68,7 +71,6 @@ _POLL_SECONDS = 0.3
 # Gradio 6.31: a dropdown that is still being mounted loses its value, so it is sent again after so many seconds.
 _MOUNT_DELAY_SECONDS = 1.0
 _FLAG_PATTERN = re.compile(r"--([a-z][a-z-]+)")
-_MAX_NAME_ATTEMPTS = 1000
 _log = logging.getLogger(__name__)
 
 
@@ -111,28 +113,6 @@ def train_config_fields(draft: Draft, serving: ServingOptions) -> dict[str, Any]
     }
 
 
-def suggest_adapter_name(technique: str, rows: str) -> str:
-    """Return an adapter name such as 'lora-my-pairs' for LoRA on my_pairs.csv or someone/my-pairs."""
-    kind = technique.split("-", maxsplit=1)[0] or "lora"
-    last = re.split(r"[@:]", rows)[0].rsplit("/", 1)[-1]
-    prefix = re.sub(r"\.(jsonl?|ndjson|[ct]sv|parquet)$", "", last.casefold())
-    slug = re.sub(r"[^a-z0-9]+", "-", prefix).strip("-")[:40].strip("-")
-    return f"{kind}-{slug or 'mine'}"
-
-
-def find_unused_name(name: str, home: Path, jobs: Iterable[Job]) -> str:
-    """Return `name`, or `name` with a number, that no adapter and no job has yet."""
-    others, prefix = list(jobs), re.sub(r"-\d+$", "", name)[:58]
-    for number in range(1, _MAX_NAME_ATTEMPTS):
-        candidate = name if number == 1 else f"{prefix}-{number}"
-        try:
-            check_name_is_free(candidate, home, others)
-        except PromptOrTuneError:
-            continue
-        return candidate
-    return name
-
-
 def flags_to_setting_names(message: str) -> str:
     """Replace the command-line flags in a message by the names of the settings."""
     return _FLAG_PATTERN.sub(lambda match: match[1].replace("-", "_"), message)
@@ -163,6 +143,7 @@ class PreviewReporter:
             first |= {form.report: title_html(draft), form.examples: "", form.cost: ""}
         yield first
         try:
+            check_draft(self.context, visitor, draft)
             path = self.drafts.path(visitor.id, draft) if draft.is_file else None
             values = resolve_settings(train_config_fields(draft, self.context.serving), self.context.serving, path)
             yield self.settings_updates(error_updates("", "")) | self.commands(draft)
@@ -207,7 +188,7 @@ class PreviewReporter:
             last: Event = {}
             for last in self.preview_client.preview(request, only_rows, access):
                 yield last
-            if "facts" not in last and values["dataset_name"] not in DATASETS:
+            if "facts" not in last and not is_dataset(str(values["dataset_name"])):
                 return
             yield {"progress": MODEL_LOADING}
             while loader.state().phase == "loading":
@@ -272,6 +253,12 @@ class PreviewReporter:
         return dict(zip(self.form.target.commands, updates, strict=True))
 
 
+def check_draft(context: Context, visitor: Visitor, draft: Draft) -> None:
+    """Raise DataError for a draft of a data set that this visitor may not use (any more)."""
+    if not draft.is_file:
+        check_dataset_name(draft.name, own=may_use_own(context, visitor))
+
+
 def draft_key(draft: Draft) -> str:
     """Return a key of the rows and the columns that are read."""
     return f"{draft.name}:{draft.digest}:{draft.columns}"
@@ -300,7 +287,12 @@ class TrainFormHandlers:
         """The tab was opened: yield what this visitor may do, and the draft that the page does not show yet."""
         form, visitor = self.form, self.context.visitors.identify(request)
         denied = self._denied_reason(visitor, "here")
-        yield {form.start: gr.Button(interactive=denied is None), form.start_note: _error_html(denied)}
+        names = own_names(own=may_use_own(self.context, visitor))
+        yield {
+            form.start: gr.Button(interactive=denied is None),
+            form.start_note: _error_html(denied),
+            form.own_data: gr.Dropdown(choices=[(name, name) for name in names], value=None, visible=bool(names)),
+        }
         draft = self.drafts.get(visitor.id) if self.policy.may(visitor, "look at rows") else None
         if draft is None or rendered_key == draft_key(draft):
             return
@@ -330,9 +322,12 @@ class TrainFormHandlers:
 
     def select_dataset(self, request: gr.Request, name: str, *values: Any) -> Iterator[Updates]:
         """A data set was named: make it the draft."""
-        yield from self._load_rows(
-            request, values, lambda visitor: self.drafts.select_dataset(visitor.id, name or "", visitor.address)
-        )
+
+        def select(visitor: Visitor) -> Draft:
+            own = may_use_own(self.context, visitor)
+            return self.drafts.select_dataset(visitor.id, name or "", visitor.address, own=own)
+
+        yield from self._load_rows(request, values, select)
 
     def load_example(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """The example rows were chosen: make a draft of them as a CSV file."""
@@ -407,6 +402,7 @@ class TrainFormHandlers:
         draft = replace(draft, technique=form_values.technique, settings=form_values.settings)
         is_hub = form_values.location == "hub"
         try:
+            check_draft(self.context, visitor, draft)
             with self._submit_lock:
                 self._check_job_limit(visitor)
                 job = self.job_service.submit(
@@ -470,6 +466,7 @@ class TrainFormHandlers:
         yield {
             **self.reporter.settings_updates(settings_updates(form_values.technique, settings)),
             form.file: None,
+            form.own_data: None,
             form.dataset_name: "" if draft.is_file else draft.name,
         }
         yield from self._report(request, visitor, draft, fresh=True)

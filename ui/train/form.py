@@ -26,6 +26,7 @@ from jobs.hf_jobs.hardware import (
 )
 from jobs.hf_jobs.submit import manual_commands
 from jobs.job import ServingOptions
+from tasks.datasets.own import is_own_dataset
 from ui import components
 from ui.access.guard import action, declare
 from ui.access.policy import Visitor
@@ -57,6 +58,7 @@ FULL_FINE_TUNING_HTML = Markup(
     "<code>python -m train --technique full</code>, then start Prompt or Tune with its folder as <code>--base</code>."
     "</p></details>"
 )
+OWN_ROWS_ARE_HERE = "# The rows of {} are on this machine alone: start the job above, which sends them."
 NO_LOCAL_BASE = (
     "Another engine answers here, and training needs the base itself: start Prompt or Tune without --backend, or with "
     "--base, to train."
@@ -165,6 +167,9 @@ def command_updates(
         commands = manual_commands(config, serving, upload_name, flavor or DEFAULT_HARDWARE)
     except PromptOrTuneError:
         return [gr.Textbox(""), gr.Textbox("")]
+    name = str(config["dataset_name"])
+    if not upload_name and is_own_dataset(name):
+        commands[1] = commands[1][0], OWN_ROWS_ARE_HERE.format(name)
     return [gr.Textbox(command, label=label) for label, command in commands]
 
 
@@ -220,6 +225,7 @@ class TrainForm:
     """Components of the form. `fields` have the order of ALL_SETTINGS; `draft_key` identifies the reported rows."""
 
     file: gr.File
+    own_data: gr.Dropdown
     dataset_name: gr.Textbox
     use_dataset: gr.Button
     example: gr.Button
@@ -248,7 +254,7 @@ class TrainForm:
     def outputs(self) -> list[Any]:
         """The outputs of every event."""
         return [
-            self.file, self.dataset_name, self.note, self.progress, self.report, self.intent, self.code,
+            self.file, self.own_data, self.dataset_name, self.note, self.progress, self.report, self.intent, self.code,
             self.examples, self.technique, *self.fields, *self.target.commands, self.cost, self.start, self.start_note,
             self.draft_key, self.selected_job,
         ]  # fmt: skip
@@ -260,6 +266,9 @@ def build_form(context: Context, selected_job: gr.State) -> TrainForm:
     with gr.Row(elem_id="train-rows", equal_height=True):
         file = gr.File(label="A file: JSONL, JSON, CSV or Parquet", height=150, scale=3, elem_id="train-file")
         with gr.Column(scale=2, min_width=280, elem_id="train-other-rows"):
+            own_data = gr.Dropdown(
+                [], value=None, label="Or a data set of yours", visible=False, min_width=180, elem_id="train-own"
+            )
             with gr.Row(elem_id="train-by-name"):
                 dataset_name = gr.Textbox(
                     label="Or a data set by name", placeholder="user/name on the Hub, conala, mbpp …", max_lines=1,
@@ -291,7 +300,7 @@ def build_form(context: Context, selected_job: gr.State) -> TrainForm:
         start = gr.Button("Start training", variant="primary", size="lg", scale=0, min_width=200, elem_id="train-start")
         start_note = components.live_region("", elem_id="train-start-note", role="alert")
     return TrainForm(
-        file, dataset_name, use_dataset, example, note, progress, report, intent, code, remove_rows, examples,
+        file, own_data, dataset_name, use_dataset, example, note, progress, report, intent, code, remove_rows, examples,
         technique, [*main_fields, *more_fields], target, cost, start, start_note, gr.State(""), selected_job,
     )  # fmt: skip
 

@@ -59,6 +59,7 @@ def _wire(form: TrainForm, handlers: TrainFormHandlers, tab: gr.Tab) -> None:
         outputs,
         **_PREVIEW_EVENT_OPTIONS,
     )
+    form.own_data.input(looking(handlers.select_dataset), [form.own_data, *inputs], outputs, **_PREVIEW_EVENT_OPTIONS)
     form.example.click(looking(handlers.load_example), inputs, outputs, **_PREVIEW_EVENT_OPTIONS)
     gr.on(
         [form.intent.input, form.code.input],

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from common.hub import HubAccess, visitor_hub_access
+from tasks.datasets.own import is_own_dataset
+from tasks.datasets.registry import dataset_version
 from ui.admission_queue import AdmissionQueue, Ticket
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -120,7 +122,10 @@ class PreviewClient:
         hub_access = {"token": access.token, "cache": str(access.cache) if access.cache else None}
         line = json.dumps({**values, "hub_access": hub_access}, sort_keys=True, default=str)
         # A digest, as the line may hold a token. An answer is for those with the same access.
-        key = hashlib.sha256(line.encode()).hexdigest()
+        # Rows of one's own may be replaced under their name: then the answer is another one.
+        name = str(values.get("dataset_name", ""))
+        version = dataset_version(name) if is_own_dataset(name) else ""
+        key = hashlib.sha256(f"{version}{line}".encode()).hexdigest()
         cached = self._cache.get(key)
         if cached is not None:
             yield from cached

@@ -31,7 +31,7 @@ from errors import DataError, PromptOrTuneError
 from models.source import Source
 from tasks.datasets.columns import Columns, detect_columns, quote_names
 from tasks.datasets.hub import fetch_tables, is_hub_id, use_hub_access
-from tasks.datasets.registry import DATASETS
+from tasks.datasets.registry import is_dataset
 from tasks.datasets.tables import open_table
 from tasks.datasets.upload import read_upload
 from train.config import TrainConfig
@@ -78,9 +78,9 @@ class _UnknownColumnsError(PromptOrTuneError):
 
 
 def _read_rows(config: TrainConfig, report_progress: Any) -> Iterator[Event]:
-    """Yield table and facts of a file or a data set of the Hub; nothing for built-in data sets (no errors)."""
+    """Yield table and facts of a file or a data set of the Hub; nothing for those that have names here (no errors)."""
     name = config.dataset_name
-    if name in DATASETS:
+    if is_dataset(name):
         return
     if is_hub_id(name) and not Path(name).is_file():
         report_progress(f"Fetching {name} from the Hub ...")

@@ -6,8 +6,9 @@ docs/results/techniques-conala.md.
 
 from __future__ import annotations
 
+import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import gradio as gr
 
 from common.format import quantization_label
-from jobs.job import DEFAULT_EVAL_EVERY, ServingOptions
+from errors import PromptOrTuneError
+from jobs.job import DEFAULT_EVAL_EVERY, Job, ServingOptions, check_name_is_free
 from tasks.prompt import STYLES
 from train.config import OPTIMIZERS, VIRTUAL_TOKENS_INIT_METHODS, TrainConfig
 from train.settings import FIELDS
@@ -30,6 +32,7 @@ _TECHNIQUE_TEXTS = {
     "prompt-tuning": "Learns a few tokens in front of the prompt and nothing else: the smallest file of all.",
     "prefix-tuning": "Learns keys and values that every layer reads first: small, but sensitive to the learning rate.",
 }
+_MAX_NAME_ATTEMPTS = 1000
 _TYPES = typing.get_type_hints(TrainConfig)
 _LORA_TECHNIQUES = tuple(name for name in TECHNIQUES if "lora" in name)
 _VIRTUAL_TOKEN_TECHNIQUES = tuple(name for name, technique in TECHNIQUES.items() if technique.uses_virtual_tokens)
@@ -311,3 +314,25 @@ def _table_description(lines: list[str]) -> str:
     base = facts.get("Base", "").split(" at ")[0].rsplit("/", 1)[-1]
     data = facts.get("Data", "").split(", sha256")[0].replace("conala", "CoNaLa")
     return f"{data} ({base})".replace("test, n = ", "test problems, n = ")
+
+
+def suggest_adapter_name(technique: str, rows: str) -> str:
+    """Return an adapter name such as 'lora-my-pairs' for LoRA on my_pairs.csv or someone/my-pairs."""
+    kind = technique.split("-", maxsplit=1)[0] or "lora"
+    last = re.split(r"[@:]", rows)[0].rsplit("/", 1)[-1]
+    prefix = re.sub(r"\.(jsonl?|ndjson|[ct]sv|parquet)$", "", last.casefold())
+    slug = re.sub(r"[^a-z0-9]+", "-", prefix).strip("-")[:40].strip("-")
+    return f"{kind}-{slug or 'mine'}"
+
+
+def find_unused_name(name: str, home: Path, jobs: Iterable[Job]) -> str:
+    """Return `name`, or `name` with a number, that no adapter and no job has yet."""
+    others, prefix = list(jobs), re.sub(r"-\d+$", "", name)[:58]
+    for number in range(1, _MAX_NAME_ATTEMPTS):
+        candidate = name if number == 1 else f"{prefix}-{number}"
+        try:
+            check_name_is_free(candidate, home, others)
+        except PromptOrTuneError:
+            continue
+        return candidate
+    return name

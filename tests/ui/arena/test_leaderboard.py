@@ -13,6 +13,8 @@ from evaluate.arena.votes import Player, VoteStore
 from tests.evaluate.arena.votes import BASE, LORA, RAG, ZERO, make_vote, make_votes
 from ui.arena.leaderboard import ALL_QUESTIONS, NO_VOTES, RatingsSection, build_ratings, ratings_html
 
+REQUEST = gr.Request()
+
 
 @pytest.fixture
 def section(tmp_path: Path) -> RatingsSection:
@@ -56,17 +58,27 @@ def test_section_selects_base_and_data_set(section: RatingsSection) -> None:
     for number in range(3):
         section.votes.add(make_vote(number, data="conala" if number else "starter"))
     section.votes.add(make_vote(9, base=other))
-    base, data, html, buttons = section.updates()
+    base, data, html, buttons = section.updates(REQUEST)
     assert (base.value, base.visible, [label for label, _ in base.choices]) == (
         "org/base|abc|nf4", True, ["base · NF4", "other · NF4"],
     )  # fmt: skip
     assert [name for _, name in data.choices] == [ALL_QUESTIONS, "conala", "starter"]
     assert "3 votes of one person" in html
     assert buttons.visible
-    assert "2 votes of one person" in section.updates(None, "conala")[2]
-    assert "1 vote of one person" in section.updates("org/other|abc|nf4", "conala")[2]
+    assert "2 votes of one person" in section.updates(REQUEST, None, "conala")[2]
+    assert "1 vote of one person" in section.updates(REQUEST, "org/other|abc|nf4", "conala")[2]
+
+
+def test_names_of_own_data_sets_are_shown_to_their_owner_alone(section: RatingsSection) -> None:
+    for number, data in enumerate(("starter", "", "mine")):
+        section.votes.add(make_vote(number, data=data))
+    names = [name for _, name in section.updates(REQUEST, None, "mine")[1].choices]
+    assert names == [ALL_QUESTIONS, "", "starter"]
+    assert "3 votes" in section.updates(REQUEST, None, "mine")[2]
+    owners = replace(section, sees_own=lambda request: request is REQUEST)
+    assert [name for _, name in owners.updates(REQUEST)[1].choices] == [ALL_QUESTIONS, "", "mine", "starter"]
 
 
 def test_broken_votes_file_shows_an_error(section: RatingsSection) -> None:
     section.votes.path.write_bytes(b"no database" * 1000)
-    assert "file is not a database" in section.updates()[2]
+    assert "file is not a database" in section.updates(REQUEST)[2]

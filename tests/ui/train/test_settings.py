@@ -14,19 +14,14 @@ from tests import messages
 from train.settings import FIELDS, make_config
 from train.techniques import TECHNIQUES
 from ui.train.drafts import Draft
-from ui.train.events import (
-    FormValues,
-    find_unused_name,
-    flags_to_setting_names,
-    suggest_adapter_name,
-    train_config_fields,
-)
+from ui.train.events import FormValues, flags_to_setting_names, train_config_fields
 from ui.train.settings import (
     ALL_SETTINGS,
     HIDDEN_SETTINGS,
     apply_technique,
     default_values,
     error_updates,
+    find_unused_name,
     locate_error,
     parse_settings,
     radio_choices,
@@ -34,6 +29,7 @@ from ui.train.settings import (
     recommended_technique,
     scores_note,
     settings_for_technique,
+    suggest_adapter_name,
     technique_choices,
     training_quantization,
 )

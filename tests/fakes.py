@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from adapters.store import AdapterStatus, Store
+from errors import AdapterError
 from models.identity import BaseIdentity
 from serve.engine.adapter_cache import AdapterCache
 from serve.engine.llm_engine import LLMEngine
@@ -93,6 +94,18 @@ class FakeEngine(LLMEngine):
 
     def unsupported_reason(self, method: Method) -> str | None:
         return self.unsupported.get(method.adapter or "")
+
+    def require_method(self, method: Method) -> None:
+        """Raise AdapterError for an unsupported method."""
+        if (reason := self.unsupported_reason(method)) is not None:
+            raise AdapterError(reason)
+
+    @property
+    def has_independent_rows(self) -> bool:
+        return True
+
+    def count_prompt_tokens(self, requests: Sequence[Request], sampling_params: SamplingParams) -> list[int]:
+        return [len(request.problem.intent) for request in requests]
 
     def stream(
         self,

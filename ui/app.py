@@ -32,6 +32,7 @@ from ui.adapters import page as adapters
 from ui.arena import page as arena
 from ui.compare import page
 from ui.context import CancelRegistry, Context
+from ui.data import page as data
 from ui.event_values import CheckedBlocks, EventErrorMiddleware
 from ui.html import render
 from ui.labels import base_label
@@ -86,6 +87,7 @@ PAGES = (
     ("compare", page.TITLE),
     ("arena", arena.TITLE),
     ("train", train.TITLE),
+    ("data", data.TITLE),
     ("results", results.TITLE),
     ("adapters", adapters.TITLE),
 )
@@ -121,6 +123,8 @@ def build_pages(
                 arena.build_arena(context, tabs["arena"])
             with tabs["train"]:
                 train.build_train(context, tabs["train"], form)
+            with tabs["data"]:
+                data.build_data(context, run_library, tabs["data"])
             with tabs["results"]:
                 results.build_results(run_library, tabs["results"], partial(own_allowed, context))
             with tabs["adapters"]:

@@ -80,14 +80,14 @@ def comparison_view(value: ComparisonView, *, elem_id: str = "comparison") -> gr
     )
 
 
-def method_chips(names: Sequence[str]) -> gr.HTML:
+def method_chips(names: Sequence[str], *, elem_id: str = "chips") -> gr.HTML:
     """Return the list of the chosen methods, which can be removed; its value is made by `chip_values`."""
     return gr.HTML(
         chip_values(names),
         html_template='<ul class="chips" tabindex="-1" aria-label="Methods"></ul>',
         js_on_load=load_script("chips"),
         apply_default_css=False,
-        elem_id="chips",
+        elem_id=elem_id,
     )
 
 

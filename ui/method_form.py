@@ -107,15 +107,22 @@ def add_adapter_updates(engine: LLMEngine, chips: Any, adapter: str) -> list[Any
     return [components.chip_values(names), gr.Dropdown(choices=adapters.choices), adapters.reasons]
 
 
-def build_method_form() -> MethodForm:
-    """Add the chips and the form to the current Blocks; adapters become choices once the engine is ready."""
-    with gr.Row(elem_id="methods"):
-        chips = components.method_chips(METHODS_WITHOUT_ADAPTER)
-        opener = gr.Button("Add a method", size="sm", scale=0, min_width=120, elem_id="add-method")
-    with gr.Row(visible=False, elem_id="method-form") as form:
-        kind = gr.Dropdown(METHOD_KINDS, value="icl", label="Kind", scale=2, min_width=170, elem_id="method-kind")
+def build_method_form(prefix: str = "") -> MethodForm:
+    """Add the chips and the form to the current Blocks; adapters become choices once the engine is ready.
+
+    `prefix` begins the ids of the components of a page other than Compare.
+    """
+    with gr.Row(elem_id=f"{prefix}methods", elem_classes="methods"):
+        chips = components.method_chips(METHODS_WITHOUT_ADAPTER, elem_id=f"{prefix}chips")
+        opener = gr.Button(
+            "Add a method", size="sm", scale=0, min_width=120, elem_id=f"{prefix}add-method", elem_classes="add-method"
+        )
+    with gr.Row(visible=False, elem_id=f"{prefix}method-form", elem_classes="method-form") as form:
+        kind = gr.Dropdown(
+            METHOD_KINDS, value="icl", label="Kind", scale=2, min_width=170, elem_id=f"{prefix}method-kind"
+        )
         adapter = gr.Dropdown(
-            [], value=None, label="Adapter", visible=False, scale=2, min_width=150, elem_id="method-adapter"
+            [], value=None, label="Adapter", visible=False, scale=2, min_width=150, elem_id=f"{prefix}method-adapter"
         )
         examples = gr.Dropdown(
             EXAMPLE_CHOICES,
@@ -124,7 +131,7 @@ def build_method_form() -> MethodForm:
             visible=False,
             scale=2,
             min_width=140,
-            elem_id="method-examples",
+            elem_id=f"{prefix}method-examples",
         )
         count = gr.Number(
             4,
@@ -133,10 +140,10 @@ def build_method_form() -> MethodForm:
             maximum=MAX_EXAMPLES,
             precision=0,
             min_width=140,
-            elem_id="method-k",
+            elem_id=f"{prefix}method-k",
         )
-        add = gr.Button("Add", size="md", scale=0, min_width=88, elem_id="method-add")
-    note = components.live_region("", elem_id="method-note")
+        add = gr.Button("Add", size="md", scale=0, min_width=88, elem_id=f"{prefix}method-add")
+    note = components.live_region("", elem_id=f"{prefix}method-note")
     is_open, reasons = gr.State(False), gr.State({})
 
     opener.click(_toggle_form, is_open, [is_open, form, opener, note], **components.EVENT_OPTIONS)

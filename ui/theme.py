@@ -10,7 +10,7 @@ from gradio.themes.utils import colors, sizes
 _HERE = Path(__file__).parent
 CSS_PATHS = (
     _HERE / "style.css",
-    *(_HERE / page / f"{page}.css" for page in ("arena", "train", "results", "adapters")),
+    *(_HERE / page / f"{page}.css" for page in ("arena", "train", "data", "results", "adapters")),
     _HERE / "train" / "jobs.css",
     _HERE / "train" / "publish.css",
 )

@@ -3,5 +3,5 @@ element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-method]");
   if (!button) return;
   trigger("select", { method: button.dataset.method });
-  document.querySelector("#filters")?.scrollIntoView({ block: "start" });
+  document.querySelector(element.closest("#data") ? "#data-problems" : "#filters")?.scrollIntoView({ block: "start" });
 });

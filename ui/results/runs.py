@@ -20,6 +20,7 @@ import gradio as gr
 
 from common.paths import cache_dir
 from errors import PromptOrTuneError, UnknownNameError
+from evaluate.recommendation import Recommendation, recommend
 from evaluate.results import Result, Run, read_run
 from evaluate.table import MethodComparison, MethodRow, compare_methods, compare_runs, method_rows
 from tasks.datasets.registry import DATASETS
@@ -165,6 +166,12 @@ def cached_pairs(run: Run) -> list[MethodComparison]:
     return list(_compute_cached("pairs", (run,), lambda: compare_methods(run)))
 
 
+def cached_recommendation(run: Run) -> Recommendation | None:
+    """Return the recommendation of a scored run, None where there is none (evaluate.recommendation.recommend)."""
+    recommendation: Recommendation | None = _compute_cached("recommendation", (run,), lambda: recommend(run))
+    return recommendation
+
+
 def cached_pairs_across(runs: Sequence[Run]) -> tuple[list[MethodComparison], str]:
     """Compare the methods that several runs share; the text says why they are not compared, '' if they are.
 
@@ -294,6 +301,16 @@ def filter_rows(table: ProblemTable, show: str, method: str, query: str) -> list
     ]
 
 
+def failures_first(table: ProblemTable, method: str = "") -> list[ProblemRow]:
+    """Return all rows, those that the fewest methods solved first; first of all the failures of the column `method`."""
+
+    def key(row: ProblemRow) -> tuple[bool, int]:
+        outcomes = {column.key: outcome(row.results.get(column.key)) for column in table.columns}
+        return outcomes.get(method) == "solved", list(outcomes.values()).count("solved")
+
+    return sorted(table.rows, key=key)
+
+
 def _matches_filter(table: ProblemTable, row: ProblemRow, show: str, method: str) -> bool:
     outcomes = {column.key: outcome(row.results.get(column.key)) for column in table.columns}
     solved_by = {key for key, value in outcomes.items() if value == "solved"}
@@ -359,6 +376,7 @@ def summary_component(value: str, elem_id: str = "summary") -> gr.HTML:
         js_on_load=components.load_script("summary"),
         apply_default_css=False,
         elem_id=elem_id,
+        elem_classes="run-summary",
     )
 
 
@@ -378,6 +396,7 @@ def problem_list_component(elem_id: str = "problems") -> gr.HTML:
         js_on_load=components.load_script("results"),
         apply_default_css=False,
         elem_id=elem_id,
+        elem_classes="problem-list",
     )
 
 

@@ -69,7 +69,7 @@ def test_section_selects_base_and_data_set(section: RatingsSection) -> None:
     assert "1 vote of one person" in section.updates(REQUEST, "org/other|abc|nf4", "conala")[2]
 
 
-def test_names_of_own_data_sets_are_shown_to_their_owner_alone(section: RatingsSection) -> None:
+def test_names_of_own_data_sets_are_listed_for_their_owner_alone(section: RatingsSection) -> None:
     for number, data in enumerate(("starter", "", "mine")):
         section.votes.add(make_vote(number, data=data))
     names = [name for _, name in section.updates(REQUEST, None, "mine")[1].choices]

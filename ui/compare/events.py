@@ -250,7 +250,7 @@ def wire_browser_state(page: ComparePage, context: Context, selection_events: Se
     outputs = [*page.history_outputs, picker.data, picker.problem, picker.note, *page.exports]
 
     @action("view pages")
-    def restore(value: Any, request: gr.Request) -> dict[Any, Any]:
+    def restore_fields(value: Any, request: gr.Request) -> dict[Any, Any]:
         own = own_allowed(context, request)
         state = parse_browser_state(value, own_names(own=own))
         changes: dict[Any, Any] = {page.history_state: gr.skip()}
@@ -277,7 +277,7 @@ def wire_browser_state(page: ComparePage, context: Context, selection_events: Se
 
     def restore_after(page_loaded: Any) -> None:
         filled = page_loaded.then(
-            restore,
+            restore_fields,
             page.storage_writer,
             outputs,
             js="() => [window.promptOrTune.readStoredState()]",

@@ -92,16 +92,16 @@ def build_run_section(context: Context) -> RunSection:
             16, MAX_NEW_TOKENS, DEFAULT_TOKENS, step=16, label="Longest answer in tokens", min_width=220,
             elem_id="data-run-tokens",
         )  # fmt: skip
-        limit = gr.Number(
-            None, label="Rows at most (empty: all)", precision=0, minimum=1, min_width=150, elem_id="data-run-limit"
-        )
+        limit = gr.Number(0, label="Rows at most (0: all)", precision=0, min_width=150, elem_id="data-run-limit")
     form = build_method_form("data-")
     with gr.Row(elem_id="data-run-actions"):
         run = gr.Button("Run", variant="primary", size="lg", scale=0, min_width=132, elem_id="data-run")
         stop = gr.Button("Stop", variant="stop", size="lg", scale=0, min_width=132, visible=False, elem_id="data-stop")
         status = components.live_region("", elem_id="data-run-status")
     with gr.Row(elem_id="data-run-results"):
-        runs = gr.Dropdown([], value=None, label="Run", min_width=260, elem_id="data-runs")
+        runs = gr.Dropdown(
+            [], value=None, label="Results of the run", visible=False, min_width=260, elem_id="data-runs"
+        )
         resume = gr.Button("Continue it", size="md", scale=0, min_width=130, visible=False, elem_id="data-resume")
     advice = gr.HTML("", apply_default_css=False, js_on_load=None, elem_id="data-advice")
     summary = summary_component("", elem_id="data-summary")
@@ -225,6 +225,7 @@ class RunEvents:
         changes[section.runs] = gr.Dropdown(
             choices=[(_short_name(file.name), file.name) for file in files],
             value=name if name in {file.name for file in files} else None,
+            visible=bool(files),
         )
         if running:
             changes[section.resume] = gr.Button(visible=False)

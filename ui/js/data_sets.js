@@ -6,4 +6,5 @@ element.addEventListener("click", (event) => {
   const question = `Delete the data set '${data.name}' with all its rows? Its runs and adapters stay.`;
   if (data.do === "delete" && !confirm(question)) return;
   trigger("select", data);
+  if (data.do === "ask") document.querySelector("#data-run-title")?.scrollIntoView({ block: "start" });
 });

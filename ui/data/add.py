@@ -21,15 +21,14 @@ import gradio as gr
 
 from common.hub import HubAccess
 from errors import DataError
-from tasks.datasets.hub import is_hub_id
 from tasks.datasets.own import OwnDataset, RowOptions, suggest_dataset_name
 from tasks.datasets.registry import DATASETS
-from tasks.datasets.tables import FORMATS
 from ui import components
 from ui.access.policy import Visitor
 from ui.access.quota import check_upload_size
 from ui.context import Context, hub_access
 from ui.html import render
+from ui.train.drafts import check_dataset_name
 
 _ROOT = Path(__file__).resolve().parents[2]
 MAX_SECONDS = 600.0
@@ -84,8 +83,8 @@ def add_rows(
     policy.check(visitor, "use own data sets")
     if isinstance(source, Path):
         check_upload_size(source.stat().st_size, policy.limits.upload_bytes, f"'{source.name}'")
-    elif not is_hub_id(source) or Path(source).suffix.casefold() in FORMATS:
-        raise DataError(f"'{source[:80]}' is no data set of the Hub: write user/name, or user/name@revision.")
+    elif check_dataset_name(source) in DATASETS:
+        raise DataError(f"'{source}' is a data set that everybody has: it need not be added.")
     access = hub_access(context, visitor, token)
     request = AddRequest(
         str(source),
@@ -202,9 +201,9 @@ def form_values(values: Sequence[Any]) -> tuple[Path | str, str, RowOptions, boo
     hub = str(hub or "").strip()
     if not file and not hub:
         raise DataError(NO_SOURCE)
-    columns = (str(column).strip() or None if column else None for column in (intent, code, tests, group))
+    intent, code, tests, group = (str(column or "").strip() or None for column in (intent, code, tests, group))
     try:
-        options = RowOptions(*columns, float(validation) / 100, float(test) / 100, int(seed))
+        options = RowOptions(intent, code, tests, group, float(validation) / 100, float(test) / 100, int(seed))
     except (TypeError, ValueError, OverflowError):
         raise DataError("The shares and the seed must be numbers: fill them in.") from None
     return Path(file) if file else hub, str(name or ""), options, bool(overwrite)

@@ -50,6 +50,8 @@ def dataset_version(name: str) -> str:
 
     What is computed from rows and kept in memory is kept under it. Raises UnknownNameError for an unknown name.
     """
+    if not is_dataset(name):
+        raise unknown_name_error("data set", name, dataset_names())
     return "" if name in DATASETS else read_own_dataset(name).version
 
 

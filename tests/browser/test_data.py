@@ -14,6 +14,7 @@ from tests.fakes import FakeEngine
 from tests.ui.own_rows import write_rows
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("sandbox")]
+ADD_SECONDS = 300  # a process imports torch first, with little priority
 RIGHT = "def number_{0}():\n    return {0}"
 
 
@@ -51,7 +52,7 @@ def test_rows_are_added_asked_and_deleted(driver: WebDriver, url: str, rows_file
     page.find("#data-file input[type=file]").send_keys(rows_file)
     until(lambda: page.find("#data-name input, #data-name textarea").get_property("value") == "my-rows", 20)
     page.find("#data-add").click()
-    until(lambda: "21 train, 3 validation, 6 test rows of My Rows.jsonl" in page.text("#data-added"), 90)
+    until(lambda: "21 train, 3 validation, 6 test rows of My Rows.jsonl" in page.text("#data-added"), ADD_SECONDS)
     assert "30 of 30 rows have tests" in page.text("#data-added")
     until(lambda: page.text("#data-sets h3") == "my-rows")
     page.find("#data-sets [data-do=rows]").click()
@@ -63,10 +64,10 @@ def test_rows_are_added_asked_and_deleted(driver: WebDriver, url: str, rows_file
     until(lambda: not page.text("#data-rows"))
 
     page.find("#data-run").click()
-    until(lambda: "Answers:" in page.text("#data-run-status"), 20)
+    until(lambda: "Answers:" in page.text("#data-run-status"), 60)
     page = open_data(driver, url, "dark")  # the run goes on without the page, and is found again
-    until(lambda: "Done: all rows are answered and scored." in page.text("#data-run-status"), 60)
-    until(lambda: page.all("#data-problems li button"), 20)
+    until(lambda: "Done: all rows are answered and scored." in page.text("#data-run-status"), 120)
+    until(lambda: page.all("#data-problems li button"), 60)
     assert "Pass@1" in page.text("#data-summary table")
     assert page.text("#data-advice")
     assert page.text("#data-problems li .verdict").startswith("solved by 0 of 3")

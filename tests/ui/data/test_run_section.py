@@ -66,7 +66,7 @@ def test_run_is_started_stopped_and_continued(events: RunEvents) -> None:
     assert (done[section.resume].visible, done[section.problems]["total"]) == (False, 6)
     assert "Nothing is recommended" in done[section.advice]
     problem = done[section.problems]["rows"][0]["id"]
-    opened = events.select_problem(name, "", "", SimpleNamespace(_data={"id": problem}))  # type: ignore[arg-type]
+    opened = events.select_problem(name, "", "", SimpleNamespace(_data={"id": problem}))
     assert len(opened[section.answers]["cards"]) == 2
     assert opened[section.problem] == problem
 
@@ -91,7 +91,7 @@ def test_runs_of_other_folders_are_not_opened(events: RunEvents, tmp_path: Path)
     assert "not scored yet" in selected[events.section.summary]
     assert selected[events.section.resume].visible is False, "a command continues it"
     with pytest.raises(PromptOrTuneError):
-        events.select_method("docs/results/public.jsonl", SimpleNamespace(_data={}))  # type: ignore[arg-type]
+        events.select_method("docs/results/public.jsonl", SimpleNamespace(_data={}))
 
 
 def test_failures_come_first(tmp_path: Path) -> None:

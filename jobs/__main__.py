@@ -1,4 +1,4 @@
-"""Command line of training jobs: lists, shows, runs, cancels, resumes, finishes and deletes jobs.
+"""Command line of jobs (trainings and advice): lists, shows, runs, cancels, resumes, finishes and deletes them.
 
     python -m jobs list
     python -m jobs show ID | log ID | cancel ID | resume ID | finish ID | delete ID
@@ -19,17 +19,17 @@ from collections.abc import Sequence
 from common.command import run_command
 from common.paths import cache_dir
 from jobs.api import JobService
-from jobs.job import Job
+from jobs.job import Job, Progress
 
 # The app answers requests while a job trains and has priority on the cores.
 _NICE = 5
 _JOB_COMMANDS = {
     "show": "show the state of a job",
     "log": "print the last lines of its log",
-    "cancel": "stop it after saving a checkpoint",
-    "resume": "continue from the checkpoint, or begin again",
-    "finish": "make an adapter of its best checkpoint",
-    "delete": "remove an ended job and its checkpoints",
+    "cancel": "stop it; a training saves a checkpoint first",
+    "resume": "continue from the checkpoint or the last finished step, or begin again",
+    "finish": "make an adapter of the best checkpoint of a training",
+    "delete": "remove an ended job with its checkpoints or its advice",
     "run": "run one queued job in this process",
 }
 
@@ -92,15 +92,19 @@ def _print_jobs(service: JobService) -> None:
     if not jobs:
         print(f"There are no jobs in {service.root}.")
     for job in jobs:
-        print(f"{job.id}  {job.state:8}  {job.adapter}  ({job.data_name})  {job.message}")
+        about = f"advice on {job.data_name}" if job.kind == "advise" else f"{job.adapter}  ({job.data_name})"
+        print(f"{job.id}  {job.state:8}  {about}  {job.message}")
 
 
 def _print_job(service: JobService, job: Job) -> None:
     progress, verdict, adapter = service.progress(job.id), service.verdict(job.id), service.adapter_folder(job.id)
-    print(f"{job.adapter}: {job.state}{f', {job.stage}' if job.stage else ''}. {job.message}")
+    title = f"Advice on {job.data_name}" if job.kind == "advise" else job.adapter
+    print(f"{title}: {job.state}{f', {job.stage}' if job.stage else ''}. {job.message}")
     if job.queue_position:
         print(f"{job.queue_position} {'job' if job.queue_position == 1 else 'jobs'} ahead of it.")
-    if progress.step:
+    if job.kind == "advise":
+        _print_advice(service, job, progress)
+    elif progress.step:
         left = "" if progress.left_seconds is None else f", about {progress.left_seconds:.0f} s left"
         print(
             f"Step {progress.step} of {progress.steps}, {progress.seconds:.0f} s of training, "
@@ -110,6 +114,15 @@ def _print_job(service: JobService, job: Job) -> None:
         print(verdict.sentence)
     if adapter is not None:
         print(f"Its adapter: {adapter}")
+
+
+def _print_advice(service: JobService, job: Job, progress: Progress) -> None:
+    advice = service.advice(job.id)
+    if progress.steps:
+        total = "" if progress.left_seconds is None else f", about {progress.left_seconds:.0f} s left"
+        print(f"{progress.step} of {progress.steps} steps, {progress.seconds:.0f} s{total}.")
+    if advice.report_path.is_file():
+        print(f"Its report: {advice.report_path}")
 
 
 if __name__ == "__main__":

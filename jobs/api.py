@@ -1,4 +1,4 @@
-"""JobService: submit, list, cancel, resume and delete training jobs, and start the worker process.
+"""JobService: submit, list, cancel, resume and delete jobs, and start the worker process.
 
 Several programs may use the jobs of one home at once; all state is on disk.
 """
@@ -19,11 +19,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from adapters.checks import check_name
 from adapters.manifest import NO_OWNER, Owner
+from advise.folder import AdviceFolder
+from advise.options import AdviseOptions
 from common.files import is_locked
 from common.format import utc_timestamp
 from common.paths import make_dir, make_private_dir
-from errors import PromptOrTuneError
+from errors import PromptOrTuneError, unknown_name_error
+from jobs.advice import advice_folder, advice_progress, finished_steps
 from jobs.job import (
     ENDED_STATUSES,
     ComputeTarget,
@@ -48,6 +52,7 @@ from jobs.store import (
     read_progress,
     remove_checkpoints,
 )
+from tasks.datasets.registry import dataset_names, is_dataset
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 # A worker that ends at once, for example because the disk is full, is not restarted more often.
@@ -128,13 +133,12 @@ class JobService:
         where: ComputeTarget = "here",
         flavor: str = "",
     ) -> Job:
-        """Add a new job to the queue, start a worker if none lives, and return the job.
+        """Add a new training to the queue, start a worker if none lives, and return the job.
 
         `config` has TrainConfig's fields by name; with `visitor_data` its data set of the Hub is fetched without the
         token and the cache of this machine. `data`, an uploaded file, is copied to the job's folder and replaces
         dataset_name. Raises PromptOrTuneError for invalid settings, a name that is taken, and a local path as data set.
         """
-        make_private_dir(self.root)
         id = new_job_id()
         target = self.root / id / "data" / safe_file_name(data_name or data.name) if data else None
         values = json.loads(json.dumps(resolve_settings(config, serving, target), default=str))
@@ -148,21 +152,36 @@ class JobService:
             owner.id,
             owner.name,
             visitor_data,
+            "train",
             where,
             flavor,
             created=utc_timestamp(),
         )
-        staged = self.root / f".{id}.new"
-        try:
-            make_dir(staged / "data")
-            if data and target:
-                copy_upload(data, staged / "data" / target.name)
-            self._enqueue(job, JobFolder(self.root, id), staged)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
-        with suppress(PromptOrTuneError):  # the job is queued; the next look at the jobs tries again
-            self.ensure_worker()
-        return self.get_job(id)
+        return self._add(job, data, target.name if target else "")
+
+    def submit_advice(
+        self, options: AdviseOptions, serving: ServingOptions, *, owner: Owner = NO_OWNER, data_name: str = ""
+    ) -> Job:
+        """Add a job that gives advice to the queue, start a worker if none lives, and return the job.
+
+        `data_name` is a name for people (default: that of the data set). Raises PromptOrTuneError for an unknown data
+        set and for a name of the adapter that is invalid or taken.
+        """
+        check_name(options.adapter)
+        if not is_dataset(options.data):
+            raise unknown_name_error("data set", options.data, dataset_names())
+        job = Job(
+            new_job_id(),
+            options.adapter,
+            options.to_json(),
+            serving,
+            data_name or options.data,
+            owner.id,
+            owner.name,
+            kind="advise",
+            created=utc_timestamp(),
+        )
+        return self._add(job, None, "")
 
     def list_jobs(self) -> list[Job]:
         """Return all jobs, the newest first."""
@@ -188,9 +207,11 @@ class JobService:
         return job
 
     def progress(self, id: str) -> Progress:
-        """Return the progress of its training, also after its end."""
+        """Return the progress of its training or its advice, also after its end."""
         folder = JobFolder(self.root, id)
         job, state = folder.read_job_and_state()
+        if job.kind == "advise":
+            return advice_progress(advice_folder(folder))
         run_log = self.home / "adapters" / f".{job.adapter}.run" / "log.jsonl"
         is_own_run = not job.is_ended or self.has_checkpoint(id)
         logs = [folder.curve_path, *([run_log] if is_own_run else [])]
@@ -207,6 +228,14 @@ class JobService:
         except OSError:
             return []
         return text.splitlines()[-lines:] if lines > 0 else []
+
+    def advice(self, id: str) -> AdviceFolder:
+        """Return the files of its advice. Raises PromptOrTuneError for a training."""
+        folder = JobFolder(self.root, id)
+        job = folder.read_job()
+        if job.kind != "advise":
+            raise PromptOrTuneError(f"The job '{job.adapter}' is a training, and no advice: `show` has its progress.")
+        return advice_folder(folder)
 
     def verdict(self, id: str) -> Verdict | None:
         """Return the result of its scoring; None before it is scored."""
@@ -231,11 +260,14 @@ class JobService:
         return self.get_job(id)
 
     def resume(self, id: str) -> Job:
-        """Queue it again, from its last checkpoint or the last scored batch; without either it begins again."""
+        """Queue it again, from its last checkpoint, scored batch or finished step; without one it begins again."""
         return self._requeue(id, finish=False)
 
     def finish_from_checkpoint(self, id: str) -> Job:
-        """Queue it to make an adapter of its best checkpoint without further training."""
+        """Queue it to make an adapter of its best checkpoint without further training.
+
+        Raises PromptOrTuneError for an advice, which has no checkpoint.
+        """
         if not self.has_checkpoint(id):
             raise PromptOrTuneError(
                 f"The job '{self.get_job(id).adapter}' has no checkpoint to make an adapter of: resume it."
@@ -243,7 +275,7 @@ class JobService:
         return self._requeue(id, finish=True)
 
     def delete(self, id: str) -> None:
-        """Delete an ended job with its checkpoints; a finished adapter stays."""
+        """Delete an ended job with its checkpoints or its advice; a finished adapter stays."""
         folder = JobFolder(self.root, id)
         with exclusive(self.root):
             job = folder.read_job()
@@ -272,6 +304,21 @@ class JobService:
         if any(folder.read_state().state not in ENDED_STATUSES for folder in job_folders(self.root)):
             self._launcher.ensure_running()
 
+    def _add(self, job: Job, data: Path | None, data_file: str) -> Job:
+        """Write the folder of a new job, with a copy of `data` under this name, and queue the job."""
+        make_private_dir(self.root)
+        staged = self.root / f".{job.id}.new"
+        try:
+            make_dir(staged / "data")
+            if data:
+                copy_upload(data, staged / "data" / data_file)
+            self._enqueue(job, JobFolder(self.root, job.id), staged)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+        with suppress(PromptOrTuneError):  # the job is queued; the next look at the jobs tries again
+            self.ensure_worker()
+        return self.get_job(job.id)
+
     def _enqueue(self, job: Job, folder: JobFolder, staged: Path) -> None:
         """Rename the staged folder to the job's, so that it is never incomplete, and add a message to the queue."""
         with exclusive(self.root):
@@ -294,7 +341,7 @@ class JobService:
                 )
             if not job.config:
                 raise PromptOrTuneError(job.message)
-            if last_checkpoint(job, self.home) is None and not is_trained(job, state, self.home):
+            if not self._has_work(job) and not is_trained(job, state, self.home):
                 check_name_is_free(
                     job.adapter, self.home, [other for other in self._unfinished_jobs() if other.id != id]
                 )
@@ -318,4 +365,10 @@ class JobService:
 
     def _unfinished_jobs(self) -> list[Job]:
         """Return the jobs that may still write an adapter of their name."""
-        return [job for job in self.list_jobs() if not job.is_ended or last_checkpoint(job, self.home) is not None]
+        return [job for job in self.list_jobs() if not job.is_ended or self._has_work(job)]
+
+    def _has_work(self, job: Job) -> bool:
+        """Return whether the job, resumed, would continue from a checkpoint or behind a finished step."""
+        if job.kind == "advise":
+            return job.state != "done" and finished_steps(advice_folder(JobFolder(self.root, job.id))) > 0
+        return last_checkpoint(job, self.home) is not None

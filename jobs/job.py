@@ -1,4 +1,4 @@
-"""Training job types (Job, Progress, Verdict), and the validation of a new job's settings, name and data."""
+"""Types of jobs (Job, Progress, Verdict), and the validation of a new job's settings, name and data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from train.settings import FIELDS, make_config
 # queued: waits for the worker. running: has a process. stopping: a person asked it to stop, and it saves a checkpoint.
 # stopped: ended by a person, with or without a checkpoint. failed: ended by an error, which `message` states.
 JobStatus = Literal["queued", "running", "stopping", "stopped", "failed", "done"]
-JobStage = Literal["", "training", "scoring"]
+JobStage = Literal["", "training", "scoring", "advising"]
+JobKind = Literal["train", "advise"]
 ComputeTarget = Literal["here", "hub"]  # this machine, or Hugging Face Jobs
 
 ENDED_STATUSES: tuple[JobStatus, ...] = ("stopped", "failed", "done")
@@ -56,13 +57,16 @@ def model_options(serving: ServingOptions) -> ModelOptions:
 
 @dataclass(frozen=True)
 class Job:
-    """One training job. `config` has TrainConfig's fields by name (train.settings.make_config reads it).
+    """One job. `config` has TrainConfig's fields by name (train.settings.make_config reads it).
+
+    A job of the kind "advise" answers whether to prompt, to retrieve or to fine-tune (jobs.advice): its `config` is
+    what `AdviseOptions.to_json` wrote, and `adapter` the name of the adapter that it may make.
 
     `owner` is the id of the visitor who submitted it, '' for a job from the command line, and `owner_name` the name of
     the login. With `visitor_data` a data set of the Hub is fetched without the token and the cache of this machine,
-    which are its owner's. `data_name` is the name of
-    the uploaded file, or of the data set. Times are ISO 8601 in UTC, '' before they are known. `message` is text for
-    people: the last progress line, or the error. `queue_position` counts the jobs ahead of a queued one.
+    which are its owner's. `data_name` is the name of the uploaded file, or of the data set. Times
+    are ISO 8601 in UTC, '' before they are known. `message` is text for people: the last progress line, or the error.
+    `queue_position` counts the jobs ahead of a queued one.
     """
 
     id: str
@@ -73,6 +77,7 @@ class Job:
     owner: str = ""
     owner_name: str = ""
     visitor_data: bool = False
+    kind: JobKind = "train"
     where: ComputeTarget = "here"
     flavor: str = ""  # hardware of Hugging Face Jobs, such as "a10g-small"
     created: str = ""

@@ -1,7 +1,7 @@
-"""The process of one job: train, score, store the result, and stop cleanly when asked.
+"""The process of one job: train and score, or advise, store the result, and stop cleanly when asked.
 
-The process may be killed at any moment; the worker starts it again, and it continues from the last checkpoint or the
-last scored batch.
+The process may be killed at any moment; the worker starts it again, and it continues from the last checkpoint, the
+last scored batch, or the last finished step of an advice.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from common.format import utc_timestamp
 from common.hub import HubAccess, visitor_hub_access
 from common.paths import ProgressFn
 from errors import PromptOrTuneError, TrainingError
+from jobs.advice import advice_folder, advice_message, advise_job, claim_adapter, finished_steps, written_bytes
 from jobs.job import Job, JobStage, Verdict, job_config
 from jobs.store import (
     JobFolder,
@@ -212,10 +213,13 @@ class _JobRunner:
         job = self._start()
         with StopWatcher(self._folder.stop_path, self._attached, self._record_first_step) as watcher:
             try:
-                adapter = self._train(job, watcher)
-                verdict = self._score(job, adapter)
-                watcher.ignore_stops()
-                self._finish(adapter, *verdict)
+                if job.kind == "advise":
+                    self._advise(job, watcher)
+                else:
+                    adapter = self._train(job, watcher)
+                    verdict = self._score(job, adapter)
+                    watcher.ignore_stops()
+                    self._finish(adapter, *verdict)
                 return EXIT_DONE
             except KeyboardInterrupt:  # JobStoppedError, or a second Ctrl-C while a checkpoint was being saved
                 return self._handle_stop(watcher)
@@ -231,8 +235,7 @@ class _JobRunner:
                 raise PromptOrTuneError(f"The job '{job.adapter}' is not queued: it is {job.state}.")
             trained = is_trained(job, state, self._home)
             self._first_step = self._start_step(job)
-            # (step, bytes of scores): a trained job has passed all steps, so only its scoring can get further.
-            reached = (sys.maxsize if trained else self._first_step), self._scored_bytes()
+            reached = self._reached(job, trained)
             self._folder.stop_path.unlink(missing_ok=True)
             self._folder.write_state(
                 replace(
@@ -250,14 +253,29 @@ class _JobRunner:
             )
         return self._folder.read_job()
 
+    def _reached(self, job: Job, trained: bool) -> tuple[int, int]:
+        """Return how far the earlier attempts came (JobState.reached)."""
+        if job.kind == "advise":
+            return self._first_step, written_bytes(advice_folder(self._folder))
+        # A trained job has passed all steps, so only its scoring can get further.
+        return (sys.maxsize if trained else self._first_step), self._scored_bytes()
+
     def _start_step(self, job: Job) -> int:
         """Return the step from which this attempt continues."""
+        if job.kind == "advise":
+            return finished_steps(advice_folder(self._folder))
         checkpoint = last_checkpoint(job, self._home)
         return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else last_step(self._folder.curve_path)
 
     def _scored_bytes(self) -> int:
         scores = self._folder.scores_path
         return scores.stat().st_size if scores.exists() else 0
+
+    def _advise(self, job: Job, stop_watcher: StopWatcher) -> None:
+        self._set_stage("advising")
+        result = advise_job(job, self._folder, self._home, self.report)
+        stop_watcher.ignore_stops()
+        self._end_done(job, advice_message(result) or "The advice is ready.")
 
     def _train(self, job: Job, stop_watcher: StopWatcher) -> Path:
         self._set_stage("training")
@@ -303,10 +321,14 @@ class _JobRunner:
             record_scores(adapter, scores)
             self._folder.write_verdict(verdict)
             message = verdict.sentence
+        self._end_done(self._folder.read_job(), message)
+
+    def _end_done(self, job: Job, message: str) -> None:
         self._log(message)
-        self._end_job(
-            replace(self._folder.read_state(), state="done", stage="", message=self._strip_home_path(message))
-        )
+        state = replace(self._folder.read_state(), state="done", stage="", message=self._strip_home_path(message))
+        if job.kind == "advise":
+            state = replace(state, trained=claim_adapter(job, self._folder, self._home))
+        self._end_job(state)
 
     def _handle_stop(self, stop_watcher: StopWatcher) -> int:
         """End the job if a person stopped it; if the system did, leave it running for the next worker to continue."""
@@ -315,7 +337,10 @@ class _JobRunner:
             job = self._folder.read_job()
             checkpoint = last_checkpoint(job, self._home)
             state = self._folder.read_state()
-            if state.trained:
+            if job.kind == "advise":
+                state = replace(state, trained=claim_adapter(job, self._folder, self._home))
+                message = self._stopped_advice_message()
+            elif state.trained:
                 message = "Stopped; the adapter is trained, and a resumed job continues its scoring."
             elif checkpoint:
                 message = f"Stopped; the checkpoint of step {checkpoint.name.rsplit('-', 1)[1]} is saved."
@@ -323,6 +348,12 @@ class _JobRunner:
                 message = "Stopped before the first checkpoint."
             self._end_job(replace(state, state="stopped", stage="", message=message))
         return EXIT_STOPPED
+
+    def _stopped_advice_message(self) -> str:
+        count = finished_steps(advice_folder(self._folder))
+        if not count:
+            return "Stopped before the first step was finished."
+        return f"Stopped; {count} finished step{' is' if count == 1 else 's are'} stored, and a resumed advice goes on."
 
     def _handle_error(self, error: Exception) -> int:
         if isinstance(error, PromptOrTuneError):

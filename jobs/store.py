@@ -4,7 +4,7 @@
 - state.json: the state (JobState), replaced atomically
 - stop: exists while a person wants the running process to stop
 - running: locked by the process that runs the job
-- log.txt, log.jsonl, scores.jsonl, verdict.json, data/<uploaded file>
+- log.txt, log.jsonl, scores.jsonl, verdict.json, data/<uploaded file>; of an advice: advice/ (advise.folder)
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LOCK_TIMEOUT_SECONDS = 60.0  # a change of state takes milliseconds
 _JOB_STATE_FIELDS = ("state", "stage", "message", "started", "ended", "attempts")
 _REQUEST_FIELDS = ("id", "adapter", "config", "data_name", "owner", "where", "flavor", "created")
 # Fields that the requests of earlier versions lack.
-_LATER_FIELDS: Mapping[str, Any] = {"owner_name": "", "visitor_data": False}
+_LATER_FIELDS: Mapping[str, Any] = {"owner_name": "", "visitor_data": False, "kind": "train"}
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class JobState:
     `queued` is the time since which the job waits; the longest waiting job is next. `generation` numbers the entries
     that the job had in the queue: an entry with another number is outdated and ignored. `finish` asks for the adapter
     of the best checkpoint. `trained` is true once the adapter is written. `crashes` counts the unexpected ends of the
-    process since the job last exceeded `reached`, its furthest (step, bytes of scores). `steps` is the length of the
-    training, 0 before it is known. `anchor` is the first step that this attempt finished, with its time in seconds
-    since 1970, from which the remaining time is estimated.
+    process since the job last exceeded `reached`, its furthest (step, bytes of scores), or (finished steps, bytes of
+    answers and logs) of an advice. `steps` is the length of the training, 0 before it is known. `anchor` is the first
+    step that this attempt finished, with its time in seconds since 1970, from which the remaining time is estimated.
     """
 
     state: JobStatus = "queued"
@@ -226,7 +226,10 @@ _RESOLVED_SETTINGS = ("model_name_or_path", "model_revision", "target_modules", 
 
 
 def last_checkpoint(job: Job, home: Path) -> Path | None:
-    """Return the last checkpoint of an unfinished job; None without one, or when the run on disk is another job's."""
+    """Return the last checkpoint of an unfinished training.
+
+    None without one, for an advice, and when the run on disk is another job's.
+    """
     run = _own_run_directory(job, home)
     return run.last_checkpoint() if run else None
 
@@ -241,12 +244,13 @@ def last_complete_checkpoint(run_dir: RunDirectory) -> Path | None:
 def is_trained(job: Job, state: JobState, home: Path) -> bool:
     """Return whether the adapter of this name exists and was made by this job.
 
-    The manifest of a remotely trained adapter has other settings than the job, so for these `state.trained` decides.
+    The manifest of an adapter that was trained remotely or for an advice has other settings than the job, so for these
+    `state.trained` decides.
     """
     folder = home / "adapters" / job.adapter
     if not job.config or not folder.is_dir():
         return False
-    if job.where == "hub":
+    if job.where == "hub" or job.kind == "advise":
         return state.trained
     try:
         return was_made_by(folder, job_config(job, home))
@@ -282,7 +286,7 @@ def remove_leftovers(target: Path) -> None:
 
 
 def _own_run_directory(job: Job, home: Path) -> RunDirectory | None:
-    if job.state == "done" or not job.config:
+    if job.state == "done" or not job.config or job.kind != "train":
         return None
     try:
         config = job_config(job, home)

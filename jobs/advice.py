@@ -17,6 +17,7 @@ from jobs.store import JobFolder
 from serve.options import ModelOptions
 
 FOLDER = "advice"
+_KEPT_STEP = "kept"  # of advise.advisor
 
 
 def advice_folder(folder: JobFolder) -> AdviceFolder:
@@ -74,7 +75,7 @@ def advise_job(job: Job, folder: JobFolder, home: Path, report: ProgressFn) -> d
     from advise.advisor import run_advice
     from train.run import TrainingStoppedError
 
-    advice = AdviceFolder(folder.path / FOLDER)
+    advice = advice_folder(folder)
     options = AdviseOptions.from_json(job.config)
     try:
         return dict(run_advice(options, model_options(job.serving), advice, home, report))
@@ -82,14 +83,19 @@ def advise_job(job: Job, folder: JobFolder, home: Path, report: ProgressFn) -> d
         raise KeyboardInterrupt from stop
 
 
+def kept_adapter(advice: AdviceFolder) -> str | None:
+    """Return the name of the adapter that the advice made, whether it is recommended or not; None before that."""
+    step = advice.once(_KEPT_STEP, dict) if advice.is_done(_KEPT_STEP) else {}
+    return step.get("adapter") if isinstance(step, dict) else None
+
+
 def claim_adapter(job: Job, folder: JobFolder, home: Path) -> bool:
     """Record that the adapter of the advice is the owner's; return whether there is one.
 
     An adapter of this name with a record of something else was added while the advice was stopped, and is not its own.
     """
-    result = advice_folder(folder).read_result() or {}
     target = home / "adapters" / job.adapter
-    if (result.get("recommendation") or {}).get("adapter") != job.adapter or not target.is_dir():
+    if kept_adapter(advice_folder(folder)) != job.adapter or not target.is_dir():
         return False
     origin = read_origin(target)
     if origin is not None:

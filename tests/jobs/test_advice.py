@@ -58,8 +58,8 @@ def advisor(
                 raise error
             result["finished"] = True
             if adapter:
-                (home / "adapters" / adapter).mkdir(parents=True)
-                result["recommendation"]["adapter"] = adapter  # type: ignore[index]
+                (home / "adapters" / adapter).mkdir(parents=True, exist_ok=True)
+                folder.once("kept", lambda: {"adapter": adapter})
         finally:
             folder.result_path.write_text(json.dumps(result))
             writer.flush()
@@ -151,11 +151,9 @@ def test_adapter_of_another_is_not_claimed(service: ServiceWithoutWorker, monkey
             (service.home / "adapters" / "taken").mkdir(parents=True)
             write_origin(service.home / "adapters" / "taken", "zip", "theirs.zip", Owner("user-2"))
 
-    use_advisor(monkeypatch, advisor(add))
+    use_advisor(monkeypatch, advisor(add, adapter="taken"))
     job = submit(service, "taken", owner=Owner("user-1"))
     assert run_job(service.home, job.id) == EXIT_DONE
-    path = service.advice(job.id).result_path
-    path.write_text(json.dumps({"recommendation": {"adapter": "taken"}}))
     assert service.adapter_folder(job.id) is None
     origin = read_origin(service.home / "adapters" / "taken")
     assert origin is not None

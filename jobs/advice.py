@@ -17,7 +17,7 @@ from jobs.store import JobFolder
 from serve.options import ModelOptions
 
 FOLDER = "advice"
-_KEPT_STEP = "kept"  # of advise.advisor
+_ADAPTER_STEP = "kept"  # of advise.advisor
 
 
 def advice_folder(folder: JobFolder) -> AdviceFolder:
@@ -83,9 +83,9 @@ def advise_job(job: Job, folder: JobFolder, home: Path, report: ProgressFn) -> d
         raise KeyboardInterrupt from stop
 
 
-def kept_adapter(advice: AdviceFolder) -> str | None:
+def made_adapter(advice: AdviceFolder) -> str | None:
     """Return the name of the adapter that the advice made, whether it is recommended or not; None before that."""
-    step = advice.once(_KEPT_STEP, dict) if advice.is_done(_KEPT_STEP) else {}
+    step = advice.once(_ADAPTER_STEP, dict) if advice.is_done(_ADAPTER_STEP) else {}
     return step.get("adapter") if isinstance(step, dict) else None
 
 
@@ -95,7 +95,7 @@ def claim_adapter(job: Job, folder: JobFolder, home: Path) -> bool:
     An adapter of this name with a record of something else was added while the advice was stopped, and is not its own.
     """
     target = home / "adapters" / job.adapter
-    if kept_adapter(advice_folder(folder)) != job.adapter or not target.is_dir():
+    if made_adapter(advice_folder(folder)) != job.adapter or not target.is_dir():
         return False
     origin = read_origin(target)
     if origin is not None:

@@ -29,6 +29,7 @@ from ui.access.middleware import AccessSettings, access_lifespan
 from ui.access.policy import Visitor
 from ui.access.quota import VisitorLimits
 from ui.adapters import page as adapters
+from ui.advise import page as advise
 from ui.arena import page as arena
 from ui.compare import page
 from ui.context import CancelRegistry, Context
@@ -85,6 +86,7 @@ os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
 PRODUCT = "Prompt or Tune"
 PAGES = (
     ("compare", page.TITLE),
+    ("advise", advise.TITLE),
     ("arena", arena.TITLE),
     ("train", train.TITLE),
     ("data", data.TITLE),
@@ -119,6 +121,8 @@ def build_pages(
             tabs = {name: gr.Tab(title, id=name, elem_id=f"tab-{name}") for name, title in PAGES}
             with tabs["compare"]:
                 form, restore = page.build_compare(context, tabs["compare"])
+            with tabs["advise"]:
+                advise.build_advise(context, tabs["advise"], form)
             with tabs["arena"]:
                 arena.build_arena(context, tabs["arena"])
             with tabs["train"]:

@@ -95,15 +95,18 @@ def add_method(names: Sequence[str], name: str, adapters: Sequence[str]) -> list
     return [*names, canonical]
 
 
-def add_adapter_updates(engine: LLMEngine, chips: Any, adapter: str) -> list[Any]:
+def add_adapter_updates(engine: LLMEngine, chips: Any, adapter: str, method: str = "") -> list[Any]:
     """Return updates for [form.chips, form.adapter, form.reasons] that add the adapter to the compared methods.
+
+    With `method` that method is added; its adapter is `adapter`, '' for none.
 
     Other pages use them for 'Open in Compare', followed by `window.promptOrTune.openTab("compare")` in the browser.
     """
     adapters = list_adapter_choices(engine)
     names = components.chip_names(chips)
-    if adapter in adapters.usable and adapter not in names:
-        names = [*names[: MAX_COLUMNS - 1], adapter]
+    name = parse_method(method, [adapter]).name if method else adapter
+    if (not adapter or adapter in adapters.usable) and name not in names:
+        names = [*names[: MAX_COLUMNS - 1], name]
     return [components.chip_values(names), gr.Dropdown(choices=adapters.choices), adapters.reasons]
 
 

@@ -10,7 +10,8 @@ from gradio.themes.utils import colors, sizes
 _HERE = Path(__file__).parent
 CSS_PATHS = (
     _HERE / "style.css",
-    *(_HERE / page / f"{page}.css" for page in ("arena", "train", "data", "results", "adapters")),
+    *(_HERE / page / f"{page}.css" for page in ("advise", "arena", "train", "data", "results", "adapters")),
+    _HERE.parent / "advise" / "report.css",
     _HERE / "train" / "jobs.css",
     _HERE / "train" / "publish.css",
 )

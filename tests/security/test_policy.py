@@ -57,7 +57,7 @@ def test_every_handler_of_the_pages_has_a_guard_with_an_action(pages: gr.Blocks)
     scripts = [event for event in pages.fns.values() if event.fn is None]
     assert [fn for fn in handlers if declared_action(fn) not in RULES or not fn.is_guarded] == []
     assert all(event.js for event in scripts)
-    assert (len(handlers), len(scripts)) == (118, 24)
+    assert (len(handlers), len(scripts)) == (134, 32)
     assert not any(map(is_of_gradio, handlers))
 
 

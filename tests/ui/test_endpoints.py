@@ -141,8 +141,9 @@ def test_endpoint_enforces_visitor_limits(url: Any) -> None:
         job.cancel()
 
 
-def test_only_two_endpoints_are_public(client: Any) -> None:
-    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/compare", "/stream"}
+def test_only_these_endpoints_are_public(client: Any) -> None:
+    named = {"/compare", "/stream", "/advise", "/advice"}
+    assert set(client.view_api(return_format="dict")["named_endpoints"]) == named
     assert client.view_api(return_format="dict")["unnamed_endpoints"] == {}
 
 

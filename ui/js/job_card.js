@@ -17,7 +17,9 @@ function show() {
   container.innerHTML = html;
   rendered = html;
   container.querySelectorAll("time").forEach(localTime);
-  container.querySelectorAll("details").forEach((details, index) => { details.open = Boolean(open[index]); });
+  container.querySelectorAll("details").forEach((details, index) => {
+    if (index in open) details.open = open[index];
+  });
 }
 watch("value", show);
 show();

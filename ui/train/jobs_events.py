@@ -22,8 +22,8 @@ from adapters.manifest import read_origin
 from adapters.store import delete_adapter, user_adapter_folder
 from errors import PromptOrTuneError
 from jobs.api import JobService
-from jobs.job import Job, Progress
-from jobs.store import last_checkpoint
+from jobs.job import Job, JobKind, Progress
+from jobs.store import last_checkpoint, unknown_job_error
 from ui.access.policy import Visitor
 from ui.context import Context
 from ui.train.jobs_view import (
@@ -52,10 +52,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class JobActions:
-    """Actions of visitors on jobs, with the checks of who may do what. Thread-safe."""
+    """Actions of visitors on the jobs of one kind, with the checks of who may do what. Thread-safe."""
 
     context: Context
     job_service: JobService
+    kind: JobKind = "train"
     clock: Callable[[], float] = time.monotonic
     _last_worker_check: float = float("-inf")
     _zips: tempfile.TemporaryDirectory[str] = field(
@@ -78,6 +79,8 @@ class JobActions:
         if not job_id:
             raise PromptOrTuneError("Choose a job in the list first.")
         job = self.job_service.get_job(job_id)
+        if job.kind != self.kind:
+            raise unknown_job_error(job_id)
         policy.check(visitor, action, owner=job.owner)
         return job
 
@@ -141,7 +144,7 @@ class JobActions:
         job, visitors = self.require_job(request, job_id), self.context.visitors
         if job.where == "hub":
             visitors.policy.check(visitors.identify(request), "train on Hugging Face Jobs")
-        self._check_job_limit(request)
+        self.check_job_limit(request)
         return job
 
     def _check_adapter(self, request: Any, action: str, job: Job, folder: Path) -> None:
@@ -151,7 +154,8 @@ class JobActions:
         visitors = self.context.visitors
         visitors.policy.check(visitors.identify(request), action, owner=owner)
 
-    def _check_job_limit(self, request: Any) -> None:
+    def check_job_limit(self, request: Any) -> None:
+        """Raise PromptOrTuneError if this visitor has as many jobs of all kinds as one person may have."""
         visitor, limit = self.context.visitors.identify(request), self.context.visitors.policy.limits.jobs_at_once
         count = sum(job.owner == visitor.id and not job.is_ended for job in self.job_service.list_jobs())
         if 0 < limit <= count:
@@ -185,14 +189,15 @@ def panel_update(
     """
     denied = job_actions.denied_reason(visitor)
     if denied:
-        return _make_update(poll, "", {"note": "", "empty": denied_html(denied)}, IDLE_SECONDS)
+        return make_update(poll, "", {"note": "", "empty": denied_html(denied)}, IDLE_SECONDS)
     all_jobs = job_actions.job_service.list_jobs()
-    note = _ensure_worker(job_actions, all_jobs)
-    own_ids = {job.id for job in all_jobs if job_actions.may_see(visitor, job)}
+    note = ensure_worker(job_actions, all_jobs)
+    trainings = [job for job in all_jobs if job.kind == job_actions.kind]
+    own_ids = {job.id for job in trainings if job_actions.may_see(visitor, job)}
     # Of others a visitor sees only that jobs wait and run.
-    jobs = [job for job in all_jobs if job.id in own_ids or not job.is_ended]
+    jobs = [job for job in trainings if job.id in own_ids or not job.is_ended]
     if not jobs:
-        return _make_update(poll, "", {"note": note, "empty": empty_html()}, IDLE_SECONDS)
+        return make_update(poll, "", {"note": note, "empty": empty_html()}, IDLE_SECONDS)
     wanted_id = selected_job or str(poll.get("job") or "")
     wanted = next((job for job in jobs if job.id == wanted_id), None)
     job = wanted or default_job([job for job in jobs if job.id in own_ids] or jobs)
@@ -205,7 +210,7 @@ def panel_update(
     else:
         values |= _reduced_values(job_actions, job)
     busy = any(not other.is_ended for other in jobs)
-    return _make_update(poll, job.id, values, BUSY_SECONDS if busy else IDLE_SECONDS)
+    return make_update(poll, job.id, values, BUSY_SECONDS if busy else IDLE_SECONDS)
 
 
 def failed_poll_state(poll: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,7 +277,7 @@ def _job_progress(job_actions: JobActions, job: Job) -> Progress:
         return Progress()
 
 
-def _ensure_worker(job_actions: JobActions, jobs: Sequence[Job]) -> str:
+def ensure_worker(job_actions: JobActions, jobs: Sequence[Job]) -> str:
     """Ensure that a worker runs; return an error message if none can be started, else ''."""
     try:
         job_actions.ensure_worker(jobs)
@@ -281,7 +286,8 @@ def _ensure_worker(job_actions: JobActions, jobs: Sequence[Job]) -> str:
     return ""
 
 
-def _make_update(poll: Mapping[str, Any], job: str, values: Mapping[str, Any], interval: float) -> PanelUpdate:
+def make_update(poll: Mapping[str, Any], job: str, values: Mapping[str, Any], interval: float) -> PanelUpdate:
+    """Return the answer to a poll: the parts of `values` that the browser lacks, and seconds until the next poll."""
     seen = poll.get("seen")
     seen = seen if isinstance(seen, dict) else {}
     digests = {name: _value_digest(value) for name, value in values.items()}

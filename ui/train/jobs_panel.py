@@ -53,15 +53,15 @@ def job_card_component(elem_id: str) -> gr.HTML:
     )
 
 
-def job_list_component() -> gr.HTML:
-    """Return the list of all jobs; a click triggers `select` with {"id"}."""
-    template = '<nav aria-label="Training jobs"><ol class="jobs"></ol></nav>'
+def job_list_component(elem_id: str, label: str) -> gr.HTML:
+    """Return the list of all jobs; a click triggers `select` with {"id"}. `label` is not escaped."""
+    template = f'<nav aria-label="{label}"><ol class="jobs"></ol></nav>'
     return gr.HTML(
         {"jobs": []},
         html_template=template,
         js_on_load=load_script("job_list"),
         apply_default_css=False,
-        elem_id="train-job-list",
+        elem_id=elem_id,
     )
 
 
@@ -76,7 +76,7 @@ def loss_curve_component() -> gr.HTML:
     )
 
 
-def log_component() -> gr.HTML:
+def log_component(elem_id: str) -> gr.HTML:
     """Return the folded log; its value is {"job", "lines"}, with None for lines until it is opened."""
     template = (
         '<details class="job-log"><summary>Log</summary><div><button type="button" class="copy">Copy</button>'
@@ -87,13 +87,14 @@ def log_component() -> gr.HTML:
         html_template=template,
         js_on_load=load_script("job_log"),
         apply_default_css=False,
-        elem_id="train-job-log",
+        elem_id=elem_id,
     )
 
 
-def poll_component() -> gr.HTML:
-    """Return a component that triggers `tick` while the panel is visible.
+def poll_component(page: str, parameter: str) -> gr.HTML:
+    """Return a component that triggers `tick` while the panel of this tab is visible.
 
+    The id of the selected job is the `parameter` of the URL. The panel is #<page>-jobs, the log #<page>-job-log.
     A gr.Timer would also tick in hidden tabs and windows.
     """
     return gr.HTML(
@@ -102,7 +103,9 @@ def poll_component() -> gr.HTML:
         js_on_load=load_script("job_poll"),
         visible="hidden",
         apply_default_css=False,
-        elem_id="train-poller",
+        elem_id=f"{page}-poller",
+        page=page,
+        parameter=parameter,
     )
 
 
@@ -188,7 +191,7 @@ def _build_components(context: Context, selected_job: gr.State) -> JobsPanel:
         note = live_region("", elem_id="train-jobs-note", role="alert")
         empty = static_html('<p class="muted">Looking for jobs ...</p>', "train-jobs-empty")
         with gr.Row(elem_id="train-jobs-columns", visible=False) as layout:
-            jobs = job_list_component()
+            jobs = job_list_component("train-job-list", "Training jobs")
             with gr.Column(elem_id="train-job", min_width=0):
                 parts = {
                     "head": job_card_component("train-job-head"),
@@ -203,10 +206,10 @@ def _build_components(context: Context, selected_job: gr.State) -> JobsPanel:
                     "failed": static_html("", "train-job-failed"),
                     "verdict": job_card_component("train-job-verdict"),
                 }
-                parts |= {"curve": loss_curve_component(), "log": log_component()}
+                parts |= {"curve": loss_curve_component(), "log": log_component("train-job-log")}
                 with gr.Column(visible=False, elem_id="train-job-publish") as publish:
                     build_publish(context, selected_job)
-    poller = poll_component()
+    poller = poll_component("train", "job")
     return JobsPanel(
         selected_job, poller, note, empty, layout, jobs, parts, buttons, actions, confirmation, confirmation_text,
         confirmation_buttons, action_note, download, publish,

@@ -1,0 +1,1 @@
+"""Advise page: prompt, retrieve or fine-tune, for the rows of one data set."""

@@ -61,7 +61,7 @@ def test_results_page_with_an_open_problem_has_no_violations(
     assert violations(driver) == []
 
 
-@pytest.mark.parametrize("name", ["arena", "train", "data", "adapters"])
+@pytest.mark.parametrize("name", ["advise", "arena", "train", "data", "adapters"])
 @pytest.mark.parametrize(("theme", "width"), [VARIANTS[0], VARIANTS[3]])
 def test_other_pages_have_no_violations(driver: WebDriver, url: str, name: str, theme: str, width: int) -> None:
     page = open_tab(driver, url, name, theme, width)

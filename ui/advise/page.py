@@ -123,24 +123,27 @@ def _build_form() -> AdviseForm:
                     42, label="Seed", info="The same seed makes the same choices again.", precision=0, minimum=0,
                     maximum=MAX_SEED, elem_id="advise-seed",
                 )  # fmt: skip
+            with gr.Row(elem_id="advise-begin"):
+                start = gr.Button(
+                    "Plan and run", variant="primary", size="lg", scale=0, min_width=180, elem_id="advise-start"
+                )
+                note = live_region("", elem_id="advise-start-note", role="alert")
         file = gr.File(
-            label="Or your own rows: JSONL, JSON, CSV or Parquet",
+            label="Or your own rows, in a file",
             type="filepath",
-            height=120,
+            height=150,
             scale=2,
             min_width=260,
             visible=False,
             elem_id="advise-file",
         )
     report = live_region("", elem_id="advise-added")
-    with gr.Row(elem_id="advise-begin"):
-        start = gr.Button("Plan and run", variant="primary", size="lg", scale=0, min_width=180, elem_id="advise-start")
-        note = live_region("", elem_id="advise-start-note", role="alert")
     return AdviseForm(data, minutes, seed, file, report, start, note)
 
 
 def _build_panel(selected: gr.State) -> AdvicePanel:
     with gr.Column(elem_id="advise-jobs"):
+        static_html("<h2>Advice</h2>", "advise-jobs-title")
         note = live_region("", elem_id="advise-jobs-note", role="alert")
         empty = static_html('<p class="muted">Looking for advice ...</p>', "advise-jobs-empty")
         with gr.Row(elem_id="advise-jobs-columns", visible=False) as layout:
@@ -157,11 +160,14 @@ def _build_panel(selected: gr.State) -> AdvicePanel:
                 parts |= {
                     "message": static_html("", "advise-job-message"),
                     "failed": static_html("", "advise-job-failed"),
-                    "report": job_card_component("advise-job-report"),
-                    "plan": job_card_component("advise-job-plan"),
-                    "curves": job_card_component("advise-job-curves"),
-                    "log": log_component("advise-job-log"),
                 }
+                with gr.Row(elem_id="advise-job-folds"):
+                    parts |= {
+                        "plan": job_card_component("advise-job-plan"),
+                        "curves": job_card_component("advise-job-curves"),
+                        "log": log_component("advise-job-log"),
+                    }
+                parts["report"] = job_card_component("advise-job-report")
     return AdvicePanel(
         selected, poll_component("advise", "advice"), note, empty, layout, jobs, parts, buttons, actions, action_note,
         confirmation, text, answers, file_download(),

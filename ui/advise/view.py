@@ -29,7 +29,7 @@ _MARKS = {"done": "✓", "running": "▸", "left out": "–", "waiting": "·"}
 _MAX_TEXT_LENGTH = 600
 # Pixels of the drawing of losses.
 _WIDTH, _HEIGHT = 620, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 22, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 24, 22, 40
 _TICKS = 4
 
 

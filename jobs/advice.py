@@ -34,7 +34,7 @@ def model_options(serving: ServingOptions) -> ModelOptions:
 
 
 def finished_steps(advice: AdviceFolder) -> int:
-    """Return how many steps have a result."""
+    """Return how many results are stored (AdviceFolder.once): a step of the plan has one or more."""
     return sum(1 for _ in (advice.path / "steps").glob("*.json"))
 
 

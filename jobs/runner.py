@@ -27,7 +27,15 @@ from common.format import utc_timestamp
 from common.hub import HubAccess, visitor_hub_access
 from common.paths import ProgressFn
 from errors import PromptOrTuneError, TrainingError
-from jobs.advice import advice_folder, advice_message, advise_job, claim_adapter, finished_steps, written_bytes
+from jobs.advice import (
+    advice_folder,
+    advice_message,
+    advice_progress,
+    advise_job,
+    claim_adapter,
+    finished_steps,
+    written_bytes,
+)
 from jobs.job import Job, JobStage, Verdict, job_config
 from jobs.store import (
     JobFolder,
@@ -350,7 +358,7 @@ class _JobRunner:
         return EXIT_STOPPED
 
     def _stopped_advice_message(self) -> str:
-        count = finished_steps(advice_folder(self._folder))
+        count = advice_progress(advice_folder(self._folder)).step
         if not count:
             return "Stopped before the first step was finished."
         return f"Stopped; {count} finished step{' is' if count == 1 else 's are'} stored, and a resumed advice goes on."

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adapters.archive import pack
@@ -13,6 +14,7 @@ from adapters.manifest import ORIGIN_NAME, read_origin
 from jobs.job import Job
 from tests.security.policy_app import NETWORK, Pages, Person, access, served, team_app
 from tests.ui.adapters.sample_home import SMALL, copy_adapter
+from tests.ui.advise import advice_on_disk
 from tests.ui.train import jobs_on_disk
 from tests.ui.train.jobs_on_disk import WorkerlessJobService
 from ui.access.policy import Visitor
@@ -214,6 +216,85 @@ def test_uploaded_adapter_of_a_cookie_is_safe_from_another(network: Pages, tmp_p
             assert "another person" in answer or "cookie" in answer
     assert "cookie" in uploaded(program, tmp_path / "more", "of-nobody")
     assert "is deleted" in act(network.person("a"), "delete", "of-cookie-a")
+
+
+# Advice
+
+ADVICE_EVENTS = (
+    ("click_advice", "advise-job-cancel"),
+    ("click_advice", "advise-job-again"),
+    ("click_advice", "advise-job-delete"),
+    ("click_advice", "advise-delete-job"),
+    ("click_advice", "advise-delete-both"),
+    ("open_winner", "advise-job-open"),
+    ("save_report", "advise-job-page"),
+    ("save_result", "advise-job-json"),
+)
+
+
+def call(person: Person, name: str, *values: object) -> str:
+    """Call an endpoint as a program does; return its last event."""
+    id = person.http.post(f"gradio_api/call/{name}", json={"data": values}).json()["event_id"]
+    return person.http.get(f"gradio_api/call/{name}/{id}").text
+
+
+def test_advice_of_alice_is_hers_and_the_owners(team: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(team.home))
+    alice, bob, carol = (team.person(name) for name in ("alice", "bob", "carol"))
+    service = WorkerlessJobService(team.home)
+    started = alice.send("start", "house", 5, 42, target="advise-start")
+    (job,) = service.list_jobs()
+    assert (job.kind, job.owner, job.owner_name) == ("advise", visitor_of(team, "alice").id, "alice")
+    assert '"success": true' in started
+    advice_on_disk.finish(service, job.id)
+    for person in (alice, bob, carol):
+        person.send("choose_advice", target="advise-job-list", data={"id": job.id})
+    for handler, target in ADVICE_EVENTS:
+        answer = bob.send(handler, target=target)
+        assert "another person" in answer, target
+        assert advice_on_disk.SENTENCE not in answer, target
+    state = {"job": job.id, "seen": {}, "log": True, "number": 1}
+    assert [
+        advice_on_disk.SENTENCE in person.send("show_advice", target="advise-poller", data=state)
+        for person in (alice, bob, carol)
+    ] == [True, False, True]
+    assert [
+        advice_on_disk.SENTENCE in person.send("save_result", target="advise-job-json")
+        for person in (alice, bob, carol)
+    ] == [True, False, True]
+    assert [advice_on_disk.SENTENCE in call(person, "advice", job.id) for person in (alice, bob, carol)] == [
+        True, False, True,
+    ]  # fmt: skip
+    alice.send("click_advice", target="advise-delete-job")
+    assert service.list_jobs() == []
+
+
+def test_rows_of_the_owner_do_not_exist_for_others(
+    team: Pages, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(team.home))
+    monkeypatch.setattr("models.embedder.Embedder.embed", lambda _, texts: np.eye(len(texts), dtype=np.float32))
+    file = tmp_path / SECRET_FILE
+    file.write_text("intent,code\n" + "".join(f"load {n} of {n * 7},get({n})\n" for n in range(30)))
+    bob, carol = team.person("bob"), team.person("carol")
+    assert "Only the owner of this app" in bob.send("upload", bob.upload(file), target="advise-file")
+    assert "is a data set of yours now" in carol.send("upload", carol.upload(file), target="advise-file")
+    name = "salaries-of-alice"
+    assert name in carol.send("open_page", target="tab-advise")
+    assert name not in bob.send("open_page", target="tab-advise")
+    service = WorkerlessJobService(team.home)
+    assert '"success": false' in bob.send("start", name, 5, 42, target="advise-start")
+    assert "event: error" in call(bob, "advise", name, 5, 42)
+    assert service.list_jobs() == []
+    assert "event: complete" in call(carol, "advise", name, 5, 42)
+    (job,) = service.list_jobs()
+    assert job.config["data"] == name
+    remove(team, job)
+
+
+def test_program_without_a_cookie_starts_no_advice(network: Pages) -> None:
+    assert "event: error" in call(Person(network, {}), "advise", "house", 5, 42)
+    assert WorkerlessJobService(network.home).list_jobs() == []
 
 
 # Votes

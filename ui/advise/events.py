@@ -194,7 +194,7 @@ def _advice_values(actions: AdviceActions, job: Job, *, with_log: bool) -> dict[
 def button_labels(job: Job, progress: AdviceProgress, result: Mapping[str, Any] | None) -> dict[str, str]:
     """Return each button's label; '' hides the button."""
     steps_done = any(step.state == "done" for step in progress.steps)
-    shown = {
+    visible = {
         "open": bool(result and winner(result)),
         "again": job.state in ("stopped", "failed"),
         "cancel": job.state in ("queued", "running"),
@@ -203,7 +203,7 @@ def button_labels(job: Job, progress: AdviceProgress, result: Mapping[str, Any] 
         "delete": job.is_ended,
     }
     labels = {**BUTTONS, "again": resume_label(job, steps_done=steps_done)}
-    return {name: labels[name] if is_shown else "" for name, is_shown in shown.items()}
+    return {name: labels[name] if is_visible else "" for name, is_visible in visible.items()}
 
 
 def report_html(advice: AdviceFolder) -> Markup:

@@ -237,8 +237,8 @@ def test_start_queues_an_advice_of_the_visitor(service: WorkerlessJobService) ->
     actions = make_actions(service, NETWORK)
     job = actions.start(request(BOB), "house", 4, 7.0)
     assert (job.kind, job.owner, job.data_name) == ("advise", id_of(actions, BOB), "house")
-    assert AdviseOptions.from_json(job.config) == AdviseOptions("house", "advice-house", 4.0, 7)
-    assert actions.start(request(BOB), "house", 4, 7).adapter == "advice-house-2"
+    assert AdviseOptions.from_json(job.config) == AdviseOptions("house", "house-advised", 4.0, 7)
+    assert actions.start(request(BOB), "house", 4, 7).adapter == "house-advised-2"
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_own_data_sets_are_the_owners(service: WorkerlessJobService, tmp_path: P
     owner, visitors = make_actions(service), make_actions(service, NETWORK)
     names = [data.data_names(each.context, each.context.visitors.identify(request())) for each in (owner, visitors)]
     assert names == [["my-rows", "house", "starter"], ["house", "starter"]]
-    assert owner.start(request(), "my-rows", 15, 42).adapter == "advice-my-rows"
+    assert owner.start(request(), "my-rows", 15, 42).adapter == "my-rows-advised"
     with pytest.raises(UnknownNameError) as error:
         visitors.start(request(), "my-rows", 15, 42)
     assert "my-rows" not in str(error.value).replace("'my-rows'", "", 1)

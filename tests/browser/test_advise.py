@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,7 @@ def test_finished_advice_has_a_report_that_is_saved_and_opened(
     assert page.all("#advise-job-plan details:not([open])")
     for button, name in (("json", "advice-house.json"), ("page", "advice-house.html")):
         press(page, f"advise-job-{button}")
-        until(lambda name=name: (tmp_path / name).exists(), describe=name)
+        until((tmp_path / name).exists, describe=name)
     assert json.loads((tmp_path / "advice-house.json").read_text()) == result
     assert on_disk.SENTENCE in (tmp_path / "advice-house.html").read_text()
     page.find("#advise-job-report details:last-of-type summary").click()
@@ -184,7 +185,7 @@ def test_running_and_finished_advice_is_accessible(
     on_disk.run_to(service, second.id, "search")
     for job, part in ((first, "report"), (second, "curves")):
         opened(page, job, theme=theme, width=width)
-        until(lambda part=part: page.text(f"#advise-job-{part}"))
+        until(partial(page.text, f"#advise-job-{part}"))
         assert violations(page.driver) == []
         assert page.driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
         page.screenshot(f"advise-{part}-{theme}-{width}")

@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,6 +46,10 @@ def advisor(
 ) -> RunAdvice:
     """Return an advisor that stores three steps and calls `pause` with the name of each before it is finished."""
 
+    def compute(name: str, model: ModelOptions, options: AdviseOptions) -> list[str | None]:
+        pause(name)
+        return [model.base, options.data, name]
+
     def run(options: AdviseOptions, model: ModelOptions, folder: AdviceFolder, home: Path, report: Any) -> Any:
         writer = ProgressWriter(folder, report, options.minutes * 60)
         writer.plan([PlannedStep(name, name, 10.0) for name in STEPS], 30.0)
@@ -52,7 +57,7 @@ def advisor(
         try:
             for name in STEPS:
                 writer.step(name, "running")
-                folder.once(name, lambda name=name: (pause(name), [model.base, options.data, name])[1])
+                folder.once(name, partial(compute, name, model, options))
                 writer.step(name, "done")
             if error:
                 raise error

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from adapters.archive import pack
@@ -273,12 +272,11 @@ def test_rows_of_the_owner_do_not_exist_for_others(
     team: Pages, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(team.home))
-    monkeypatch.setattr("models.embedder.Embedder.embed", lambda _, texts: np.eye(len(texts), dtype=np.float32))
     file = tmp_path / SECRET_FILE
     file.write_text("intent,code\n" + "".join(f"load {n} of {n * 7},get({n})\n" for n in range(30)))
     bob, carol = team.person("bob"), team.person("carol")
     assert "Only the owner of this app" in bob.send("upload", bob.upload(file), target="advise-file")
-    assert "is a data set of yours now" in carol.send("upload", carol.upload(file), target="advise-file")
+    assert "salaries-of-alice: " in carol.send("upload", carol.upload(file), target="advise-file")
     name = "salaries-of-alice"
     assert name in carol.send("open_page", target="tab-advise")
     assert name not in bob.send("open_page", target="tab-advise")

@@ -17,14 +17,15 @@ from advise.options import DEFAULT_MINUTES, MAX_MINUTES, MIN_MINUTES
 from errors import PromptOrTuneError
 from jobs.api import JobService
 from jobs.job import Job
-from models.embedder import Embedder
 from ui.access.guard import action, guard
-from ui.advise.data import DEFAULT_DATA, add_rows, data_names, may_use_own
+from ui.advise.data import DEFAULT_DATA, data_names
 from ui.advise.endpoints import build_endpoints
 from ui.advise.events import BUTTONS, MAX_SEED, AdviceActions, panel_update, winner
 from ui.components import error_html, file_download, live_region
 from ui.context import Context
+from ui.data.add import add_rows, added_html
 from ui.method_form import MethodForm, add_adapter_updates
+from ui.own_data import may_use_own
 from ui.train.jobs_events import PanelUpdate, failed_poll_state
 from ui.train.jobs_panel import (
     INTERNAL_ERROR,
@@ -44,7 +45,6 @@ HEADER_HTML = Markup(
     "show a difference.</p>"
 )
 READING = "Reading the rows, and looking for pairs that resemble each other ..."
-MAX_LISTED_ERRORS = 5
 _EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _POLL_JS = "() => window.promptOrTune.pollJobs?.()"
 _PRIMARY = ("open", "again")
@@ -221,17 +221,16 @@ def _wire_form(form: AdviseForm, panel: AdvicePanel, actions: AdviceActions, tab
             yield {form.report: gr.skip()}
             return
         yield {form.report: Markup('<p class="muted">{}</p>').format(READING), form.note: ""}
+        visitor = context.visitors.identify(request)
         try:
-            embed = Embedder(context.serving.embedder).embed
-            added, errors = add_rows(Path(path), context.visitors.policy.limits.upload_bytes, embed)
+            added = add_rows(context, visitor, Path(path))
         except PromptOrTuneError as error:
             yield {form.report: error_html(str(error)), form.file: None}
             return
-        names = data_names(context, context.visitors.identify(request))
         yield {
-            form.report: added_html(added.name, added.describe(), [error.message for error in errors]),
+            form.report: added_html(added),
             form.file: None,
-            form.data: gr.Dropdown(choices=names, value=added.name),
+            form.data: gr.Dropdown(choices=data_names(context, visitor), value=added.info.name),
         }
 
     def start(data: str | None, minutes: float | None, seed: float | None, request: gr.Request) -> dict[Any, Any]:
@@ -260,17 +259,6 @@ def _wire_form(form: AdviseForm, panel: AdvicePanel, actions: AdviceActions, tab
         show_progress="hidden",
         api_visibility="private",
     )
-
-
-def added_html(name: str, facts: str, errors: Sequence[str]) -> Markup:
-    """Return what was read of an uploaded file: the facts, a line each, and the first rows that were left out."""
-    lines = [f"'{name}' is a data set of yours now. It stays on this machine.", *facts.splitlines()]
-    paragraphs = Markup("").join(Markup("<p>{}</p>").format(line) for line in lines)
-    items = [*errors[:MAX_LISTED_ERRORS]]
-    if len(errors) > MAX_LISTED_ERRORS:
-        items.append(f"and {len(errors) - MAX_LISTED_ERRORS} more")
-    listed = Markup("").join(Markup("<li>{}</li>").format(item) for item in items)
-    return paragraphs + (Markup("<ul>{}</ul>").format(listed) if listed else Markup(""))
 
 
 # Panel

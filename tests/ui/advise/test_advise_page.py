@@ -13,9 +13,10 @@ import pytest
 
 from advise.folder import AdviceProgress, Curve, StepProgress
 from advise.options import AdviseOptions
-from errors import DataError, PromptOrTuneError, UnknownNameError
+from errors import PromptOrTuneError, UnknownNameError
 from jobs.job import Job, ServingOptions
 from serve.engine.llm_engine import EngineLoader
+from tasks.datasets.own import add_own_dataset
 from tests import messages
 from tests.fakes import FakeEngine
 from tests.ui.advise import advice_on_disk as on_disk
@@ -101,7 +102,6 @@ def test_texts_of_files_and_models_are_escaped() -> None:
         view.plan_html(plan, progress, folded=True),
         view.curves_html(progress.curves, folded=False),
         page.delete_text(job, adapter=True),
-        page.added_html(EVIL, EVIL, [EVIL]),
     ):
         assert "&lt;img" in html
         assert "<img" not in html
@@ -307,13 +307,9 @@ ROWS = "intent,code\n" + "".join(f"load record {n} of kind {n * 7},store.get({n}
 
 
 def test_own_data_sets_are_the_owners(service: WorkerlessJobService, tmp_path: Path) -> None:
-    file = tmp_path / "My Rows.csv"
+    file = tmp_path / "rows.csv"
     file.write_text(ROWS)
-    added, errors = data.add_rows(file, 0, lambda texts: np.eye(len(texts), dtype=np.float32))
-    assert (added.name, list(errors), sum(added.rows.values())) == ("my-rows", [], 30)
-    assert data.free_name("My Rows.csv") == "my-rows-2"
-    assert data.free_name("house.jsonl") == "house-2"
-    assert data.free_name("../../../.csv") == "rows"
+    add_own_dataset(file, "my-rows", embed=lambda texts: np.eye(len(texts), dtype=np.float32))
     owner, visitors = make_actions(service), make_actions(service, NETWORK)
     names = [data.data_names(each.context, each.context.visitors.identify(request())) for each in (owner, visitors)]
     assert names == [["my-rows", "house", "starter"], ["house", "starter"]]
@@ -321,12 +317,6 @@ def test_own_data_sets_are_the_owners(service: WorkerlessJobService, tmp_path: P
     with pytest.raises(UnknownNameError) as error:
         visitors.start(request(), "my-rows", 15, 42)
     assert "my-rows" not in str(error.value).replace("'my-rows'", "", 1)
-    with pytest.raises(PromptOrTuneError, match="is the limit here"):
-        data.add_rows(file, 10, lambda texts: np.eye(len(texts)))
-    few = tmp_path / "few.csv"
-    few.write_text("intent,code\na,b\n")
-    with pytest.raises(DataError, match="usable rows"):
-        data.add_rows(few, 0, lambda texts: np.eye(len(texts)))
 
 
 # Endpoints

@@ -18,7 +18,7 @@ from typing import Any
 
 from advise.answering import Answerer, mean_scores
 from advise.curve import learning_curve
-from advise.folder import AdviceFolder, ProgressWriter
+from advise.folder import ADAPTER_STEP, AdviceFolder, ProgressWriter
 from advise.folds import Fold, Folds, make_folds
 from advise.options import AdviseOptions
 from advise.plan import CURVE_SHARES, MIN_TRAIN_SECONDS, Costs, Plan, make_plan
@@ -107,12 +107,13 @@ class _Advisor:
     def run(self) -> None:
         """Run all steps that are not done yet."""
         plan = self._plan = self._make_plan()
+        self._folds = self._folds.limited(plan.validation_limit, plan.test_limit, self._options.seed)
         self._progress.plan(plan.steps, plan.seconds)
         for fold in self._folds:
             self._choose(fold, plan)
             self._answer_test_rows(fold, plan)
         self.write_result(finished=False)
-        self._keep_adapter(plan)
+        self._add_adapter(plan)
         self._optional(plan, "retention", self._measure_retention)
         self._optional(plan, "curve", self._measure_curve)
 
@@ -129,7 +130,9 @@ class _Advisor:
             started=self._started,
             seconds=self._progress.seconds,
             steps={
-                name: self._folder.once(name, dict) for name in ("kept", "retention", "curve") if self._is_done(name)
+                name: self._folder.once(name, dict)
+                for name in (ADAPTER_STEP, "retention", "curve")
+                if self._is_done(name)
             },
         )
         self._folder.write_result(result, render_page(result))
@@ -143,7 +146,8 @@ class _Advisor:
     def _make_plan(self) -> Plan:
         def compute() -> dict[str, Any]:
             costs = self._measure_costs()
-            plan = make_plan(self._folds, costs, 60 * self._options.minutes, self._progress.seconds)
+            budget = 60 * self._options.minutes
+            plan = make_plan(self._folds, costs, budget, self._progress.seconds, self._options.seed)
             self._folder.write_plan(plan.to_json())
             return plan.to_json()
 
@@ -329,11 +333,11 @@ class _Advisor:
         answers = [found for fold in self._folds if (found := self._fold_answers(fold)) is not None]
         return chosen_family(self._options, self._metric, answers, families)
 
-    def _keep_adapter(self, plan: Plan) -> None:
+    def _add_adapter(self, plan: Plan) -> None:
         """Copy the adapter of the best family with one to the user's adapters, after cross-fitting a new one."""
-        self._folder.once("kept", lambda: self._kept_adapter(plan))
+        self._folder.once(ADAPTER_STEP, lambda: self._install_adapter(plan))
 
-    def _kept_adapter(self, plan: Plan) -> dict[str, Any]:
+    def _install_adapter(self, plan: Plan) -> dict[str, Any]:
         family = self._best_family(("adapter", "adapter with examples"))
         found = [self._fold_answers(fold) for fold in self._folds]
         used = [fold.trial_of(family) for fold in found if fold is not None]

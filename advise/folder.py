@@ -20,6 +20,7 @@ from common.paths import make_private_dir
 
 StepState = Literal["waiting", "running", "done", "left out"]
 CurveState = Literal["running", "done", "stopped early"]
+ADAPTER_STEP = "adapter"  # its result has the family, the name of the adapter or None, and its settings
 _WRITE_INTERVAL_SECONDS = 0.5
 
 
@@ -98,6 +99,11 @@ class AdviceFolder:
     def is_done(self, key: str) -> bool:
         """Return whether `once` has the result of the step."""
         return _read_json(self.path / "steps" / f"{key}.json") is not None
+
+    def adapter(self) -> str | None:
+        """Return the name of the adapter that was added to the user's, recommended or not; None before that."""
+        step = self.once(ADAPTER_STEP, dict) if self.is_done(ADAPTER_STEP) else None
+        return step.get("adapter") if isinstance(step, dict) else None
 
     def write_plan(self, values: Mapping[str, Any]) -> None:
         """Write plan.json."""

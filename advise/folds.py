@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from errors import DataError
@@ -22,7 +22,6 @@ FOLDS = 5
 MIN_ROWS = 20
 # With fewer test rows than this every row is held out once, unless that would be more rows than a budget allows.
 MIN_TEST_ROWS, MAX_CROSS_FIT_ROWS = 60, 400
-MAX_TEST_ROWS, MAX_VALIDATION_ROWS = 200, 48
 _VALIDATION_SHARE = 0.2
 
 
@@ -64,6 +63,14 @@ class Folds:
     def __len__(self) -> int:
         return len(self.folds)
 
+    def limited(self, validation: int, test: int, seed: int) -> Folds:
+        """Return the folds with at most so many validation and test rows each, which are drawn."""
+        folds = [
+            replace(fold, validation=_sample(fold.validation, validation, seed), test=_sample(fold.test, test, seed))
+            for fold in self.folds
+        ]
+        return replace(self, folds=folds)
+
     @property
     def test_rows(self) -> int:
         """The number of rows that are asked in the end, over all folds."""
@@ -94,13 +101,12 @@ def make_folds(data: str, data_dir: Path | None, seed: int, embed: Callable[[], 
         train, test = _hold_out(train, seed + 1)
     if not (train and validation and test):
         raise DataError(f"{data} leaves no row to learn from, to choose on or to test on: add rows that differ.")
-    fold = Fold(0, train, _sample(validation, MAX_VALIDATION_ROWS, seed), _sample(test, MAX_TEST_ROWS, seed))
-    drawn = f", of which {len(fold.test)} are drawn" if len(test) > len(fold.test) else ""
+    fold = Fold(0, train, validation, test)
     return Folds(
         data,
         [fold],
-        f"{len(train)} rows to learn from and as examples, {len(fold.validation)} to choose on, {len(test)} to test "
-        f"on{drawn}; no choice sees a test row.",
+        f"{len(train)} rows to learn from and as examples, {len(validation)} to choose on, {len(test)} to test "
+        f"on; no choice sees a test row.",
     )
 
 
@@ -126,7 +132,7 @@ def _cross_fit(data: str, rows: Sequence[Problem], seed: int, embed: EmbedFn) ->
         train, validation = _hold_out(others, seed + number, _VALIDATION_SHARE)
         if not validation:
             raise DataError(f"{data}: no row can be held out for choices: add rows that differ.")
-        folds.append(Fold(number, train, validation[:MAX_VALIDATION_ROWS], [rows[index] for index in part]))
+        folds.append(Fold(number, train, validation, [rows[index] for index in part]))
     return Folds(
         data,
         folds,
@@ -139,9 +145,9 @@ def _hold_out(
     rows: Sequence[Problem], seed: int, share: float = _VALIDATION_SHARE
 ) -> tuple[list[Problem], list[Problem]]:
     examples = [Example(row.id, row.intent, row.reference or "") for row in rows]
-    kept, held_out = train_validation_split(examples, share, seed)
+    rest, held_out = train_validation_split(examples, share, seed)
     by_id = {row.id: row for row in rows}
-    return [by_id[example.id] for example in kept], [by_id[example.id] for example in held_out]
+    return [by_id[example.id] for example in rest], [by_id[example.id] for example in held_out]
 
 
 def _sample(rows: Sequence[Problem], count: int, seed: int) -> list[Problem]:

@@ -20,6 +20,8 @@ COMPARISONS = FAMILIES * (FAMILIES - 1) // 2
 RETENTION_ROWS = 48
 CURVE_SHARES = (0.25, 0.5)
 MIN_TRAIN_SECONDS = 20.0
+# The most validation and test rows of a fold; of several that fit into the budget the first.
+LIMITS = ((48, 200), (32, 120), (24, 90), (16, 60))
 # Training prompts of half of the rows have examples, four on average.
 EXAMPLES_COST = 3.5
 _SEARCH, _EXAMPLES, _TEST, _CURVE, _RETENTION, _FINAL = "search", "examples", "test", "curve", "retention", "final"
@@ -43,7 +45,10 @@ class Costs:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps with estimates. `search_seconds` is the time for the trainings of one fold."""
+    """The steps with estimates. `search_seconds` is the time for the trainings of one fold.
+
+    The limits are the most validation and test rows of a fold that are asked (Folds.limited).
+    """
 
     steps: Sequence[PlannedStep]
     search_seconds: float
@@ -51,6 +56,8 @@ class Plan:
     power: str
     n: int
     folds: int
+    validation_limit: int
+    test_limit: int
 
     @property
     def seconds(self) -> float:
@@ -76,41 +83,31 @@ class Plan:
         return cls([PlannedStep(**step) for step in values["steps"]], **fields)
 
 
-def make_plan(folds: Folds, costs: Costs, seconds: float, spent: float = 0.0) -> Plan:
+def make_plan(folds: Folds, costs: Costs, seconds: float, spent: float = 0.0, seed: int = 42) -> Plan:
     """Plan an advice for a budget of so many seconds, of which some are spent.
 
     First come the steps without which there is no answer; then what the rest of the budget allows, in this order: the
     final training after cross-fitting, what the adapter forgot, the learning curve, training with examples; and more
-    trials of the search with what is left. Raises PromptOrTuneError where the budget is too small for an answer.
+    trials of the search with what is left. Where all but the training with examples would not fit, fewer rows are asked
+    (LIMITS). Raises PromptOrTuneError where the budget is too small for an answer.
     """
-    validation_rows = sum(len(fold.validation) for fold in folds)
-    choice = validation_rows * (2 * costs.adapter + costs.rag)  # of the two best trials
-    validation = sum(_prompt_seconds(fold, costs) for fold in folds)
-    answers = folds.test_rows * (costs.zero_shot + costs.icl + 2 * costs.rag + costs.adapter)
-    needed = {
-        PROMPTS: validation + LOAD_SECONDS,
-        _SEARCH: len(folds) * (costs.train + LOAD_SECONDS) + choice,
-        _TEST: answers + len(folds) * LOAD_SECONDS,
-    }
-    left = seconds - spent - sum(needed.values())
-    train = costs.train
+    available = seconds - spent
+    for limits in LIMITS:
+        limited = folds.limited(*limits, seed)
+        needed, further = _estimate(limited, costs)
+        if sum((needed | further).values()) - further[_EXAMPLES] <= available:
+            break
+    left = available - sum(needed.values())
     if left < 0:  # the training ends early
-        train = costs.train + left / len(folds)
+        train = costs.train + left / len(limited)
         if train < MIN_TRAIN_SECONDS:
-            least = spent + sum(needed.values()) + (MIN_TRAIN_SECONDS - costs.train) * len(folds)
+            least = spent + sum(needed.values()) + (MIN_TRAIN_SECONDS - costs.train) * len(limited)
             raise PromptOrTuneError(
-                f"{seconds / 60:.3g} minutes are too few for {folds.data} on this machine: give {math.ceil(least / 60)} "
-                "or more, or fewer rows."
+                f"{seconds / 60:.3g} minutes are too few for {folds.data} on this machine: give "
+                f"{math.ceil(least / 60)} or more, or fewer rows."
             )
-        needed[_SEARCH] = len(folds) * (train + LOAD_SECONDS) + choice
+        needed[_SEARCH] += left
         left = 0.0
-    further = {
-        _FINAL: costs.train + LOAD_SECONDS if len(folds) > 1 else 0.0,
-        _RETENTION: 2 * RETENTION_ROWS * costs.zero_shot + 2 * LOAD_SECONDS,
-        _CURVE: len(folds) * (sum(CURVE_SHARES) * costs.train + 2 * LOAD_SECONDS)
-        + len(CURVE_SHARES) * folds.test_rows * costs.adapter,
-        _EXAMPLES: len(folds) * (EXAMPLES_COST * costs.train + LOAD_SECONDS) + validation_rows * costs.rag,
-    }
     included = set(needed)
     for id, cost in further.items():
         if cost <= left:
@@ -124,15 +121,44 @@ def make_plan(folds: Folds, costs: Costs, seconds: float, spent: float = 0.0) ->
             _TITLES[id],
             round(estimates[id], 1),
             id in included,
-            "" if id in included else f"takes about {format_duration(estimates[id])} more than the budget has",
+            "" if id in included else f"takes about {format_duration(estimates[id] - left)} more than the budget has",
         )
         for id in _TITLES
         if id != _FINAL or len(folds) > 1
     ]
-    search_seconds = (estimates[_SEARCH] - choice) / len(folds) - LOAD_SECONDS
+    n = limited.test_rows
+    fewer = "" if n == folds.test_rows else f" To fit the budget, {n} of {folds.test_rows} test rows are drawn."
+    search_seconds = (estimates[_SEARCH] - _choice_seconds(limited, costs)) / len(folds) - LOAD_SECONDS
     return Plan(
-        steps, search_seconds, folds.note, power_text(folds.test_rows, COMPARISONS), folds.test_rows, len(folds)
+        steps, search_seconds, folds.note + fewer, power_text(n, COMPARISONS), n, len(folds), limits[0], limits[1]
     )
+
+
+def _estimate(folds: Folds, costs: Costs) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the seconds of the steps that are needed, and of the further ones in the order in which they are added."""
+    answers = folds.test_rows * (costs.zero_shot + costs.icl + 2 * costs.rag + costs.adapter)
+    needed = {
+        PROMPTS: sum(_prompt_seconds(fold, costs) for fold in folds) + LOAD_SECONDS,
+        _SEARCH: len(folds) * (costs.train + LOAD_SECONDS) + _choice_seconds(folds, costs),
+        _TEST: answers + len(folds) * LOAD_SECONDS,
+    }
+    curve_rows = len(CURVE_SHARES) * folds.test_rows
+    further = {
+        _FINAL: costs.train + LOAD_SECONDS if len(folds) > 1 else 0.0,
+        _RETENTION: 2 * RETENTION_ROWS * costs.zero_shot + 2 * LOAD_SECONDS,
+        _CURVE: len(folds) * (sum(CURVE_SHARES) * costs.train + 2 * LOAD_SECONDS) + curve_rows * costs.adapter,
+        _EXAMPLES: len(folds) * (EXAMPLES_COST * costs.train + LOAD_SECONDS) + _validation_rows(folds) * costs.rag,
+    }
+    return needed, further
+
+
+def _validation_rows(folds: Folds) -> int:
+    return sum(len(fold.validation) for fold in folds)
+
+
+def _choice_seconds(folds: Folds, costs: Costs) -> float:
+    """Return the seconds of the answers of the two best trials to the validation rows."""
+    return _validation_rows(folds) * (2 * costs.adapter + costs.rag)
 
 
 def _prompt_seconds(fold: Fold, costs: Costs) -> float:

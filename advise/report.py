@@ -78,13 +78,13 @@ def _comparison_row(pair: Mapping[str, Any]) -> dict[str, Any]:
     a, b, difference = pair["a"], pair["b"], float(pair["difference"])
     if difference < 0:
         a, b, difference = b, a, -difference
-    is_shown = float(pair["corrected"]) < 0.05
+    is_significant = float(pair["corrected"]) < 0.05
     return {
-        "text": f"{a} beats {b}" if is_shown else f"{a} and {b}: no difference shown",
+        "text": f"{a} beats {b}" if is_significant else f"{a} and {b}: no difference shown",
         "difference": f"{100 * difference:+.1f}",
         "p": format_p_value(float(pair["p"])),
         "corrected": format_p_value(float(pair["corrected"])),
-        "significant": is_shown,
+        "significant": is_significant,
     }
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from advise.failures import describe_answer
+from advise.folder import ADAPTER_STEP
 from advise.folds import Fold, Folds
 from advise.options import AdviseOptions
 from advise.training import Trained, describe_settings
@@ -93,10 +94,10 @@ def build_result(
     seconds: float,
     steps: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the result as values for JSON. `steps` are the results of kept, retention and curve, as far as done."""
+    """Return the result as values for JSON. `steps` are the results of the steps after the answers, as far as done."""
     complete = len(answers) == len(folds) and all(found.run is not None for found in answers)
     recommendation = recommendation_of(options, metric, answers) if complete else None
-    kept = steps.get("kept") or {}
+    added = steps.get(ADAPTER_STEP) or {}
     return {
         "version": VERSION,
         "finished": finished,
@@ -111,7 +112,7 @@ def build_result(
         },
         "metric": metric,
         "metric_title": metric_title(metric),
-        "recommendation": _recommendation(recommendation, answers, kept),
+        "recommendation": _recommendation(recommendation, answers, added),
         "families": _families(options, metric, answers, complete),
         "comparisons": [asdict(pair) for pair in recommendation.comparisons] if recommendation else [],
         "power": _power(folds.test_rows),
@@ -119,7 +120,7 @@ def build_result(
         "retention": steps.get("retention"),
         "search": _search(answers),
         "answers": _answers(options, metric, answers) if complete else [],
-        "commands": _commands(options, model, recommendation, answers, kept),
+        "commands": _commands(options, model, recommendation, answers, added),
         "provenance": _provenance(options, answers) | {"started": started, "seconds": round(seconds, 1)},
     }
 
@@ -132,7 +133,7 @@ def _missing(folds: Folds, answers: Sequence[FoldAnswers], complete: bool) -> li
 
 
 def _recommendation(
-    found: Recommendation | None, answers: Sequence[FoldAnswers], kept: Mapping[str, Any]
+    found: Recommendation | None, answers: Sequence[FoldAnswers], added: Mapping[str, Any]
 ) -> dict[str, Any]:
     if found is None:
         sentence = "The test rows are not answered yet, so nothing is recommended."
@@ -141,7 +142,7 @@ def _recommendation(
         return {"sentence": found.sentence, "method": None, "family": None, "adapter": None}
     method, adapter = answers[0].finalists[found.family], None
     if found.adapter is not None:
-        adapter = kept.get("adapter") if kept.get("family") == found.family else None
+        adapter = added.get("adapter") if added.get("family") == found.family else None
         method = method.replace(found.adapter, adapter, 1) if adapter else method
     return {"sentence": found.sentence, "method": method, "family": found.family, "adapter": adapter}
 
@@ -269,7 +270,7 @@ def _commands(
     model: ModelOptions,
     found: Recommendation | None,
     answers: Sequence[FoldAnswers],
-    kept: Mapping[str, Any],
+    added: Mapping[str, Any],
 ) -> dict[str, list[str]]:
     base = [] if model.base in (None, "embedded") else ["--base", str(model.base)]
     if model.quantization != "nf4":
@@ -283,7 +284,7 @@ def _commands(
         settings = answers[0].trial_of(found.family).settings
         flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         train = ["train", "--dataset-name", options.data, "--adapter-name", options.adapter, *base[:2], *flags]
-        if kept.get("adapter") is None:
+        if added.get("adapter") is None:
             commands["use"].append(_command(train))
         else:
             commands["repeat"].append(_command(train))

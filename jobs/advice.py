@@ -12,25 +12,15 @@ from adapters.manifest import Owner, read_origin, write_origin
 from advise.folder import AdviceFolder
 from advise.options import AdviseOptions
 from common.paths import ProgressFn
-from jobs.job import Job, Progress, ServingOptions
+from jobs.job import Job, Progress, model_options
 from jobs.store import JobFolder
-from serve.options import ModelOptions
 
 FOLDER = "advice"
-_ADAPTER_STEP = "kept"  # of advise.advisor
 
 
 def advice_folder(folder: JobFolder) -> AdviceFolder:
     """Return the files of the advice of this job."""
     return AdviceFolder(folder.path / FOLDER)
-
-
-def model_options(serving: ServingOptions) -> ModelOptions:
-    """Return the options that load the base that the app serves."""
-    data_dir = Path(serving.data_dir) if serving.data_dir else None
-    return ModelOptions(
-        serving.base, serving.quantization, serving.device, data_dir, serving.trust_remote_code, serving.embedder
-    )
 
 
 def finished_steps(advice: AdviceFolder) -> int:
@@ -83,19 +73,13 @@ def advise_job(job: Job, folder: JobFolder, home: Path, report: ProgressFn) -> d
         raise KeyboardInterrupt from stop
 
 
-def made_adapter(advice: AdviceFolder) -> str | None:
-    """Return the name of the adapter that the advice made, whether it is recommended or not; None before that."""
-    step = advice.once(_ADAPTER_STEP, dict) if advice.is_done(_ADAPTER_STEP) else {}
-    return step.get("adapter") if isinstance(step, dict) else None
-
-
 def claim_adapter(job: Job, folder: JobFolder, home: Path) -> bool:
     """Record that the adapter of the advice is the owner's; return whether there is one.
 
     An adapter of this name with a record of something else was added while the advice was stopped, and is not its own.
     """
     target = home / "adapters" / job.adapter
-    if made_adapter(advice_folder(folder)) != job.adapter or not target.is_dir():
+    if advice_folder(folder).adapter() != job.adapter or not target.is_dir():
         return False
     origin = read_origin(target)
     if origin is not None:

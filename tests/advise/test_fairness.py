@@ -55,7 +55,7 @@ def test_labels_shuffled_within_each_row_give_no_recommendation() -> None:
     assert wrong <= 0.05 * REPEATS
 
 
-def test_copies_of_one_method_are_never_told_apart() -> None:
+def test_copies_of_one_method_give_no_recommendation() -> None:
     rng = random.Random(3)
     assert all(recommended(scores(rng, copies=True)) is None for _ in range(50))
 

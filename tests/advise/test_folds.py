@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from advise import folds as folds_module
 from advise.folds import Fold, make_folds
 from errors import DataError
 from tasks.datasets.own import add_own_dataset
@@ -77,8 +76,8 @@ def test_larger_share_contains_a_smaller_one() -> None:
     assert quarter < half
 
 
-def test_test_rows_beyond_the_limit_are_drawn(monkeypatch: pytest.MonkeyPatch, own_home: Path) -> None:
-    monkeypatch.setattr(folds_module, "MAX_TEST_ROWS", 30)
-    found = make_folds("starter", None, 42, embed)  # type: ignore[arg-type]
+def test_rows_beyond_a_limit_are_drawn(own_home: Path) -> None:
+    found = make_folds("starter", None, 42, embed).limited(10, 30, 42)  # type: ignore[arg-type]
     assert found.test_rows == 30
-    assert "of which 30 are drawn" in found.note
+    assert len(found.folds[0].validation) == 10
+    assert len(found.folds[0].train) == 270

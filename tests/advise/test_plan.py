@@ -35,10 +35,16 @@ def test_small_budget_leaves_out_what_costs_most_and_says_how_much_more_it_takes
     assert plan.seconds <= 701
 
 
+def test_small_budget_draws_fewer_test_rows_so_that_the_other_steps_fit() -> None:
+    large, small = make_plan(folds(test=200), COSTS, 3600), make_plan(folds(test=200), COSTS, 800)
+    assert (large.n, small.n) == (200, 90)
+    assert "90 of 200 test rows are drawn" in small.sentence
+    assert "drawn" not in large.sentence
+    assert small.includes("curve")
+
+
 def test_training_ends_early_where_it_alone_does_not_fit() -> None:
-    whole = make_plan(folds(), COSTS, 3600)
-    needed = sum(whole.estimate(id) for id in ("prompts", "test"))
-    plan = make_plan(folds(), COSTS, needed + 110)
+    plan = make_plan(folds(), COSTS, 400)
     assert plan.search_seconds < COSTS.train
     assert [step.id for step in plan.steps if step.included] == ["prompts", "search", "test"]
 

@@ -11,11 +11,11 @@ from advise.result import FAMILY_LABELS, chosen_family
 from tests.advise.results import FINALISTS, OPTIONS, TRIAL, answers_of, result_of, right
 
 ADAPTER_WINS = right(adapter=30, rag=4)
-KEPT = {"kept": {"family": "adapter", "adapter": "mine-advised", "settings": TRIAL.settings}}
+ADDED = {"adapter": {"family": "adapter", "adapter": "mine-advised", "settings": TRIAL.settings}}
 
 
 def test_family_that_beats_zero_shot_is_recommended_with_its_adapter() -> None:
-    result = result_of(ADAPTER_WINS, **KEPT)
+    result = result_of(ADAPTER_WINS, **ADDED)
     assert result["recommendation"]["family"] == "adapter"
     assert result["recommendation"]["method"] == result["recommendation"]["adapter"] == "mine-advised"
     assert "adapter is right on 75.0 % of 40 rows" in result["recommendation"]["sentence"]
@@ -62,14 +62,14 @@ def test_answers_that_the_best_family_misses_come_first_with_a_kind() -> None:
 
 
 def test_commands_repeat_the_advice_and_use_the_winner() -> None:
-    commands = result_of(ADAPTER_WINS, **KEPT)["commands"]
+    commands = result_of(ADAPTER_WINS, **ADDED)["commands"]
     assert commands["repeat"][0] == "python -m advise mine --minutes 15 --seed 42"
     assert "--technique qlora-4bit --lora-r 16" in commands["repeat"][1]
     assert commands["use"][0] == "python -m serve   # then ask the model mine-advised"
 
 
-def test_winner_that_was_not_kept_is_trained_by_a_command() -> None:
-    result = result_of(ADAPTER_WINS, kept={"family": "adapter", "adapter": None, "settings": TRIAL.settings})
+def test_winner_that_was_not_added_is_trained_by_a_command() -> None:
+    result = result_of(ADAPTER_WINS, adapter={"family": "adapter", "adapter": None, "settings": TRIAL.settings})
     assert result["recommendation"]["adapter"] is None
     assert result["commands"]["use"][0].startswith("python -m train --dataset-name mine --adapter-name mine-advised")
 
@@ -88,7 +88,7 @@ def test_best_family_is_the_recommended_one_or_that_with_the_highest_score() -> 
 
 
 def test_result_is_json() -> None:
-    result = result_of(ADAPTER_WINS, **KEPT)
+    result = result_of(ADAPTER_WINS, **ADDED)
     assert json.loads(json.dumps(result)) == result
 
 

@@ -64,7 +64,7 @@ def advisor(
             result["finished"] = True
             if adapter:
                 (home / "adapters" / adapter).mkdir(parents=True, exist_ok=True)
-                folder.once("kept", lambda: {"adapter": adapter})
+                folder.once("adapter", lambda: {"adapter": adapter})
         finally:
             folder.result_path.write_text(json.dumps(result))
             writer.flush()

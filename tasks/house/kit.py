@@ -1,33 +1,27 @@
-"""kit: a team's small library for tables, texts, money, dates and spans of time.
+"""kit: a team's small library for tables, texts, money and days.
 
 Conventions that hold everywhere:
 
 - A table is a list of rows, a row is a dict. Nothing that is passed in is changed.
 - A cell is blank if it is missing, None or "". Tests, keys, totals and sorting pass over blank cells.
-- `by=` names the column, or the list of columns, whose values identify a group; a row with a blank one is in no group.
-- `into=` names the new column. Groups, and whatever is made of them, are in the order of their first row.
+- `by=` names the column whose values identify a group; a row with a blank one is in no group.
+- Groups, and whatever is made of them, are in the order of their first row.
 - Money is a whole number of cents. Halves are rounded away from zero.
-- A day is a text such as "2024-03-01". Ranges of days include both ends.
-- A span is a pair (start, end) of minutes; its end is not part of it.
+- A day is a text such as "2024-03-01".
 """
 
 import calendar
 import operator
-import re
-import unicodedata
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date, timedelta
 from decimal import ROUND_HALF_UP, Decimal
-from itertools import accumulate
 from typing import Any
 
 Row = dict[str, Any]
 Table = list[Row]
-Span = tuple[int, int]
 
 _TESTS: dict[str, Callable[[Any, Any], bool]] = {
     "equal": operator.eq,
-    "unequal": operator.ne,
     "over": operator.gt,
     "under": operator.lt,
     "least": operator.ge,
@@ -40,8 +34,8 @@ _TESTS: dict[str, Callable[[Any, Any], bool]] = {
 def where(table: Table, column: str, *, blank: bool = False, **tests: Any) -> Table:
     """Keep the rows whose cell is not blank and passes all tests; with `blank=True` only the rows where it is blank.
 
-    `over` and `under` leave the bound out, `least` and `most` include it; `equal`, `unequal`; `among` takes several
-    values; `like` finds a part of a text in any case.
+    `over` and `under` leave the bound out, `least` and `most` include it; `equal` is one value, `among`
+    one of several; `like` finds a part of a text in any case.
 
     >>> where([{"price": 5}, {"price": 9}, {"price": None}], "price", over=5)
     [{'price': 9}]
@@ -51,15 +45,6 @@ def where(table: Table, column: str, *, blank: bool = False, **tests: Any) -> Ta
     checks = [(_TESTS[name], bound) for name, bound in tests.items()]
     rows = [row for row in table if not _is_blank(row.get(column))]
     return [row for row in rows if all(check(row[column], bound) for check, bound in checks)]
-
-
-def pick(table: Table, *columns: str) -> Table:
-    """Keep these columns alone, in this order; blank cells become None.
-
-    >>> pick([{"id": 1, "city": "Rome", "note": ""}], "city", "note")
-    [{'city': 'Rome', 'note': None}]
-    """
-    return [{name: _cell(row, name) for name in columns} for row in table]
 
 
 def column(table: Table, name: str, *, fill: Any = None) -> list[Any]:
@@ -79,19 +64,6 @@ def fill(table: Table, /, **values: Any) -> Table:
     [{'city': 'unknown'}, {'city': 'Rome'}]
     """
     return [row | {name: value for name, value in values.items() if _is_blank(row.get(name))} for row in table]
-
-
-def derive(table: Table, *columns: str, into: str, using: Callable[..., Any]) -> Table:
-    """Add a column: `using` gets the cells of `columns`; where one of them is blank the new cell is None.
-
-    >>> derive([{"price": 3, "count": 2}, {"price": 3}], "price", "count", into="cost", using=operator.mul)
-    [{'price': 3, 'count': 2, 'cost': 6}, {'price': 3, 'cost': None}]
-    """
-    derived = []
-    for row in table:
-        cells = [_cell(row, name) for name in columns]
-        derived.append({**row, into: None if None in cells else using(*cells)})
-    return derived
 
 
 def order(table: Table, *columns: str) -> Table:
@@ -117,30 +89,16 @@ def top(table: Table, count: int, *, by: str) -> Table:
     return [row for row in rows if least and row[by] >= least[0]]
 
 
-def unique(table: Table, *, by: str | Sequence[str], keep: str = "first") -> Table:
+def unique(table: Table, *, by: str, keep: str = "first") -> Table:
     """Keep the first row of each group, or with `keep="last"` its last one.
 
     >>> unique([{"id": 1, "v": "a"}, {"id": 1, "v": "b"}], by="id", keep="last")
     [{'id': 1, 'v': 'b'}]
     """
-    return [rows[-1 if keep == "last" else 0] for rows in group(table, by=by).values()]
+    return [rows[-1 if keep == "last" else 0] for rows in _group(table, by).values()]
 
 
-def group(table: Table, *, by: str | Sequence[str]) -> dict[Any, Table]:
-    """Return the rows of each group under its value, or under a tuple of values where `by` is a list.
-
-    >>> group([{"city": "Rome", "id": 1}, {"city": "", "id": 2}], by="city")
-    {'Rome': [{'city': 'Rome', 'id': 1}]}
-    """
-    groups: dict[Any, Table] = {}
-    for row in table:
-        key = tuple(_cell(row, name) for name in _names(by))
-        if None not in key:
-            groups.setdefault(key[0] if isinstance(by, str) else key, []).append(row)
-    return groups
-
-
-def tally(table: Table, *, by: str | Sequence[str]) -> Table:
+def tally(table: Table, *, by: str) -> Table:
     """Count the rows of each group in a column `count`, the largest group first.
 
     >>> tally([{"city": "Oslo"}, {"city": "Rome"}, {"city": "Rome"}], by="city")
@@ -149,7 +107,7 @@ def tally(table: Table, *, by: str | Sequence[str]) -> Table:
     return order(_per_group(table, by, "count", len), "-count")
 
 
-def total(table: Table, column: str, *, by: str | Sequence[str] | None = None) -> Any:
+def total(table: Table, column: str, *, by: str | None = None) -> Any:
     """Add up a column: one number, or with `by` a table with the total of each group.
 
     >>> rows = [{"city": "Rome", "sum": 4}, {"city": "Oslo", "sum": 1}, {"city": "Rome", "sum": 2}]
@@ -161,7 +119,7 @@ def total(table: Table, column: str, *, by: str | Sequence[str] | None = None) -
     return _per_group(table, by, column, lambda rows: sum(_cells(rows, column)))
 
 
-def average(table: Table, column: str, *, by: str | Sequence[str] | None = None, digits: int = 1) -> Any:
+def average(table: Table, column: str, *, by: str | None = None, digits: int = 1) -> Any:
     """Return the mean of a column, or with `by` a table with that of each group; None where there is no value.
 
     >>> average([{"n": 1}, {"n": 2}, {"n": None}], "n"), average([], "n")
@@ -172,75 +130,6 @@ def average(table: Table, column: str, *, by: str | Sequence[str] | None = None,
     return _per_group(table, by, column, lambda rows: _mean(_cells(rows, column), digits))
 
 
-def shares(table: Table, column: str, *, by: str | Sequence[str]) -> Table:
-    """Return in a column `share` each group's part of the total in whole percent; the shares add up to 100.
-
-    >>> shares([{"team": "a", "n": 1}, {"team": "b", "n": 1}, {"team": "c", "n": 1}], "n", by="team")
-    [{'team': 'a', 'share': 34}, {'team': 'b', 'share': 33}, {'team': 'c', 'share': 33}]
-    """
-    totals = total(table, column, by=by)
-    percents = split(100, [row[column] for row in totals])
-    return [
-        {**{name: row[name] for name in _names(by)}, "share": percent}
-        for row, percent in zip(totals, percents, strict=True)
-    ]
-
-
-def pivot(table: Table, column: str, *, by: str, across: str) -> Table:
-    """Return a row for each value of `by` with the total of `column` for each value of `across`, 0 where it has none.
-
-    >>> pivot([{"who": "Al", "day": "Mon", "h": 3}, {"who": "Bo", "day": "Tue", "h": 4}], "h", by="who", across="day")
-    [{'who': 'Al', 'Mon': 3, 'Tue': 0}, {'who': 'Bo', 'Mon': 0, 'Tue': 4}]
-    """
-    headings = group(table, by=across)
-    return [
-        {by: value} | {heading: total(where(rows, across, equal=heading), column) for heading in headings}
-        for value, rows in group(table, by=by).items()
-    ]
-
-
-def running(table: Table, column: str, *, into: str = "running") -> Table:
-    """Add a column with the total of `column` up to and including each row.
-
-    >>> running([{"n": 2}, {"n": None}, {"n": 3}], "n", into="sum")
-    [{'n': 2, 'sum': 2}, {'n': None, 'sum': 2}, {'n': 3, 'sum': 5}]
-    """
-    sums = accumulate(_cell(row, column) or 0 for row in table)
-    return [{**row, into: so_far} for row, so_far in zip(table, sums, strict=True)]
-
-
-def join(table: Table, other: Table, *, on: str | tuple[str, str], keep: str = "all") -> Table:
-    """Add to each row the columns of the first row of `other` with the same key; the row's own cells win.
-
-    `on` is the key's column, or a pair of its name here and its name in `other`. Rows without a match get None, or are
-    left out with `keep="matched"`.
-
-    >>> join([{"id": 1, "who": 7}, {"id": 2}], [{"no": 7, "name": "Ann"}], on=("who", "no"))
-    [{'name': 'Ann', 'id': 1, 'who': 7}, {'name': None, 'id': 2}]
-    """
-    mine, theirs = _pair(on)
-    matches = {row[theirs]: row for row in unique(other, by=theirs)}
-    missing = dict.fromkeys([name for row in other for name in row if name != theirs])
-    joined = []
-    for row in table:
-        match = matches.get(_cell(row, mine), {})
-        if match or keep == "all":
-            own = {name: cell for name, cell in row.items() if not (name in missing and _is_blank(cell))}
-            joined.append(missing | {name: cell for name, cell in match.items() if name != theirs} | own)
-    return joined
-
-
-def unmatched(table: Table, other: Table, *, on: str | tuple[str, str]) -> Table:
-    """Return the rows whose key is in no row of `other`, those with a blank key among them.
-
-    >>> unmatched([{"id": 1}, {"id": 2}], [{"id": 2}], on="id")
-    [{'id': 1}]
-    """
-    mine, theirs = _pair(on)
-    known = group(other, by=theirs)
-    return [row for row in table if _cell(row, mine) not in known]
-
-
 def lookup(table: Table, key: str, value: str) -> dict[Any, Any]:
     """Map the cells of one column to those of another; the first row with a key counts, rows with a blank do not.
 
@@ -248,16 +137,6 @@ def lookup(table: Table, key: str, value: str) -> dict[Any, Any]:
     {1: 'Ann'}
     """
     return {row[key]: row[value] for row in unique(where(table, value), by=key)}
-
-
-def slug(text: str) -> str:
-    """Return the words in lower case without accents, joined by "-", for file names and addresses.
-
-    >>> slug("Crème brûlée & Co.")
-    'creme-brulee-co'
-    """
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return "-".join(re.findall(r"[a-z0-9]+", plain.lower()))
 
 
 def clip(text: str, width: int) -> str:
@@ -270,15 +149,6 @@ def clip(text: str, width: int) -> str:
         return text
     head = text[: width - 1].rpartition(" ")[0] if " " in text[: width - 1] else text[: width - 2]
     return head[: width - 2].rstrip() + ".."
-
-
-def code(prefix: str, number: int, *, digits: int = 4) -> str:
-    """Return a number with its prefix, as in the names of our documents.
-
-    >>> code("inv", 42)
-    'INV-0042'
-    """
-    return f"{prefix.upper()}-{number:0{digits}d}"
 
 
 def listing(items: Iterable[Any], word: str = "and") -> str:
@@ -301,25 +171,6 @@ def plural(count: int, noun: str, many: str | None = None) -> str:
     return f"{count:,} {word}" if count else f"no {word}"
 
 
-def lines(table: Table, pattern: str) -> list[str]:
-    """Return a text for each row: the pattern with the row's cells in its braces, "-" for blank ones.
-
-    >>> lines([{"id": 1, "city": "Rome"}, {"id": 2}], "{id}: {city}")
-    ['1: Rome', '2: -']
-    """
-    return [pattern.format_map(_Cells({k: v for k, v in row.items() if not _is_blank(v)})) for row in table]
-
-
-def cents(text: str | None) -> int:
-    """Read an amount such as "1,250.00", "12.5 EUR" or "(3.00 EUR)", which is negative; blank texts are 0.
-
-    >>> cents("1,250.00"), cents("(3.00 EUR)"), cents("")
-    (125000, -300, 0)
-    """
-    digits = re.sub(r"[^\d.-]", "", text or "") or "0"
-    return _round(Decimal(digits) * (-100 if "(" in (text or "") else 100))
-
-
 def money(cents: int, currency: str = "EUR") -> str:
     """Write cents as an amount; negative amounts are in parentheses.
 
@@ -330,32 +181,14 @@ def money(cents: int, currency: str = "EUR") -> str:
     return f"({text})" if cents < 0 else text
 
 
-def split(cents: int, parts: int | Sequence[int]) -> list[int]:
-    """Divide cents into equal parts, or by a list of weights, without losing any.
+def split(cents: int, parts: int) -> list[int]:
+    """Divide cents into equal parts without losing any; the first parts get what is left over.
 
-    Cents that are left over go to the parts that lost most by rounding down, of equal ones to the first.
-
-    >>> split(100, 3), split(1000, [2, 1])
-    ([34, 33, 33], [667, 333])
+    >>> split(100, 3)
+    [34, 33, 33]
     """
-    weights = [1] * parts if isinstance(parts, int) else list(parts)
-    whole = sum(weights)
-    if not whole:
-        return [0] * len(weights)
-    amounts = [cents * weight // whole for weight in weights]
-    first = sorted(range(len(weights)), key=lambda at: -(cents * weights[at] % whole))
-    for at in first[: cents - sum(amounts)]:
-        amounts[at] += 1
-    return amounts
-
-
-def adjust(cents: int, percent: float) -> int:
-    """Raise cents by a percentage, or lower them by a negative one.
-
-    >>> adjust(1000, 19), adjust(999, -10)
-    (1190, 899)
-    """
-    return _round(cents * (100 + Decimal(str(percent))) / 100)
+    amount, more = divmod(cents, parts)
+    return [amount + 1] * more + [amount] * (parts - more)
 
 
 def percent(part: float, whole: float, *, digits: int = 0) -> str:
@@ -393,72 +226,6 @@ def period(day: str, unit: str = "month") -> str:
     return day[:4] if unit == "year" else day[:7]
 
 
-def days(first: str, last: str) -> list[str]:
-    """Return all days from the first to the last.
-
-    >>> days("2024-02-28", "2024-03-01")
-    ['2024-02-28', '2024-02-29', '2024-03-01']
-    """
-    start, end = date.fromisoformat(first), date.fromisoformat(last)
-    return [(start + timedelta(days=at)).isoformat() for at in range((end - start).days + 1)]
-
-
-def workdays(first: str, last: str, *, free: Collection[str] = ()) -> list[str]:
-    """Return the days from Monday to Friday from the first day to the last, without the `free` ones.
-
-    >>> workdays("2024-03-01", "2024-03-05", free=["2024-03-04"])
-    ['2024-03-01', '2024-03-05']
-    """
-    return [day for day in days(first, last) if date.fromisoformat(day).weekday() < 5 and day not in free]
-
-
-def merge(spans: Iterable[Span]) -> list[Span]:
-    """Join the spans that overlap or touch, in order of time; empty spans are left out.
-
-    >>> merge([(60, 90), (30, 60), (100, 100)])
-    [(30, 90)]
-    """
-    merged: list[Span] = []
-    for start, end in sorted(spans):
-        if start >= end:
-            continue
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return merged
-
-
-def gaps(spans: Iterable[Span], start: int, end: int) -> list[Span]:
-    """Return the spans between `start` and `end` that no span covers.
-
-    >>> gaps([(540, 600), (660, 700)], 480, 720)
-    [(480, 540), (600, 660), (700, 720)]
-    """
-    free = []
-    for busy_start, busy_end in merge(spans):
-        if start < min(busy_start, end):
-            free.append((start, min(busy_start, end)))
-        start = max(start, busy_end)
-    return [*free, (start, end)] if start < end else free
-
-
-def clock(minutes: int) -> str:
-    """Write minutes as hours and minutes.
-
-    >>> clock(545), clock(1500)
-    ('9h05', '25h00')
-    """
-    return f"{'-' if minutes < 0 else ''}{abs(minutes) // 60}h{abs(minutes) % 60:02d}"
-
-
-class _Cells(dict[str, Any]):
-    """The cells of a row for a pattern, "-" for those that it does not have."""
-
-    def __missing__(self, name: str) -> str:
-        return "-"
-
-
 def _is_blank(cell: Any) -> bool:
     return cell is None or cell == ""
 
@@ -471,18 +238,17 @@ def _cells(table: Table, name: str) -> list[Any]:
     return [row[name] for row in where(table, name)]
 
 
-def _names(by: str | Sequence[str]) -> list[str]:
-    return [by] if isinstance(by, str) else list(by)
+def _group(table: Table, by: str) -> dict[Any, Table]:
+    """Return the rows of each group under its value."""
+    groups: dict[Any, Table] = {}
+    for row in where(table, by):
+        groups.setdefault(row[by], []).append(row)
+    return groups
 
 
-def _pair(on: str | tuple[str, str]) -> tuple[str, str]:
-    return (on, on) if isinstance(on, str) else on
-
-
-def _per_group(table: Table, by: str | Sequence[str], column: str, summarize: Callable[[Table], Any]) -> Table:
+def _per_group(table: Table, by: str, column: str, summarize: Callable[[Table], Any]) -> Table:
     """Return a row for each group with its key and `summarize` of its rows."""
-    names, groups = _names(by), group(table, by=_names(by))
-    return [{**dict(zip(names, key, strict=True)), column: summarize(rows)} for key, rows in groups.items()]
+    return [{by: key, column: summarize(rows)} for key, rows in _group(table, by).items()]
 
 
 def _sort_key(name: str) -> Callable[[Row], Any]:

@@ -52,7 +52,8 @@ class TrainConfig:
     quantization: str = "none"
     device: str = "auto"
     prompt_style: str = "plain"
-    # How many similar training rows stand before each question: "nearest:0-8" draws 0 to 8 for each row, "" none.
+    # How many similar training rows stand before each question: "nearest:0-8" draws 0 to 8 for each row,
+    # "nearest:0+1-8" trains each row twice, without any and with 1 to 8; "" none.
     train_examples: str = ""
 
     lora_r: int = 16

@@ -101,10 +101,10 @@ class TokenizerInfo:
 class TokenizedSplit:
     """The tokenized rows of the training or the validation side.
 
-    `examples` and `lengths` (tokens of prompt, response and end token) cover all rows; `selected_indices` are the rows
-    of at most `max_length` tokens, and `samples` are these rows tokenized. Of rows that are trained with examples,
-    `example_counts` has the number of examples in the prompt of each sample, and `num_shortened` counts the samples
-    whose prompt has fewer than were selected, to fit.
+    `examples` and `lengths` (tokens of prompt, response and end token) cover all rows, a row with two prompts twice;
+    `selected_indices` are the rows of at most `max_length` tokens, and `samples` are these rows tokenized. Of rows
+    that are trained with examples, `example_counts` has the number of examples in the prompt of each sample, and
+    `num_shortened` counts the samples whose prompt has fewer than were selected, to fit.
     """
 
     examples: Sequence[Example]
@@ -149,8 +149,8 @@ def tokenize_data(config: TrainConfig, data: TrainingData, tokenizer_info: Token
     """Tokenize the rows and select those that fit. Raises TrainingError for rows that cannot be trained on."""
     example_tokenizer = build_example_tokenizer(config, tokenizer_info)
     max_length = max_sample_length(config, tokenizer_info)
-    counts = parse_train_examples(config.train_examples)
-    select = PromptExamples(counts, nearest_retriever(data.train), config.seed).select if counts else None
+    parts = parse_train_examples(config.train_examples)
+    select = PromptExamples(parts, nearest_retriever(data.train), config.seed).select if parts else None
     train = tokenize_split(example_tokenizer, data.train, max_length, select)
     validation = tokenize_split(example_tokenizer, data.validation, max_length, select)
     _require_labels(train, example_tokenizer, data.train_split.locate)
@@ -200,10 +200,11 @@ def tokenize_split(
 ) -> TokenizedSplit:
     """Tokenize all rows and select those of at most `max_length` tokens; none is truncated.
 
-    `select` returns the examples for a row's prompt, nearest first; the last ones are left out of a prompt that would
-    be too long.
+    `select` returns the examples for each prompt of a row, nearest first, so a row with two prompts is two samples; the
+    last examples are left out of a prompt that would be too long.
     """
-    chosen = [list(select(example)) if select else [] for example in examples]
+    prompts = [(example, selected) for example in examples for selected in (select(example) if select else [()])]
+    examples, chosen = [example for example, _ in prompts], [list(selected) for _, selected in prompts]
     used = [list(selected) for selected in chosen]
     tokenized = []
     for example, prompt_examples in zip(examples, used, strict=True):

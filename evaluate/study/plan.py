@@ -79,7 +79,7 @@ DATASET_LENGTHS: Mapping[str, DatasetLengths] = {
     "codealpacapy": DatasetLengths(26, 91, 60, 512, 2192, 314, 628),
     "mbpp": DatasetLengths(68, 130, 66, 480, 374, 90, 500),
     "starter": DatasetLengths(44, 85, 40, 190, 270, 51, 111),
-    "house": DatasetLengths(34, 61, 24, 83, 410, 47, 126),
+    "house": DatasetLengths(33, 61, 24, 86, 585, 50, 126),
     "apps": DatasetLengths(461, 700, 200, 512, 4500, 500, 750),
     "leetcode": DatasetLengths(450, 690, 235, 512, 2541, 100, 228),  # tokens of the test rows
 }

@@ -27,13 +27,13 @@ from advise.report import render_page
 from advise.result import FAMILY_LABELS, FoldAnswers, build_result, chosen_family
 from advise.retention import measure_retention
 from advise.training import (
-    TRAIN_EXAMPLES,
     AdapterSearch,
     AdapterTrainer,
     Trained,
     best_trials,
     default_settings,
     describe_settings,
+    with_examples,
 )
 from common.files import atomic_write
 from common.format import format_duration, utc_timestamp
@@ -242,7 +242,7 @@ class _Advisor:
             self._progress.step("examples", "left out", "no time was left for it")
             return None
         (best,) = best_trials([Trained(**trial) for trial in trials], 1)
-        settings = {**best.settings, "train_examples": TRAIN_EXAMPLES}
+        settings = with_examples(best.settings)
         self._progress.step("examples", "running", f"{where}{describe_settings(settings)}")
         rows = fold.write_rows(self._folder.subfolder("rows"))
         trained = self._trainer.train(

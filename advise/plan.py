@@ -22,8 +22,8 @@ CURVE_SHARES = (0.25, 0.5)
 MIN_TRAIN_SECONDS = 20.0
 # The most validation and test rows of a fold; of several that fit into the budget the first.
 LIMITS = ((48, 200), (32, 120), (24, 90), (16, 60))
-# Training prompts of half of the rows have examples, four on average.
-EXAMPLES_COST = 3.5
+# Two thirds of the epochs, two prompts of each row, one of them with 1.5 examples on average.
+EXAMPLES_COST = 2.4
 _SEARCH, _EXAMPLES, _TEST, _CURVE, _RETENTION, _FINAL = "search", "examples", "test", "curve", "retention", "final"
 PROMPTS = "prompts"
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine
 
 METHODS_WITHOUT_ADAPTER = ("zero-shot", "icl-8", "rag-8")
-PREFERRED_ADAPTER = "lora-starter"
+PREFERRED_ADAPTERS = ("qlora-4bit-house", "lora-starter")
 METHOD_KINDS = [
     ("Zero-shot", "zero-shot"),
     ("ICL: fixed examples", "icl"),
@@ -68,8 +68,8 @@ def list_adapter_choices(engine: LLMEngine) -> AdapterChoices:
 
 def default_methods(usable: Sequence[str]) -> list[str]:
     """Return zero-shot, ICL, RAG, and one adapter if any is usable."""
-    adapters = [PREFERRED_ADAPTER] if PREFERRED_ADAPTER in usable else list(usable[:1])
-    return [*METHODS_WITHOUT_ADAPTER, *adapters]
+    adapters = [name for name in PREFERRED_ADAPTERS if name in usable] or list(usable)
+    return [*METHODS_WITHOUT_ADAPTER, *adapters[:1]]
 
 
 def method_name(kind: str, k: float | None, adapter: str | None, examples: str) -> str:

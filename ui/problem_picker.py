@@ -1,4 +1,4 @@
-"""Problem picker: a data set, a searchable list of its test problems, a random one, and starter examples.
+"""Problem picker: a data set, a searchable list of its test problems, a random one, and suggestions.
 
 The owner of the app also picks held-out rows of their own data sets (ui/own_data.py).
 """
@@ -15,6 +15,8 @@ from typing import Any
 import gradio as gr
 
 from errors import PromptOrTuneError
+from tasks.datasets.bundled import HOUSE
+from tasks.datasets.registry import load_problems
 from tasks.problem import Problem
 from ui import components
 from ui.access.guard import action, declare
@@ -23,7 +25,7 @@ from ui.context import Context
 from ui.own_data import data_choices, has_examples, load_split_problems, own_allowed, own_names, pool_choices
 
 DEFAULT_DATA = "starter"
-STARTER_PROBLEM_COUNT = 3
+SUGGESTED_DATA = HOUSE  # of the Compare page: its first adapter is trained on it
 _LABEL_LENGTH = 120
 _BUTTON_LENGTH = 52
 NO_CHOICE = ("Pick a test problem", "")
@@ -51,22 +53,18 @@ class ProblemPicker:
         return data, gr.Dropdown(choices=[NO_CHOICE, *choices], value=value), components.error_html(error)
 
 
-def starter_problems(data_dir: Path | None) -> list[Problem]:
-    """Return the three test problems of the starter set with the shortest intents; [] if it is missing."""
-    try:
-        return sorted(load_split_problems(DEFAULT_DATA, data_dir), key=lambda problem: len(problem.intent))[
-            :STARTER_PROBLEM_COUNT
-        ]
-    except PromptOrTuneError:
-        return []
+def suggested_problems(ids: Sequence[str]) -> list[Problem]:
+    """Return the validation rows of house with these ids, in this order (ui/compare/record_example.py chooses them)."""
+    problems = {problem.id: problem for problem in load_problems(SUGGESTED_DATA, "validation")}
+    return [problems[id] for id in ids if id in problems]
 
 
 def build_picker(data_dir: Path | None) -> ProblemPicker:
     """Add the choice of a data set and of a problem, and the button for a random one, to the current Blocks."""
-    choices, error = _problem_choices(DEFAULT_DATA, data_dir, own=False)
+    choices, error = _problem_choices(SUGGESTED_DATA, data_dir, own=False)
     data = gr.Dropdown(
         data_choices(data_dir),
-        value=DEFAULT_DATA,
+        value=SUGGESTED_DATA,
         label="Data set of test problems",
         show_label=False,
         scale=0,
@@ -81,23 +79,18 @@ def build_picker(data_dir: Path | None) -> ProblemPicker:
     return ProblemPicker(data, problem, random_button, note)
 
 
-def build_starter_buttons(data_dir: Path | None) -> list[tuple[gr.Button, Problem]]:
-    """Add a button for each starter example to the current Blocks; none if the starter set is missing."""
-    problems = starter_problems(data_dir)
-    with gr.Row(elem_id="starter-examples", visible=bool(problems)):
-        gr.HTML("<p>Try</p>", apply_default_css=False, js_on_load=None, elem_id="starter-label")
+def build_suggestions(problems: Sequence[Problem]) -> list[tuple[gr.Button, Problem]]:
+    """Add a button for each suggested problem to the current Blocks."""
+    with gr.Row(elem_id="suggestions", visible=bool(problems)):
+        gr.HTML("<p>Try</p>", apply_default_css=False, js_on_load=None, elem_id="suggestions-label")
         return [
-            (
-                gr.Button(_shorten(problem.intent, _BUTTON_LENGTH), size="sm", scale=0, elem_classes="starter-example"),
-                problem,
-            )
-            for problem in problems
+            (gr.Button(_shorten(problem.intent, _BUTTON_LENGTH), size="sm", scale=0), problem) for problem in problems
         ]
 
 
 def wire_picker(
     picker: ProblemPicker,
-    starter_buttons: Sequence[tuple[gr.Button, Problem]],
+    suggestions: Sequence[tuple[gr.Button, Problem]],
     context: Context,
     selected_problem: gr.State,
     outputs: Sequence[gr.components.Component],
@@ -112,16 +105,16 @@ def wire_picker(
     @action("view pages")
     def show(name: str | None, request: gr.Request) -> tuple[Any, str]:
         own = own_allowed(context, request)
-        _, problem, note = picker.selection_updates(name or DEFAULT_DATA, "", data_dir, own=own)
+        _, problem, note = picker.selection_updates(name or SUGGESTED_DATA, "", data_dir, own=own)
         return problem, note
 
     @action("view pages")
     def pick(name: str | None, identity: str | None, request: gr.Request) -> list[object]:
-        return values(name or DEFAULT_DATA, identity, own=own_allowed(context, request))
+        return values(name or SUGGESTED_DATA, identity, own=own_allowed(context, request))
 
     @action("view pages")
     def pick_random(name: str | None, request: gr.Request) -> list[object]:
-        name, own = name or DEFAULT_DATA, own_allowed(context, request)
+        name, own = name or SUGGESTED_DATA, own_allowed(context, request)
         choices, _ = _problem_choices(name, data_dir, own=own)
         identity = random.choice(choices)[1] if choices else None
         return [identity or gr.skip(), *values(name, identity, own=own)]
@@ -134,7 +127,7 @@ def wire_picker(
     return [
         *(
             button.click(fill_handler(example), None, [selected_problem, *outputs], **components.EVENT_OPTIONS)
-            for button, example in starter_buttons
+            for button, example in suggestions
         ),
         picker.problem.input(
             pick, [picker.data, picker.problem], [selected_problem, *outputs], **components.EVENT_OPTIONS
@@ -162,8 +155,8 @@ def wire_own_data(picker: ProblemPicker, pool: gr.Dropdown, context: Context, ta
 
 
 def fill_handler(example: Problem) -> Callable[[], list[object]]:
-    """Return an event handler that fills the outputs of `wire_picker` with this problem of the starter set."""
-    return declare("view pages", partial(_field_values, example, DEFAULT_DATA))
+    """Return an event handler that fills the outputs of `wire_picker` with this suggested problem."""
+    return declare("view pages", partial(_field_values, example, SUGGESTED_DATA))
 
 
 def _field_values(problem: Problem, data: str | None) -> list[object]:

@@ -17,7 +17,7 @@ def test_first_visit_shows_the_introduction_and_loads_nothing_from_other_hosts(p
     assert page.text(".product") == "Prompt or Tune"
     assert page.text(".model-text") == "SmolLM2-135M-Instruct · NF4 · CPU"
     until(lambda: page.chips() == DEFAULTS)
-    assert len(page.all("#starter-examples button")) == 3
+    assert len(page.all("#suggestions button")) == 3
     page.screenshot("compare-first-visit")
     script = "return performance.getEntriesByType('resource').map((entry) => entry.name)"
     fetched = page.driver.execute_script(script)
@@ -62,7 +62,7 @@ def test_long_answer_scrolls_inside_its_column(page: ComparePage) -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_phone_layout_of_compare_has_no_horizontal_scroll(driver: WebDriver, url: str, theme: str) -> None:
     page = ComparePage(driver, url).open(theme=theme, width=390, height=844)
-    page.find("#starter-examples button").click()
+    page.find("#suggestions button").click()
     until(page.intent_text)
     page.run()
     page.finish()
@@ -80,7 +80,7 @@ def test_phone_layout_of_compare_has_no_horizontal_scroll(driver: WebDriver, url
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_has_contrast_in_both_themes(driver: WebDriver, url: str, theme: str) -> None:
     page = ComparePage(driver, url).open(theme=theme)
-    page.find("#starter-examples button").click()
+    page.find("#suggestions button").click()
     until(page.intent_text)
     page.unfold_options()
     page.run()

@@ -82,7 +82,7 @@ def test_invalid_tests_show_their_line_and_stay_in_the_field(page: ComparePage) 
 
 
 def test_tests_of_a_problem_are_restored_from_history(page: ComparePage) -> None:
-    page.find("#starter-examples button").click()
+    page.find("#suggestions button").click()
     until(page.intent_text)
     page.unfold_options()
     until(lambda: str(page.find("#tests textarea").get_property("value")).startswith("assert "))

@@ -88,14 +88,14 @@ def test_methods_are_added_and_removed(page: ComparePage) -> None:
 
 
 def test_test_problem_fills_question_and_reference(page: ComparePage) -> None:
-    page.find("#starter-examples button").click()
+    page.find("#suggestions button").click()
     until(page.intent_text)
     page.unfold_options()
     assert "def " in str(page.find("#reference textarea").get_property("value"))
     first = page.intent_text()
     page.find("#random").click()
     until(lambda: page.intent_text() != first)
-    assert "examples from starter" in page.text("#options button")
+    assert "examples from house" in page.text("#options button")
     page.run()
     page.finish()
     assert page.cards()[0]["numbers"]["CodeBLEU"] != "–"

@@ -151,20 +151,20 @@ def test_best_column_has_a_badge() -> None:
         assert word in Reader(card["head"]).text
 
 
-def test_recorded_example_names_model_date_and_source(tmp_path: Path) -> None:
+def test_recorded_example_names_model_and_date(tmp_path: Path) -> None:
     assert load_first_example(tmp_path / "missing.json") is None
     path = tmp_path / "example.json"
-    path.write_text(example_json(records(), "CoNaLa <b>"), encoding="utf-8")
+    path.write_text(example_json(records(), ["house-validation-0003"]), encoding="utf-8")
     example = load_first_example(path)
     assert example is not None
     head = assert_harmless(example_view(example)["head"])
-    assert "example chosen because the answers differ, recorded on 22 November 2025" in head
+    assert "example a validation row that only the adapter solves, recorded on 22 November 2025" in head
     assert "with SmolLM2-135M-Instruct · NF4 · CPU, sampling" in head
-    assert head.count("Problem and examples: CoNaLa <b>") == 1
+    assert example.suggestions == ("house-validation-0003",)
 
 
 @pytest.mark.parametrize(
-    "broken", ["", "[]", "{}", "null", '{"source": "", "records": []}', '{"source": 1, "records": [1]}']
+    "broken", ["", "[]", "{}", "null", '{"suggestions": [], "records": []}', '{"suggestions": 1, "records": [1]}']
 )
 def test_broken_example_is_ignored(tmp_path: Path, broken: Any) -> None:
     path = tmp_path / "example.json"

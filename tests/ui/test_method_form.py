@@ -46,7 +46,8 @@ def test_ninth_column_is_refused() -> None:
         add_method([f"icl-{k}" for k in range(1, 9)], "rag-1", [])
 
 
-def test_starter_adapter_is_preferred() -> None:
+def test_house_adapter_is_preferred() -> None:
+    assert default_methods(["lora-starter", "mine", "qlora-4bit-house"])[3:] == ["qlora-4bit-house"]
     assert default_methods(["lora-conala", "lora-starter"])[-1] == "lora-starter"
     assert default_methods(["mine"]) == ["zero-shot", "icl-8", "rag-8", "mine"]
     assert default_methods([]) == ["zero-shot", "icl-8", "rag-8"]

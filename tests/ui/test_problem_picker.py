@@ -11,14 +11,18 @@ from serve.types import SamplingParams
 from tests.tasks.sets import HUMANEVALPLUS_ROW, LEETCODE_ROW, write_rows
 from ui.compare.comparison import QuestionFields, build_problem
 from ui.compare.decoding_form import read_sampling_params
+from ui.compare.view import load_first_example
 from ui.own_data import data_choices, load_split_problems, pool_choices
-from ui.problem_picker import _field_values, starter_problems
+from ui.problem_picker import _field_values, suggested_problems
 
 
-def test_three_short_starter_problems_are_offered() -> None:
-    problems = starter_problems(None)
+def test_three_validation_rows_of_house_are_suggested() -> None:
+    example = load_first_example()
+    assert example is not None
+    problems = suggested_problems(example.suggestions)
     assert len({problem.id for problem in problems}) == 3
-    assert all(problem.reference and len(problem.intent) < 100 for problem in problems)
+    assert problems[0].intent == example.records[0]["intent"]
+    assert suggested_problems(["house-test-0001", "nonsense"]) == []
 
 
 def test_data_choices_are_labelled_with_the_hub(tmp_path: Path) -> None:

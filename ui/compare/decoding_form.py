@@ -15,7 +15,7 @@ from ui.access.guard import action
 from ui.components import EVENT_OPTIONS
 from ui.labels import decoding_label
 from ui.own_data import pool_choices
-from ui.problem_picker import DEFAULT_DATA
+from ui.problem_picker import SUGGESTED_DATA
 
 DECODING_MODES = [("Greedy", "greedy"), ("Sampling", "sample"), ("Beam search", "beam")]
 DEFAULT_CANDIDATES = 5
@@ -72,7 +72,7 @@ def decoding_values(values: dict[str, Any]) -> list[Any]:
 def build_options(data_dir: Path | None) -> DecodingForm:
     """Add the accordion and its fields to the current Blocks; its title summarises them."""
     with gr.Accordion(
-        _title(DEFAULT_DATA, *_params_values(SamplingParams())), open=False, elem_id="options"
+        _title(SUGGESTED_DATA, *_params_values(SamplingParams())), open=False, elem_id="options"
     ) as accordion:
         with gr.Row():
             reference = gr.Textbox(
@@ -87,7 +87,7 @@ def build_options(data_dir: Path | None) -> DecodingForm:
             with gr.Column(scale=2, min_width=260):
                 pool = gr.Dropdown(
                     pool_choices(data_dir),
-                    value=DEFAULT_DATA,
+                    value=SUGGESTED_DATA,
                     label="Examples for ICL and RAG come from",
                     elem_id="pool",
                 )

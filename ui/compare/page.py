@@ -20,24 +20,28 @@ from ui.method_form import MethodForm, build_method_form
 from ui.problem_picker import (
     ProblemPicker,
     build_picker,
-    build_starter_buttons,
+    build_suggestions,
     fill_handler,
-    starter_problems,
+    suggested_problems,
     wire_own_data,
     wire_picker,
 )
 
+INTRODUCTION = (
+    "A small language model writes Python from one sentence, in several ways at once. The one that comes along is a "
+    "general model of 135 million parameters, so it knows little: how the ways differ is the point."
+)
 COLUMNS_TEXT = (
     "zero-shot gets no help; ICL sees eight fixed examples; RAG sees the eight examples nearest to your words; the "
-    "last one is trained for the task with a small add-on, called an adapter."
+    "last one is trained with a small add-on, called an adapter, on code of a team with its own library, kit."
 )
 WELCOME_LINES = (
-    (
-        "What this is",
-        "A small language model writes Python from one sentence, in several ways at once, side by side.",
-    ),
+    ("What this is", INTRODUCTION),
     ("The four columns", COLUMNS_TEXT),
-    ("What to do", "Ask for a piece of Python below, compare the answers, and see which way suits your kind of code."),
+    (
+        "What to do",
+        "Run the example or ask for code in the team's style, compare the answers, then bring your own rows.",
+    ),
 )
 _WELCOME_JS = "() => window.promptOrTune.setWelcomeVisible({})"
 
@@ -81,10 +85,11 @@ def build_compare(context: Context, tab: gr.Tab) -> tuple[MethodForm, Callable[[
     after the event that it is called with.
     """
     example = load_first_example()
+    problems = suggested_problems(example.suggestions if example else ())
     with gr.Column(elem_id="compare"):
-        run_example = build_welcome(example=bool(starter_problems(context.data_dir)))
+        run_example = build_welcome(example=bool(problems))
         intent, run, stop, note, picker = _build_question(context)
-        starter_buttons = build_starter_buttons(context.data_dir)
+        suggestions = build_suggestions(problems)
         form = build_method_form()
         options = build_options(context.data_dir)
         with gr.Row(elem_id="result-line"):
@@ -102,11 +107,11 @@ def build_compare(context: Context, tab: gr.Tab) -> tuple[MethodForm, Callable[[
         selected_problem, components.storage_writer(),
     )  # fmt: skip
     fields = [intent, options.reference, options.tests, options.pool]
-    selection_events = wire_picker(picker, starter_buttons, context, selected_problem, fields)
+    selection_events = wire_picker(picker, suggestions, context, selected_problem, fields)
     wire_own_data(picker, options.pool, context, tab)
     triggers = [run.click]
-    if starter_buttons:
-        fill = fill_handler(starter_buttons[0][1])
+    if suggestions:
+        fill = fill_handler(suggestions[0][1])
         filled = run_example.click(fill, None, [selected_problem, *fields], **components.EVENT_OPTIONS)
         triggers.append(filled.success)
         selection_events.append(filled)

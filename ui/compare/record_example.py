@@ -1,8 +1,11 @@
-r"""Recorder of the example that a first visit shows: a real run, with its model, revision, prompts and date.
+"""Recorder of what a first visit shows: a real run, with its model, revision, prompts and date, and what to try.
 
 python -m ui.compare.record_example
-python -m ui.compare.record_example --data conala --data-dir ../shared/data --problem 4906977-61 \
-    --methods zero-shot,icl-8,rag-8,ia3-conala
+
+The rows are chosen by a rule, not by hand: the first validation rows of house, in the order of the file, on which all
+methods without an adapter fail a test and all adapters pass all of them. The first such row is the recorded run, and
+the first three are the suggestions under the question. Validation rows also chose the settings of the adapter, and its
+scores are measured on other rows.
 """
 
 from __future__ import annotations
@@ -10,13 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.command import configure_environment
-from errors import DataError, PromptOrTuneError, UnknownNameError
+from errors import DataError, PromptOrTuneError
 from serve.engine.llm_engine import EngineLoader, ProgressFn
+from tasks.datasets.bundled import HOUSE
 from tasks.datasets.registry import load_problems
 from tasks.problem import Problem
 from ui.compare.comparison import format_tests, make_comparison
@@ -30,66 +35,66 @@ from ui.records import Record
 if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine
 
-
-# Authors and licence of the problems and examples; those of starter and house are our own.
-DATASET_CREDITS = {
-    "conala": "CoNaLa (Yin et al., 2018), CC BY-SA 4.0",
-    "codealpacapy": "CodeAlpacaPy, from Code Alpaca",
-    "mbpp": "MBPP (Austin et al., 2021), CC BY 4.0",
-    "apps": "APPS (Hendrycks et al., 2021), MIT",
-    "humaneval": "HumanEval (Chen et al., 2021), MIT",
-    "humanevalplus": "HumanEval+ (Liu et al., 2023), Apache-2.0",
-    "mbppplus": "MBPP+ (Liu et al., 2023), Apache-2.0",
-    "leetcode": "LeetCodeDataset (Xia et al., 2025), Apache-2.0",
-}
+SUGGESTIONS = 3
 
 
-def example_json(records: Sequence[Record], source: str) -> str:
-    """Return the text of ui/compare/first_example.json: the records, and the credit of problem and examples."""
-    return json.dumps({"source": source, "records": list(records)}, indent=1, ensure_ascii=False) + "\n"
+def example_json(records: Sequence[Record], suggestions: Sequence[str] = ()) -> str:
+    """Return the text of ui/compare/first_example.json: the records, and the ids of the suggested problems."""
+    return json.dumps({"suggestions": list(suggestions), "records": list(records)}, indent=1, ensure_ascii=False) + "\n"
 
 
-def find_problem(data: str, problem_id: str | None, data_dir: Path | None) -> Problem:
-    """Return the test problem with that id, or the first one of the test split."""
-    problems = load_problems(data, "test", data_dir=data_dir)
-    if not problems:
-        raise DataError(f"'{data}' has no test problems.")
-    if problem_id is None:
-        return problems[0]
+def only_adapters_pass(records: Sequence[Record]) -> bool:
+    """Return whether every adapter passes all tests of the problem, and every other method fails one of them."""
+    adapters = [_passes(record) for record in records if record["adapter"] is not None]
+    others = [_passes(record) for record in records if record["adapter"] is None]
+    return bool(adapters) and all(adapters) and bool(others) and not any(others)
+
+
+def _passes(record: Record) -> bool:
+    return bool(record["tests"]) and all(result["passed"] for result in record["tests"])
+
+
+def find_examples(
+    problems: Iterable[Problem], answer: Callable[[Problem], Sequence[Record]]
+) -> Iterator[tuple[Problem, Sequence[Record]]]:
+    """Yield, in their order, the problems that only the adapters solve, with the records of `answer`."""
     for problem in problems:
-        if problem.id == problem_id:
-            return problem
-    raise UnknownNameError(f"'{data}' has no test problem '{problem_id}': its first is '{problems[0].id}'.")
+        records = answer(problem)
+        if only_adapters_pass(records):
+            yield problem, records
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Answer one test problem, write the records to ui/compare/first_example.json and print the verdict."""
+    """Find validation rows of house that only the adapters solve; write the first run and the ids of three of them."""
     configure_environment()
     parser = argparse.ArgumentParser(prog="python -m ui.compare.record_example", description=main.__doc__)
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--quantization", default="nf4")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--data", default="starter", help="a data set (%(default)s)")
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--problem", help="the id of a test problem; the first one without it")
     parser.add_argument("--methods", help="names separated by commas; those of a new page without it")
+    parser.add_argument("--output", type=Path, default=FIRST_EXAMPLE_PATH)
     args = parser.parse_args(arguments)
     try:
-        problem = find_problem(args.data, args.problem, args.data_dir)
-        context = Context(EngineLoader(_engine_builder(args)), args.data_dir)
+        context = Context(EngineLoader(_engine_builder(args)), None)
         methods = (
             args.methods.split(",")
             if args.methods
-            else default_methods(list_adapter_choices(context.engine_loader.engine())[1])
+            else default_methods(list_adapter_choices(context.engine_loader.engine()).usable)
         )
-        records = collect_records(
-            context, make_comparison(problem, methods, pool=args.data, tests_text=format_tests(problem.tests))
-        )
+
+        def answer(problem: Problem) -> tuple[Record, ...]:
+            comparison = make_comparison(problem, methods, pool=HOUSE, tests_text=format_tests(problem.tests))
+            return collect_records(context, comparison)
+
+        found = list(islice(find_examples(load_problems(HOUSE, "validation"), answer), SUGGESTIONS))
+        if not found:
+            raise DataError(f"No validation row of {HOUSE} is solved by the adapter alone.")
     except PromptOrTuneError as error:
         sys.stderr.write(f"record_example: {error}\n")
         return 2
-    FIRST_EXAMPLE_PATH.write_text(example_json(records, DATASET_CREDITS.get(args.data, "")), encoding="utf-8")
-    sys.stdout.write(f"{verdict_text(records)}\nWritten to {FIRST_EXAMPLE_PATH}.\n")
+    records = found[0][1]
+    args.output.write_text(example_json(records, [problem.id for problem, _ in found]), encoding="utf-8")
+    sys.stdout.write(f"{verdict_text(records)}\nWritten to {args.output}.\n")
     return 0
 
 
@@ -98,7 +103,7 @@ def _engine_builder(args: argparse.Namespace) -> Callable[[ProgressFn], LLMEngin
     from serve.options import ModelOptions
 
     def build(report: ProgressFn) -> LLMEngine:
-        return build_engine(ModelOptions(args.base, args.quantization, args.device, args.data_dir), report)
+        return build_engine(ModelOptions(args.base, args.quantization, args.device, None), report)
 
     return build
 

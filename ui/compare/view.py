@@ -71,9 +71,9 @@ class ComparisonView(TypedDict):
 
 @dataclass(frozen=True)
 class RecordedExample:
-    """A recorded run; `source` credits its problem and its examples ('' for our own)."""
+    """A recorded run, and the ids of the validation rows of house that are suggested (record_example.py)."""
 
-    source: str
+    suggestions: tuple[str, ...]
     records: tuple[Record, ...]
 
 
@@ -242,8 +242,7 @@ def example_view(example: RecordedExample) -> ComparisonView:
     first = example.records[0]
     model = model_label(first["base_id"], first["quantization"], first["device"])
     settings = f"{format_date(first['created'])} with {model}, {decoding_label(first['decoding'])}"
-    source = f". Problem and examples: {example.source}" if example.source else ""
-    about = f"chosen because the answers differ, recorded on {settings}{source}"
+    about = f"a validation row that only the adapter solves, recorded on {settings}"
     return _records_view(example.records, Markup('<span class="badge">example</span> ') + about)
 
 
@@ -279,7 +278,7 @@ def load_first_example(path: Path = FIRST_EXAMPLE_PATH) -> RecordedExample | Non
     """Read the recorded run of a first visit; None if the file is missing or unreadable."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        example = RecordedExample(str(values["source"]), tuple(values["records"]))
+        example = RecordedExample(tuple(map(str, values["suggestions"])), tuple(values["records"]))
         example_view(example)
     except FileNotFoundError:
         return None

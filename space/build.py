@@ -84,7 +84,7 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
 
 
-MAX_BYTES = 30_000_000
+MAX_BYTES = 40_000_000
 # Copied whole. Tests, benchmarks, docs and the rest of this package are needed for development only.
 PACKAGES = ("adapters", "advise", "common", "evaluate", "jobs", "models", "serve", "tasks", "train", "ui")
 TOP_LEVEL_FILES = ("app.py", "errors.py", "LICENSE", "requirements.txt")

@@ -185,8 +185,11 @@ def changed_codes(code: str) -> set[str]:
                         del copy.keywords[at]
                 elif isinstance(copy.value, str):
                     copy.value = f"{copy.value}x" if change else copy.value[:-1]
+                elif isinstance(copy.value, bool):
+                    copy.value = not copy.value
                 else:
-                    copy.value = not copy.value if isinstance(copy.value, bool) else copy.value + (1 if change else -1)
+                    assert isinstance(copy.value, int)
+                    copy.value += 1 if change else -1
                 found.add(ast.unparse(tree))
     return found
 

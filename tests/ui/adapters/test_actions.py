@@ -131,18 +131,18 @@ def names(context: Context, visitor: Visitor = OWNER, **options: str) -> list[st
 
 
 def test_list_is_searched_and_filtered(context: Context, actions: AdapterActions) -> None:
-    assert len(names(context)) == 11
+    assert len(names(context)) == 14
     assert set(names(context)[:4]) == {"prompt-mine", "other-base", "broken", "evil"}, "added adapters are listed first"
     assert names(context, query="prompt MY.CSV") == ["prompt-mine"]
     assert names(context, query="qlora mbpp") == ["qlora-4bit-mbpp"]
     assert names(context, query="nothing like it") == []
     assert set(names(context, show="own")) == {"prompt-mine", "other-base", "broken", "evil"}
     assert set(names(context, show="unusable")) == {"other-base", "broken"}
-    assert len(names(context, show="library")) == 7
-    assert len(names(context, show="usable")) == 9
+    assert len(names(context, show="library")) == 10
+    assert len(names(context, show="usable")) == 12
     actions.load(OWNER, SMALL)
     assert names(context, show="memory") == [SMALL]
-    assert len(names(context, show="no such choice")) == 11
+    assert len(names(context, show="no such choice")) == 14
 
 
 def test_paths_of_full_models_are_visible_to_the_owner_only(context: Context) -> None:
@@ -162,11 +162,11 @@ def test_list_is_paginated(tmp_path: Path) -> None:
     with ready_context(home) as context:
         catalog = AdapterCatalog(context)
         first = adapter_list_value(context, catalog, OWNER)
-        assert (len(first["cards"]), first["total"], first["head"]) == (PAGE_SIZE, 67, "67 adapters")
+        assert (len(first["cards"]), first["total"], first["head"]) == (PAGE_SIZE, 70, "70 adapters")
         last = adapter_list_value(context, catalog, OWNER, start=10**8)
-        assert (last["from"], len(last["cards"])) == (48, 19)
+        assert (last["from"], len(last["cards"])) == (48, 22)
         value = adapter_list_value(context, catalog, OWNER, query="made-1", start=48)
-        assert (value["from"], value["head"]) == (0, "10 of 67 adapters")
+        assert (value["from"], value["head"]) == (0, "10 of 70 adapters")
     assert [page_start({"from": value}) for value in (24, -1, True, "24", None, 10**12)] == [24, 0, 0, 0, 0, 0]
 
 

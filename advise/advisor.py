@@ -164,11 +164,11 @@ class _Advisor:
         seconds = [
             _PROBE_FACTOR * sum(result.seconds for result in run.results(method)) / len(rows) for method in methods
         ]
-        settings = default_settings(self._model)[0]
+        settings = default_settings(self._model, 1)[0]
         rows_of_fold = fold.write_rows(self._folder.subfolder("rows"))
-        train = self._trainer.estimate_seconds(rows_of_fold, settings) * _ESTIMATE_FACTOR
+        epoch = self._trainer.estimate_seconds(rows_of_fold, settings) * _ESTIMATE_FACTOR
         zero_shot, icl, rag = seconds
-        return Costs(zero_shot, icl, rag, train)
+        return Costs(zero_shot, icl, rag, epoch)
 
     def _open_sandbox(self, stack: ExitStack) -> Sandbox | None:
         if not self._folds.has_tests:
@@ -221,7 +221,7 @@ class _Advisor:
         gc.collect()
         rows = fold.write_rows(self._folder.subfolder("rows"))
         journal = self._folder.path / f"fold-{fold.number}-trials.log"
-        search = AdapterSearch(self._trainer, self._model, journal, self._progress, self._options.seed)
+        search = AdapterSearch(self._trainer, self._model, journal, self._progress, self._options.seed, plan.epochs)
         seconds = self._search_seconds(fold, plan)
         trained = search.run(f"fold-{fold.number}-trial", where, rows, seconds, MAX_TRIALS)
         return [asdict(each) for each in trained]

@@ -20,8 +20,8 @@ COMPARISONS = FAMILIES * (FAMILIES - 1) // 2
 RETENTION_ROWS = 48
 CURVE_SHARES = (0.25, 0.5)
 MIN_TRAIN_SECONDS = 20.0
-# The most validation and test rows of a fold; of several that fit into the budget the first.
-LIMITS = ((48, 200), (32, 120), (24, 90), (16, 60))
+# The most validation and test rows of a fold, and epochs of training: the first ones that fit into the budget.
+LIMITS = ((48, 200, 3), (32, 120, 3), (24, 90, 3), (24, 90, 2), (16, 60, 2), (16, 60, 1))
 # Two thirds of the epochs, two prompts of each row, one of them with 1.5 examples on average.
 EXAMPLES_COST = 2.4
 _SEARCH, _EXAMPLES, _TEST, _CURVE, _RETENTION, _FINAL = "search", "examples", "test", "curve", "retention", "final"
@@ -30,12 +30,12 @@ PROMPTS = "prompts"
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds an answer takes, by family, and seconds of one training with the default settings on one fold."""
+    """Seconds an answer takes, by family, and seconds of an epoch of training with the default settings on one fold."""
 
     zero_shot: float
     icl: float
     rag: float
-    train: float
+    epoch: float
 
     @property
     def adapter(self) -> float:
@@ -47,7 +47,8 @@ class Costs:
 class Plan:
     """The steps with estimates. `search_seconds` is the time for the trainings of one fold.
 
-    The limits are the most validation and test rows of a fold that are asked (Folds.limited).
+    The limits are the most validation and test rows of a fold that are asked (Folds.limited); `epochs` is the length of
+    the first trainings (advise.training.default_settings).
     """
 
     steps: Sequence[PlannedStep]
@@ -58,6 +59,7 @@ class Plan:
     folds: int
     validation_limit: int
     test_limit: int
+    epochs: int
 
     @property
     def seconds(self) -> float:
@@ -89,19 +91,18 @@ def make_plan(folds: Folds, costs: Costs, seconds: float, spent: float = 0.0, se
     First come the steps without which there is no answer; then what the rest of the budget allows, in this order: the
     final training after cross-fitting, what the adapter forgot, the learning curve, training with examples; and more
     trials of the search with what is left. Where all but the training with examples would not fit, fewer rows are asked
-    (LIMITS). Raises PromptOrTuneError where the budget is too small for an answer.
+    and trainings have fewer epochs (LIMITS). Raises PromptOrTuneError where the budget is too small for an answer.
     """
     available = seconds - spent
-    for limits in LIMITS:
-        limited = folds.limited(*limits, seed)
-        needed, further = _estimate(limited, costs)
-        if sum((needed | further).values()) - further[_EXAMPLES] <= available:
-            break
+    choices = [_Choice(folds.limited(rows, test, seed), rows, test, epochs, costs) for rows, test, epochs in LIMITS]
+    chosen = next((choice for choice in choices if choice.seconds <= available), choices[-1])
+    limited, needed, further = chosen.folds, chosen.needed, chosen.further
+    train = chosen.epochs * costs.epoch
     left = available - sum(needed.values())
     if left < 0:  # the training ends early
-        train = costs.train + left / len(limited)
-        if train < MIN_TRAIN_SECONDS:
-            least = spent + sum(needed.values()) + (MIN_TRAIN_SECONDS - costs.train) * len(limited)
+        cut = train + left / len(limited)
+        if cut < MIN_TRAIN_SECONDS:
+            least = spent + sum(needed.values()) + (MIN_TRAIN_SECONDS - train) * len(limited)
             raise PromptOrTuneError(
                 f"{seconds / 60:.3g} minutes are too few for {folds.data} on this machine: give "
                 f"{math.ceil(least / 60)} or more, or fewer rows."
@@ -130,26 +131,42 @@ def make_plan(folds: Folds, costs: Costs, seconds: float, spent: float = 0.0, se
     fewer = "" if n == folds.test_rows else f" To fit the budget, {n} of {folds.test_rows} test rows are drawn."
     search_seconds = (estimates[_SEARCH] - _choice_seconds(limited, costs)) / len(folds) - LOAD_SECONDS
     return Plan(
-        steps, search_seconds, folds.note + fewer, power_text(n, COMPARISONS), n, len(folds), limits[0], limits[1]
+        steps,
+        search_seconds,
+        folds.note + fewer,
+        power_text(n, COMPARISONS),
+        n,
+        len(folds),
+        chosen.validation,
+        chosen.test,
+        chosen.epochs,
     )
 
 
-def _estimate(folds: Folds, costs: Costs) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the seconds of the steps that are needed, and of the further ones in the order in which they are added."""
-    answers = folds.test_rows * (costs.zero_shot + costs.icl + 2 * costs.rag + costs.adapter)
-    needed = {
-        PROMPTS: sum(_prompt_seconds(fold, costs) for fold in folds) + LOAD_SECONDS,
-        _SEARCH: len(folds) * (costs.train + LOAD_SECONDS) + _choice_seconds(folds, costs),
-        _TEST: answers + len(folds) * LOAD_SECONDS,
-    }
-    curve_rows = len(CURVE_SHARES) * folds.test_rows
-    further = {
-        _FINAL: costs.train + LOAD_SECONDS if len(folds) > 1 else 0.0,
-        _RETENTION: 2 * RETENTION_ROWS * costs.zero_shot + 2 * LOAD_SECONDS,
-        _CURVE: len(folds) * (sum(CURVE_SHARES) * costs.train + 2 * LOAD_SECONDS) + curve_rows * costs.adapter,
-        _EXAMPLES: len(folds) * (EXAMPLES_COST * costs.train + LOAD_SECONDS) + _validation_rows(folds) * costs.rag,
-    }
-    return needed, further
+class _Choice:
+    """Folds with limits of rows and epochs: seconds of the steps that are needed, and of the further ones in order."""
+
+    def __init__(self, folds: Folds, validation: int, test: int, epochs: int, costs: Costs) -> None:
+        self.folds, self.validation, self.test, self.epochs = folds, validation, test, epochs
+        train = epochs * costs.epoch
+        answers = folds.test_rows * (costs.zero_shot + costs.icl + 2 * costs.rag + costs.adapter)
+        self.needed = {
+            PROMPTS: sum(_prompt_seconds(fold, costs) for fold in folds) + LOAD_SECONDS,
+            _SEARCH: len(folds) * (train + LOAD_SECONDS) + _choice_seconds(folds, costs),
+            _TEST: answers + len(folds) * LOAD_SECONDS,
+        }
+        curve_rows = len(CURVE_SHARES) * folds.test_rows
+        self.further = {
+            _FINAL: train + LOAD_SECONDS if len(folds) > 1 else 0.0,
+            _RETENTION: 2 * RETENTION_ROWS * costs.zero_shot + 2 * LOAD_SECONDS,
+            _CURVE: len(folds) * (sum(CURVE_SHARES) * train + 2 * LOAD_SECONDS) + curve_rows * costs.adapter,
+            _EXAMPLES: len(folds) * (EXAMPLES_COST * train + LOAD_SECONDS) + _validation_rows(folds) * costs.rag,
+        }
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all steps but the training with examples."""
+        return sum((self.needed | self.further).values()) - self.further[_EXAMPLES]
 
 
 def _validation_rows(folds: Folds) -> int:

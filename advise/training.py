@@ -58,20 +58,20 @@ class Trained:
     pruned: bool = False
 
 
-def default_settings(model: ModelOptions) -> list[dict[str, Any]]:
-    """Return the settings that are always tried, the most usual ones first."""
+def default_settings(model: ModelOptions, epochs: int) -> list[dict[str, Any]]:
+    """Return the settings that are tried first, the most usual ones with so many epochs before the others."""
     lora = LORA_OF[model.quantization]
     return [
-        {"technique": lora, "lora_r": 16, "learning_rate": 1e-3, "num_train_epochs": 3},
-        {"technique": lora, "lora_r": 32, "learning_rate": 2e-3, "num_train_epochs": 4},
-        {"technique": "ia3", "learning_rate": 1e-2, "num_train_epochs": 4},
+        {"technique": lora, "lora_r": 16, "learning_rate": 1e-3, "num_train_epochs": epochs},
+        {"technique": "ia3", "learning_rate": 1e-2, "num_train_epochs": epochs + 1},
+        {"technique": lora, "lora_r": 32, "learning_rate": 2e-3, "num_train_epochs": epochs + 1},
     ]
 
 
-def suggest_settings(trial: Trial, model: ModelOptions) -> dict[str, Any]:
+def suggest_settings(trial: Trial, model: ModelOptions, epochs: int) -> dict[str, Any]:
     """Return the settings of a trial: technique, rank, learning rate and epochs."""
     technique = trial.suggest_categorical("technique", [LORA_OF[model.quantization], "ia3"])
-    epochs = trial.suggest_int("num_train_epochs", 2, 6)
+    epochs = trial.suggest_int("num_train_epochs", epochs, 2 * epochs)
     if technique == "ia3":
         return {
             "technique": technique,
@@ -179,9 +179,16 @@ class AdapterSearch:
     """Searches settings for one fold. The study is stored in a file, from which an interrupted search continues."""
 
     def __init__(
-        self, trainer: AdapterTrainer, model: ModelOptions, journal: Path, progress: ProgressWriter, seed: int
+        self,
+        trainer: AdapterTrainer,
+        model: ModelOptions,
+        journal: Path,
+        progress: ProgressWriter,
+        seed: int,
+        epochs: int,
     ) -> None:
         self._trainer = trainer
+        self._epochs = epochs
         self._model = model
         self._journal = journal
         self._progress = progress
@@ -227,7 +234,7 @@ class AdapterSearch:
             load_if_exists=True,
         )
         if not study.get_trials(deepcopy=False):
-            for settings in default_settings(self._model):
+            for settings in default_settings(self._model, self._epochs):
                 rate = "ia3_learning_rate" if settings["technique"] == "ia3" else "learning_rate"
                 named = {name: value for name, value in settings.items() if name != "learning_rate"}
                 study.enqueue_trial(named | {rate: settings["learning_rate"]})
@@ -238,7 +245,7 @@ class AdapterSearch:
     ) -> Trained:
         import optuna
 
-        settings = suggest_settings(trial, self._model)
+        settings = suggest_settings(trial, self._model, self._epochs)
         name, label = f"{prefix}-{trial.number + 1}", f"{title}{describe_settings(settings)}"
         reported = len(trial.storage.get_trial(trial._trial_id).intermediate_values)
         pruned = False

@@ -31,13 +31,13 @@ def few_rows(*_: object) -> Folds:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"technique": "qlora-4bit", "lora_r": 8, "learning_rate": 1e-3, "num_train_epochs": 2}
+    settings = {"technique": "qlora-4bit", "lora_r": 8, "learning_rate": 1e-3, "num_train_epochs": 3}
     monkeypatch.setattr(advisor_module, "make_folds", few_rows)
     monkeypatch.setattr(advisor_module, "MAX_TRIALS", 1)
     monkeypatch.setattr(advisor_module, "CURVE_SHARES", (0.5,))
     monkeypatch.setattr(advisor_module, "ICL_METHODS", ("icl-2",))
     monkeypatch.setattr(advisor_module, "RAG_METHODS", ("rag-2",))
-    monkeypatch.setattr(training, "default_settings", lambda _: [settings])
+    monkeypatch.setattr(training, "default_settings", lambda *_: [settings])
     monkeypatch.setattr(retention, "RETENTION_ROWS", 4)
 
 

@@ -9,7 +9,7 @@ from advise.plan import Costs, Plan, make_plan
 from errors import PromptOrTuneError
 from tasks.problem import Problem
 
-COSTS = Costs(zero_shot=0.5, icl=0.3, rag=1.0, train=120.0)
+COSTS = Costs(zero_shot=0.5, icl=0.3, rag=1.0, epoch=40.0)
 
 
 def folds(count: int = 1, test: int = 100) -> Folds:
@@ -40,12 +40,19 @@ def test_small_budget_draws_fewer_test_rows_so_that_the_other_steps_fit() -> Non
     assert (large.n, small.n) == (200, 90)
     assert "90 of 200 test rows are drawn" in small.sentence
     assert "drawn" not in large.sentence
+    assert (large.epochs, small.epochs) == (3, 3)
     assert small.includes("curve")
 
 
+def test_smaller_budget_trains_for_fewer_epochs() -> None:
+    plan = make_plan(folds(test=200), COSTS, 600)
+    assert plan.epochs == 2
+    assert plan.includes("curve")
+
+
 def test_training_ends_early_where_it_alone_does_not_fit() -> None:
-    plan = make_plan(folds(), COSTS, 400)
-    assert plan.search_seconds < COSTS.train
+    plan = make_plan(folds(), COSTS, 325)
+    assert plan.search_seconds < COSTS.epoch
     assert [step.id for step in plan.steps if step.included] == ["prompts", "search", "test"]
 
 

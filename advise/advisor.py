@@ -102,15 +102,14 @@ class _Advisor:
         )
         stack.callback(self._answerer.close)
         self._trainer = AdapterTrainer(model, folder.subfolder("adapters"), self._progress, options.seed)
-        self._plan: Plan | None = None
 
     def run(self) -> None:
         """Run all steps that are not done yet."""
-        plan = self._plan = self._make_plan()
+        plan = self._make_plan()
         self._folds = self._folds.limited(plan.validation_limit, plan.test_limit, self._options.seed)
         self._progress.plan(plan.steps, plan.seconds)
         for fold in self._folds:
-            self._choose(fold, plan)
+            plan = self._choose(fold, plan)
             self._answer_test_rows(fold, plan)
         self.write_result(finished=False)
         self._add_adapter(plan)
@@ -191,18 +190,34 @@ class _Advisor:
 
     # Choices on validation rows
 
-    def _choose(self, fold: Fold, plan: Plan) -> None:
+    def _choose(self, fold: Fold, plan: Plan) -> Plan:
+        """Make the choices of a fold. Returns the plan, which the first training of all has revised."""
         where = f"fold {fold.number + 1} of {len(self._folds)}, " if len(self._folds) > 1 else ""
         key = f"fold-{fold.number}"
         self._progress.step("prompts", "running", f"{where}{len(fold.validation)} validation rows")
         prompts = self._folder.once(f"{key}-prompts", lambda: self._choose_prompts(fold))
         self._progress.step("prompts", "done", f"{where}best: {prompts['icl']}, {prompts['rag']}")
         self._progress.step("search", "running", f"{where}{len(fold.train)} training rows")
+        plan = self._revise(fold, plan, where)
         trials = self._folder.once(f"{key}-trials", lambda: self._search(fold, plan, where))
         self._progress.step("search", "done", f"{where}{len(trials)} trials")
         if plan.includes("examples"):
             self._folder.once(f"{key}-examples", lambda: self._train_with_examples(fold, plan, trials, where))
         self._folder.once(f"{key}-choice", lambda: self._choose_adapters(fold, prompts, trials))
+        return plan
+
+    def _revise(self, fold: Fold, plan: Plan, where: str) -> Plan:
+        """Train once in the first fold, and revise the plan by the time that this took."""
+
+        def train() -> dict[str, Any]:
+            started = self._progress.seconds
+            self._search(fold, plan, where, max_trials=1)
+            revised = plan.revised(self._progress.seconds - started, self._progress.left_seconds)
+            self._folder.write_plan(revised.to_json())
+            self._progress.revise(revised.steps, self._progress.seconds + revised.seconds_after_first_training)
+            return revised.to_json()
+
+        return Plan.from_json(self._folder.once("revised-plan", train))
 
     def _choose_prompts(self, fold: Fold) -> dict[str, Any]:
         with self._answerer.open():
@@ -217,20 +232,23 @@ class _Advisor:
             )
         return {"icl": icl, "rag": rag, "scores": scores}
 
-    def _search(self, fold: Fold, plan: Plan, where: str) -> list[dict[str, Any]]:
+    def _search(self, fold: Fold, plan: Plan, where: str, max_trials: int = 0) -> list[dict[str, Any]]:
         gc.collect()
         rows = fold.write_rows(self._folder.subfolder("rows"))
         journal = self._folder.path / f"fold-{fold.number}-trials.log"
         search = AdapterSearch(self._trainer, self._model, journal, self._progress, self._options.seed, plan.epochs)
         seconds = self._search_seconds(fold, plan)
-        trained = search.run(f"fold-{fold.number}-trial", where, rows, seconds, MAX_TRIALS)
+        trained = search.run(f"fold-{fold.number}-trial", where, rows, seconds, max_trials or MAX_TRIALS)
         return [asdict(each) for each in trained]
 
     def _search_seconds(self, fold: Fold, plan: Plan) -> float:
         """Return the planned time for the trainings of a fold, or less where earlier steps took more than planned."""
+        is_trained = fold.number == 0 and self._is_done("revised-plan")  # the first trial, which is no part of the rest
         ahead = [other for other in self._folds if other.number >= fold.number]
         share = len(ahead) / len(self._folds)
         left = (self._progress.left_seconds - share * plan.estimate("test")) / len(ahead)
+        if is_trained:
+            return max(0.0, min(plan.search_seconds - plan.train_seconds, left))
         return max(MIN_TRAIN_SECONDS, min(plan.search_seconds, left))
 
     def _train_with_examples(

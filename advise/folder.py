@@ -174,6 +174,23 @@ class ProgressWriter:
         self._progress = replace(self._progress, total_seconds=total_seconds)
         self._write(force=True)
 
+    def revise(self, steps: Sequence[PlannedStep], total_seconds: float) -> None:
+        """Add or leave out steps that have not begun, as a revised plan has them."""
+        revised = {step.id: step for step in steps}
+        self._progress = replace(
+            self._progress,
+            steps=[
+                replace(
+                    step, state="waiting" if revised[step.id].included else "left out", detail=revised[step.id].note
+                )
+                if step.state in ("waiting", "left out") and step.id in revised
+                else step
+                for step in self._progress.steps
+            ],
+            total_seconds=total_seconds,
+        )
+        self._write(force=True)
+
     def step(self, id: str, state: StepState, detail: str = "") -> None:
         """Set the state of a step, and report it."""
         steps = [replace(step, state=state, detail=detail) if step.id == id else step for step in self._progress.steps]

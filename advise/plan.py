@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from advise.folder import PlannedStep
@@ -48,7 +48,7 @@ class Plan:
     """The steps with estimates. `search_seconds` is the time for the trainings of one fold.
 
     The limits are the most validation and test rows of a fold that are asked (Folds.limited); `epochs` is the length of
-    the first trainings (advise.training.default_settings).
+    the first trainings (advise.training.default_settings), `train_seconds` the estimate of one.
     """
 
     steps: Sequence[PlannedStep]
@@ -60,11 +60,19 @@ class Plan:
     validation_limit: int
     test_limit: int
     epochs: int
+    train_seconds: float
 
     @property
     def seconds(self) -> float:
         """The estimate of all included steps."""
         return sum(step.seconds for step in self.steps if step.included)
+
+    @property
+    def seconds_after_first_training(self) -> float:
+        """The estimate of what follows the choice of prompts and the first training."""
+        done = (PROMPTS, _SEARCH)
+        later = sum(step.seconds for step in self.steps if step.included and step.id not in done)
+        return later + self.estimate(_SEARCH) - self.train_seconds
 
     def includes(self, id: str) -> bool:
         """Return whether the step is part of the plan."""
@@ -77,6 +85,30 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Return the plan as values for JSON."""
         return {**asdict(self), "seconds": self.seconds}
+
+    def revised(self, train_seconds: float, left_seconds: float) -> Plan:
+        """Return the plan after the first training, which took so long, for the seconds that are left.
+
+        Estimates with trainings change in proportion. Steps that were left out are added where they fit now, and those
+        that do not fit any more are left out.
+        """
+        ratio = train_seconds / max(self.train_seconds, 1.0)
+        trained = (_EXAMPLES, _CURVE, _FINAL)
+        estimates = {step.id: round(step.seconds * (ratio if step.id in trained else 1.0), 1) for step in self.steps}
+        left = left_seconds - estimates[_TEST] - (self.folds - 1) * (train_seconds + LOAD_SECONDS)
+        included = {PROMPTS, _SEARCH, _TEST}
+        for id in (_FINAL, _RETENTION, _CURVE, _EXAMPLES):
+            if id in estimates and estimates[id] <= left:
+                included.add(id)
+                left -= estimates[id]
+        left = max(left, 0.0)
+        estimates[_SEARCH] = round(self.folds * train_seconds + left, 1)
+        return replace(
+            self,
+            steps=_steps({step.id: step.title for step in self.steps}, estimates, included, left),
+            search_seconds=train_seconds + left / self.folds,
+            train_seconds=train_seconds,
+        )
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Plan:
@@ -116,17 +148,8 @@ def make_plan(folds: Folds, costs: Costs, seconds: float, spent: float = 0.0, se
             left -= cost
     estimates = needed | further
     estimates[_SEARCH] += left
-    steps = [
-        PlannedStep(
-            id,
-            _TITLES[id],
-            round(estimates[id], 1),
-            id in included,
-            "" if id in included else f"takes about {format_duration(estimates[id] - left)} more than the budget has",
-        )
-        for id in _TITLES
-        if id != _FINAL or len(folds) > 1
-    ]
+    titles = {id: title for id, title in _TITLES.items() if id != _FINAL or len(folds) > 1}
+    steps = _steps(titles, estimates, included, left)
     n = limited.test_rows
     fewer = "" if n == folds.test_rows else f" To fit the budget, {n} of {folds.test_rows} test rows are drawn."
     search_seconds = (estimates[_SEARCH] - _choice_seconds(limited, costs)) / len(folds) - LOAD_SECONDS
@@ -140,7 +163,24 @@ def make_plan(folds: Folds, costs: Costs, seconds: float, spent: float = 0.0, se
         chosen.validation,
         chosen.test,
         chosen.epochs,
+        train,
     )
+
+
+def _steps(
+    titles: Mapping[str, str], estimates: Mapping[str, float], included: Set[str], left: float
+) -> list[PlannedStep]:
+    """Return the steps in their order. One that is not included says how many seconds are lacking."""
+    return [
+        PlannedStep(
+            id,
+            title,
+            round(estimates[id], 1),
+            id in included,
+            "" if id in included else f"takes about {format_duration(estimates[id] - left)} more than the budget has",
+        )
+        for id, title in titles.items()
+    ]
 
 
 class _Choice:

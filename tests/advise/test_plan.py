@@ -73,3 +73,26 @@ def test_time_that_is_spent_is_not_planned_again() -> None:
 def test_plan_survives_json() -> None:
     plan = make_plan(folds(), COSTS, 3600)
     assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_first_training_that_took_less_than_planned_makes_room_for_further_steps() -> None:
+    plan = make_plan(folds(), COSTS, 700)
+    assert not plan.includes("examples")
+    revised = plan.revised(plan.train_seconds / 3, 700 - plan.estimate("prompts") - plan.train_seconds / 3)
+    assert revised.includes("examples")
+    assert revised.estimate("curve") < plan.estimate("curve") / 2
+    assert revised.train_seconds == plan.train_seconds / 3
+
+
+def test_first_training_that_took_longer_leaves_out_what_does_not_fit_any_more() -> None:
+    plan = make_plan(folds(), COSTS, 3600)
+    revised = plan.revised(1200, 3600 - plan.estimate("prompts") - 1200)
+    assert not revised.includes("examples")
+    assert "more than the budget has" in next(step.note for step in revised.steps if step.id == "examples")
+    assert revised.includes("test")
+
+
+def test_later_folds_keep_the_time_of_a_training() -> None:
+    plan = make_plan(folds(5, 20), COSTS, 7200).revised(100, 2000)
+    assert plan.search_seconds >= 100
+    assert plan.seconds_after_first_training <= 2001

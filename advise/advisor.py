@@ -12,7 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from advise.curve import learning_curve
 from advise.folder import ADAPTER_STEP, AdviceFolder, ProgressWriter
 from advise.folds import Fold, Folds, make_folds
 from advise.options import AdviseOptions
-from advise.plan import CURVE_SHARES, MIN_TRAIN_SECONDS, Costs, Plan, make_plan
+from advise.plan import CURVE_SHARES, MIN_TRAIN_SECONDS, PLANNED_SHARE, Costs, Plan, make_plan
 from advise.prompts import ICL_METHODS, RAG_METHODS, choose_prompts
 from advise.report import render_page
 from advise.result import FAMILY_LABELS, FoldAnswers, build_result, chosen_family
@@ -38,9 +38,11 @@ from advise.training import (
 from common.files import atomic_write
 from common.format import format_duration, utc_timestamp
 from common.paths import ProgressFn
+from errors import DataError
 from evaluate.results import read_run
 from evaluate.sandbox.sandbox import Sandbox, SandboxUnavailableError, open_sandbox
 from serve.options import ModelOptions
+from tasks.datasets.registry import dataset_digest
 from tasks.problem import Example, Problem
 
 MAX_TRIALS = 12
@@ -88,6 +90,7 @@ class _Advisor:
         self._started = folder.once("started", utc_timestamp)
         embedder = Embedder(model.embedder)
         self._folds = make_folds(options.data, model.data_dir, options.seed, lambda: embedder.embed)
+        self._check_rows()
         self._sandbox = self._open_sandbox(stack)
         self._metric = "pass@1" if self._sandbox is not None else "em@1"
         self._pools = self._make_pools(self._folds)
@@ -106,7 +109,8 @@ class _Advisor:
     def run(self) -> None:
         """Run all steps that are not done yet."""
         plan = self._make_plan()
-        self._folds = self._folds.limited(plan.validation_limit, plan.test_limit, self._options.seed)
+        limited = self._folds.limited(plan.validation_limit, plan.test_limit, self._options.seed)
+        self._folds = replace(limited, note=plan.sentence)
         self._progress.plan(plan.steps, plan.seconds)
         for fold in self._folds:
             plan = self._choose(fold, plan)
@@ -139,6 +143,13 @@ class _Advisor:
 
     def _is_done(self, key: str) -> bool:
         return self._folder.is_done(key)
+
+    def _check_rows(self) -> None:
+        """Raise DataError if the rows are other ones than when the advice began."""
+        rows = [row for fold in self._folds for row in (*fold.train, *fold.validation, *fold.test)]
+        digest = dataset_digest(rows)
+        if self._folder.once("rows", lambda: digest) != digest:
+            raise DataError(f"The rows of {self._options.data} were replaced since this advice began: begin a new one.")
 
     # The plan
 
@@ -212,7 +223,8 @@ class _Advisor:
         def train() -> dict[str, Any]:
             started = self._progress.seconds
             self._search(fold, plan, where, max_trials=1)
-            revised = plan.revised(self._progress.seconds - started, self._progress.left_seconds)
+            spare = (1 - PLANNED_SHARE) * 60 * self._options.minutes
+            revised = plan.revised(self._progress.seconds - started, self._progress.left_seconds - spare)
             self._folder.write_plan(revised.to_json())
             self._progress.revise(revised.steps, self._progress.seconds + revised.seconds_after_first_training)
             return revised.to_json()

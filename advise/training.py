@@ -19,6 +19,7 @@ from advise.folder import ProgressWriter
 from errors import PromptOrTuneError
 from models.source import resolve
 from serve.options import ModelOptions
+from train.callbacks import read_log
 from train.checkpoints import run_directory
 from train.config import TrainConfig
 from train.data import load_training_data
@@ -98,7 +99,8 @@ def describe_settings(settings: Settings) -> str:
     if "lora_r" in settings:
         parts.append(f"rank {settings['lora_r']}")
     parts.append(f"learning rate {settings['learning_rate']:.2g}")
-    parts.append(f"{settings['num_train_epochs']} epochs")
+    epochs = int(settings["num_train_epochs"])
+    parts.append(f"{epochs} epoch{'s' if epochs > 1 else ''}")
     return ", ".join(parts) + (", with examples" if settings.get("train_examples") else "")
 
 
@@ -160,7 +162,7 @@ class AdapterTrainer:
         folder = self._adapters / name
         manifest = Manifest.read(folder)
         losses = [float(entry["eval_loss"]) for entry in manifest.log if "eval_loss" in entry]
-        seconds = max((float(entry.get("seconds", 0.0)) for entry in manifest.log), default=0.0)
+        seconds = max((float(entry["seconds"]) for entry in read_log(folder / "log.jsonl")), default=0.0)
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         return Trained(name, dict(settings), min(losses), seconds, size)
 

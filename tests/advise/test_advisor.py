@@ -16,6 +16,7 @@ from advise.answering import Answerer
 from advise.folder import AdviceFolder
 from advise.folds import Fold, Folds
 from advise.options import AdviseOptions
+from errors import DataError
 from serve.options import ModelOptions
 from tasks.datasets.registry import load_problems
 from tasks.problem import Problem
@@ -26,19 +27,25 @@ OPTIONS = AdviseOptions("house", "house-advised", 30)
 
 def few_rows(*_: object) -> Folds:
     train, test = load_problems("house", "train"), load_problems("house", "test")
-    return Folds("house", [Fold(0, train[:24], train[24:30], test[:6])], "few rows")
+    return Folds("house", [Fold(0, train[:16], train[16:20], test[:4])], "few rows")
+
+
+def other_rows(*_: object) -> Folds:
+    rows = load_problems("house", "train")
+    return Folds("house", [Fold(0, rows[30:46], rows[46:50], rows[50:54])], "other rows")
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"technique": "qlora-4bit", "lora_r": 8, "learning_rate": 1e-3, "num_train_epochs": 3}
+    settings = {"technique": "qlora-4bit", "lora_r": 8, "learning_rate": 1e-3, "num_train_epochs": 1}
     monkeypatch.setattr(advisor_module, "make_folds", few_rows)
     monkeypatch.setattr(advisor_module, "MAX_TRIALS", 1)
     monkeypatch.setattr(advisor_module, "CURVE_SHARES", (0.5,))
     monkeypatch.setattr(advisor_module, "ICL_METHODS", ("icl-2",))
     monkeypatch.setattr(advisor_module, "RAG_METHODS", ("rag-2",))
     monkeypatch.setattr(training, "default_settings", lambda *_: [settings])
-    monkeypatch.setattr(retention, "RETENTION_ROWS", 4)
+    monkeypatch.setattr(advisor_module, "with_examples", lambda given: {**given, "train_examples": "nearest:0,2"})
+    monkeypatch.setattr(retention, "RETENTION_ROWS", 2)
 
 
 def test_interrupted_advice_continues_and_gives_the_whole_result(
@@ -77,16 +84,20 @@ def test_interrupted_advice_continues_and_gives_the_whole_result(
     assert asked.count("fold-0-validation") == asked.count("fold-0-adapters") == 1
     trainings = [line for line in lines if line.startswith("Training ")]
     assert len(trainings) == before + 1, "after the interrupt only the learning curve is trained"
-    assert [row["n"] for row in result["families"]] == [6] * 5
+    assert [row["n"] for row in result["families"]] == [4] * 5
     assert result["metric"] == "pass@1"
-    assert len(result["answers"]) == 6
-    assert [point["rows"] for point in result["curve"]["points"]] == [12, 24]
-    assert result["retention"]["n"] == 4
+    assert len(result["answers"]) == 4
+    assert [point["rows"] for point in result["curve"]["points"]] == [8, 16]
+    assert result["retention"]["n"] == 2
     assert result["retention"]["perplexity_before"] > 1
-    assert "6 rows can show no difference" in result["power"]["text"]
-    assert result["recommendation"]["method"] is None, "six rows cannot show anything"
+    assert "4 rows can show no difference" in result["power"]["text"]
+    assert result["recommendation"]["method"] is None, "four rows cannot show anything"
     assert Manifest.read(tmp_path / "adapters" / "house-advised").name == "house-advised"
     assert folder.report_path.read_text(encoding="utf-8").startswith("<!doctype html>")
     states = {step.id: step.state for step in folder.read_progress().steps}
     assert states["test"] == states["curve"] == states["retention"] == "done"
     assert [curve.state for curve in folder.read_progress().curves] == ["done"] * 3
+
+    monkeypatch.setattr(advisor_module, "make_folds", other_rows)
+    with pytest.raises(DataError, match="The rows of house were replaced since this advice began"):
+        run()

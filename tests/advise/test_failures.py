@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from advise.failures import describe_answer
 from evaluate.results import Result
 
+EXACT: dict[str, Any] = {"em@1": 1.0}
+EQUAL_TREE: dict[str, Any] = {"em_tree@1": 1.0}
+PASSED: dict[str, Any] = {"pass@1": 1.0}
 REFERENCE = "kit.where(rows, 'price', over=5)"
 
 
-def answer(code: str | None, checks: list[dict[str, object]] | None = None, **scores: float) -> Result:
+def answer(code: str | None, checks: list[dict[str, object]] | None = None, **scores: Any) -> Result:
     candidates = () if code is None else ({"code": code},)
     return Result("m", "p", {"em@1": 0.0, "parses": 1.0, **scores}, candidates, checks=[checks] if checks else ())
 
@@ -22,10 +27,10 @@ def check(status: str, reason: str) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     ("result", "kind"),
     [
-        (answer(REFERENCE, **{"em@1": 1.0}), "right"),
+        (answer(REFERENCE, **EXACT), "right"),
         (answer(None), "has no code"),
         (answer("def f(:", parses=0.0), "is no valid Python"),
-        (answer("kit.where( rows, 'price', over=5 )", **{"em_tree@1": 1.0}), "differs in layout alone"),
+        (answer("kit.where( rows, 'price', over=5 )", **EQUAL_TREE), "differs in layout alone"),
         (answer("filter(None, rows)"), "calls other functions"),
         (answer("kit.where(rows, 'price', under=5)"), "has other arguments or steps"),
         (answer("x", check("ok", "gave 1 instead of 2")), "gives a wrong value"),
@@ -39,6 +44,6 @@ def test_kind(result: Result, kind: str) -> None:
 
 
 def test_right_is_by_the_metric_that_leads() -> None:
-    passed = answer("[row for row in rows]", **{"pass@1": 1.0})
+    passed = answer("[row for row in rows]", **PASSED)
     assert describe_answer(passed, REFERENCE, "pass@1")["right"]
     assert not describe_answer(passed, REFERENCE, "em@1")["right"]

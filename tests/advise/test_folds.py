@@ -50,10 +50,11 @@ def test_small_set_holds_every_row_out_once(tmp_path: Path, own_home: Path) -> N
 
 def test_rows_of_one_group_are_in_one_fold(tmp_path: Path, own_home: Path) -> None:
     found = make_folds(own(tmp_path, own_home, 60, group=lambda n: f"g{n // 6}"), None, 42, embed)  # type: ignore[arg-type]
-    group = {row.id: int(row.intent.split()[1]) // 6 for fold in found for row in fold.test}
     for fold in found:
-        tested = {group[row.id] for row in fold.test}
-        assert not tested & {group[row.id] for row in (*fold.train, *fold.validation) if row.id not in tested}
+        sides = [
+            {int(row.intent.split()[1]) // 6 for row in side} for side in ((*fold.train, *fold.validation), fold.test)
+        ]
+        assert not sides[0] & sides[1]
 
 
 def test_set_with_enough_test_rows_keeps_its_splits(own_home: Path) -> None:

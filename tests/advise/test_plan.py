@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from advise.folds import Fold, Folds
-from advise.plan import Costs, Plan, make_plan
+from advise.plan import PLANNED_SHARE, Costs, Plan, make_plan
 from errors import PromptOrTuneError
 from tasks.problem import Problem
 
@@ -22,12 +22,12 @@ def test_large_budget_includes_every_step_and_gives_the_rest_to_the_search() -> 
     assert {step.id for step in plan.steps if step.included} == {
         "prompts", "search", "examples", "test", "curve", "retention",
     }  # fmt: skip
-    assert plan.seconds == pytest.approx(3600, abs=1)
+    assert plan.seconds == pytest.approx(PLANNED_SHARE * 3600, abs=1)
     assert plan.search_seconds > 1000
 
 
 def test_small_budget_leaves_out_what_costs_most_and_says_how_much_more_it_takes() -> None:
-    plan = make_plan(folds(), COSTS, 700)
+    plan = make_plan(folds(), COSTS, 700 / PLANNED_SHARE)
     assert not plan.includes("examples")
     assert plan.includes("test")
     left_out = next(step for step in plan.steps if step.id == "examples")
@@ -36,7 +36,7 @@ def test_small_budget_leaves_out_what_costs_most_and_says_how_much_more_it_takes
 
 
 def test_small_budget_draws_fewer_test_rows_so_that_the_other_steps_fit() -> None:
-    large, small = make_plan(folds(test=200), COSTS, 3600), make_plan(folds(test=200), COSTS, 800)
+    large, small = make_plan(folds(test=200), COSTS, 3600), make_plan(folds(test=200), COSTS, 800 / PLANNED_SHARE)
     assert (large.n, small.n) == (200, 90)
     assert "90 of 200 test rows are drawn" in small.sentence
     assert "drawn" not in large.sentence
@@ -45,13 +45,13 @@ def test_small_budget_draws_fewer_test_rows_so_that_the_other_steps_fit() -> Non
 
 
 def test_smaller_budget_trains_for_fewer_epochs() -> None:
-    plan = make_plan(folds(test=200), COSTS, 600)
+    plan = make_plan(folds(test=200), COSTS, 600 / PLANNED_SHARE)
     assert plan.epochs == 2
     assert plan.includes("curve")
 
 
 def test_training_ends_early_where_it_alone_does_not_fit() -> None:
-    plan = make_plan(folds(), COSTS, 325)
+    plan = make_plan(folds(), COSTS, 325 / PLANNED_SHARE)
     assert plan.search_seconds < COSTS.epoch
     assert [step.id for step in plan.steps if step.included] == ["prompts", "search", "test"]
 
@@ -67,7 +67,7 @@ def test_cross_fitting_plans_a_training_on_all_rows() -> None:
 
 
 def test_time_that_is_spent_is_not_planned_again() -> None:
-    assert make_plan(folds(), COSTS, 3600, spent=600).seconds == pytest.approx(3000, abs=1)
+    assert make_plan(folds(), COSTS, 3600, spent=600).seconds == pytest.approx(PLANNED_SHARE * 3600 - 600, abs=1)
 
 
 def test_plan_survives_json() -> None:
@@ -76,7 +76,7 @@ def test_plan_survives_json() -> None:
 
 
 def test_first_training_that_took_less_than_planned_makes_room_for_further_steps() -> None:
-    plan = make_plan(folds(), COSTS, 700)
+    plan = make_plan(folds(), COSTS, 700 / PLANNED_SHARE)
     assert not plan.includes("examples")
     revised = plan.revised(plan.train_seconds / 3, 700 - plan.estimate("prompts") - plan.train_seconds / 3)
     assert revised.includes("examples")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from advise.result import FAMILY_LABELS, chosen_family
 from tests.advise.results import FINALISTS, OPTIONS, TRIAL, answers_of, result_of, right
 
 ADAPTER_WINS = right(adapter=30, rag=4)
-ADDED = {"adapter": {"family": "adapter", "adapter": "mine-advised", "settings": TRIAL.settings}}
+ADDED: dict[str, Any] = {"adapter": {"family": "adapter", "adapter": "mine-advised", "settings": TRIAL.settings}}
 
 
 def test_family_that_beats_zero_shot_is_recommended_with_its_adapter() -> None:

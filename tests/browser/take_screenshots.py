@@ -5,7 +5,7 @@ python -m tests.browser.take_screenshots OUTPUT_FOLDER --only compare,arena --da
 
 It starts app.py with a home of its own, which shares the converted base of the user's cache, and drives a headless
 Chromium. The data folder must have CoNaLa. A local stand-in takes the place of the Hugging Face Hub, so that the forms
-look as they do on a machine that is logged in. All pictures take about ten minutes on two CPU cores.
+look as they do on a machine that is logged in. All pictures take about half an hour on two CPU cores.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from ui.labels import method_label
 DESKTOP, PHONE = 1440, 390
 MARGIN = 12  # less than the gap between two cards
 CARD_HEIGHT = 1270
-ANSWER_SECONDS, TRAINING_SECONDS = 240, 900
+ANSWER_SECONDS, TRAINING_SECONDS, ADVICE_SECONDS = 240, 900, 1800
 
 COMPARED_PROBLEM = "convert binary string '01010101111' to integer"
 ADAPTER = "qlora-4bit-conala"
@@ -462,11 +462,33 @@ def set_field(page: ComparePage, name: str, text: str) -> None:
     time.sleep(1.5)
 
 
+# Advise
+
+
+def take_advise(session: Session) -> None:
+    """Ask for advice on house with the usual budget, unless the home has one that is done."""
+    service = JobService(session.home)
+    page = session.open("advise")
+    if not any(job.kind == "advise" and job.state == "done" for job in service.list_jobs()):
+        click(page, "#advise-start")
+        until(service.list_jobs, 60, "the advice was not queued")
+        until(lambda: len(service.advice(service.list_jobs()[0].id).read_progress().curves) > 1, ADVICE_SECONDS)
+        time.sleep(2)
+        session.camera.save(page, "advise-running", "#advise-head", "#advise-jobs", height=1500)
+        until(lambda: service.list_jobs()[0].is_ended, ADVICE_SECONDS, "the advice did not end")
+    until(lambda: is_visible(page, ".advice-sentence"), 60, "the report is not on the page")
+    session.camera.save(page, "advise-report", "#advise-job", "#advise-job .advice-curve, #advise-job .advice-table")
+    page = session.open("advise", "dark", PHONE)
+    until(lambda: is_visible(page, ".advice-sentence"), 60, "the report is not on the page")
+    session.camera.save(page, "advise-phone-dark", height=1500)
+
+
 # The program
 
 
 SECTIONS: dict[str, Callable[[Session], None]] = {
     "compare": take_compare,
+    "advise": take_advise,
     "arena": take_arena,
     "results": take_results,
     "adapters": take_adapters,

@@ -23,8 +23,7 @@ from advise.folder import AdviceFolder, PlannedStep, ProgressWriter
 from advise.options import AdviseOptions
 from errors import AdapterError, PromptOrTuneError, UnknownNameError
 from jobs.__main__ import main
-from jobs.advice import model_options
-from jobs.job import Job, ServingOptions
+from jobs.job import Job, ServingOptions, model_options
 from jobs.queue import open_queue
 from jobs.runner import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, run_job
 from jobs.store import JobFolder

@@ -300,15 +300,18 @@ class _Advisor:
                 f"fold-{fold.number}-adapters", _pool(fold), fold.validation, methods, self._new_tokens()
             )
         scores = {method: mean_scores(run, method, self._metric) for method in methods}
-        self._progress.step(
-            "search", "done", f"{len(trials)} trials, the best: {describe_settings(trials[0]['settings'])}"
-        )
+        best = max(adapters, key=scores.__getitem__)
+        settings = {
+            trial["name"]: trial["settings"] for trial in (*trials, *([with_examples] if with_examples else []))
+        }
+        detail = f"{len(trials)} trials, the best: {describe_settings(settings[best])}"
+        self._progress.step("search", "done", detail)
         return {
             "finalists": {
                 "zero-shot": "zero-shot",
                 "icl": prompts["icl"],
                 "rag": rag,
-                "adapter": max(adapters, key=scores.__getitem__),
+                "adapter": best,
                 "adapter with examples": max(methods[len(adapters) :], key=scores.__getitem__),
             },
             "scores": {**prompts["scores"], **scores},

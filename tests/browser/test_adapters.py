@@ -115,7 +115,7 @@ def marks(page: ComparePage) -> list[str]:
 
 def test_all_adapters_are_listed(page: ComparePage) -> None:
     until(lambda: page.driver.title == "Prompt or Tune · Adapters")
-    assert page.text("#adapters-list .result-count") == "11 adapters"
+    assert page.text("#adapters-list .result-count") == "14 adapters"
     text = card(page, "lora-conala").text
     for part in ("LoRA", "Usable here", "Not in memory", "conala, 2,135 rows", "3.72 MB", "cc-by-sa-4.0", "0.041"):
         assert part in text
@@ -133,10 +133,10 @@ def test_all_adapters_are_listed(page: ComparePage) -> None:
 def test_list_is_searched_and_filtered(page: ComparePage) -> None:
     page.write("#adapters-words input", "qlora conala")
     until(lambda: names(page) == ["qlora-4bit-conala"])
-    assert page.text("#adapters-list .result-count") == "1 of 11 adapters"
+    assert page.text("#adapters-list .result-count") == "1 of 14 adapters"
     page.write("#adapters-words input", "nothing like it")
     until(lambda: names(page) == [])
-    assert page.text("#adapters-list .result-count").startswith("None of 11 adapters matches")
+    assert page.text("#adapters-list .result-count").startswith("None of 14 adapters matches")
     page.write("#adapters-words input", "")
     page.choose("#adapters-show", "Not usable here")
     until(lambda: sorted(names(page)) == ["broken", "other-base"])

@@ -62,7 +62,9 @@ def test_long_answer_scrolls_inside_its_column(page: ComparePage) -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_phone_layout_of_compare_has_no_horizontal_scroll(driver: WebDriver, url: str, theme: str) -> None:
     page = ComparePage(driver, url).open(theme=theme, width=390, height=844)
-    page.find("#suggestions button").click()
+    suggestion = page.find("#suggestions button")
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", suggestion)  # Run covers the lower edge
+    suggestion.click()
     until(page.intent_text)
     page.run()
     page.finish()

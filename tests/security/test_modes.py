@@ -166,9 +166,11 @@ def test_adapter_of_another(app: Running, tmp_path: Path) -> None:
     assert "is added" in alice.send("upload", file, "", target="adapters-zip")
     folder = app.home / "adapters" / "alices-private"
     for do in ("delete", "save", "unload"):
-        assert "another person" in bob.send("act", data={"do": do, "name": "alices-private"}), do
+        assert "another person" in bob.send("act", target="adapters-list", data={"do": do, "name": "alices-private"}), (
+            do
+        )
         assert folder.is_dir()
-    assert "is deleted" in alice.send("act", data={"do": "delete", "name": "alices-private"})
+    assert "is deleted" in alice.send("act", target="adapters-list", data={"do": "delete", "name": "alices-private"})
     assert not folder.exists()
 
 

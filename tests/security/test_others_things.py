@@ -47,7 +47,7 @@ def uploaded(person: Person, tmp_path: Path, name: str) -> str:
 
 
 def act(person: Person, do: str, name: str) -> str:
-    return person.send("act", data={"do": do, "name": name})
+    return person.send("act", target="adapters-list", data={"do": do, "name": name})
 
 
 def test_adapter_of_alice_is_hers_alone(team: Pages, tmp_path: Path) -> None:

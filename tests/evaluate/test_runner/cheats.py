@@ -1,4 +1,4 @@
-"""Candidates that try to pass a test without returning its expected value, 4711, each by a known trick."""
+"""Candidates that try to pass a test without returning its expected value, 8675309421, each by a known trick."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def f(x): return A()
     "a number equal to everything": """
 class A(int):
     def __eq__(self, other): return True
-    def __repr__(self): return '4711'
+    def __repr__(self): return '8675309421'
 def f(x): return A(3)
 """,
     "a number whose differences are zero": """
@@ -24,7 +24,7 @@ def f(x): return A(3)
 """,
     "a list that contains everything": """
 class A(list):
-    def __iter__(self): return iter([4711])
+    def __iter__(self): return iter([8675309421])
     def __contains__(self, other): return True
 def f(x): return A()
 """,
@@ -54,7 +54,7 @@ def f(x): assert False
     "frame walk": """
 import sys
 def f(x):
-    frame, secret = sys._getframe(), lambda: str(int('9422') // 2)  # not a literal, which the search would find
+    frame, secret = sys._getframe(), lambda: str(int('17350618842') // 2)  # not a literal, which the search would find
     while frame:
         for each in [*frame.f_locals.values(), *frame.f_globals.values(), *frame.f_code.co_consts]:
             if secret() in repr(each):
@@ -65,7 +65,7 @@ def f(x):
     "search of the heap": """
 import gc
 def f(x):
-    secret = int('9422') // 2
+    secret = int('17350618842') // 2
     for each in gc.get_objects():
         if isinstance(each, (list, tuple, dict)):
             for one in (list(each.values()) if isinstance(each, dict) else each):
@@ -97,7 +97,7 @@ def f(x): return 3
 """,
     "two results": """
 import os
-LINES = b'["value",0,0,3]~["value",0,0,4711]~'.replace(b'~', bytes([10]))
+LINES = b'["value",0,0,3]~["value",0,0,8675309421]~'.replace(b'~', bytes([10]))
 def f(x):
     for fd in range(64):
         try: os.write(fd, LINES)

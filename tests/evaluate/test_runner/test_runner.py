@@ -148,12 +148,12 @@ def test_each_call_has_its_own_time_limit(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize("code", CHEATS.values(), ids=CHEATS)
 def test_hostile_code_passes_no_test(sandbox: Sandbox, code: str) -> None:
     tests = asserts(
-        "f(2) == 4711",
-        "4711 == f(2)",
-        "abs(f(2) - 4711.0) < 1e-6",
-        "f(2) - 4711 == 0",
-        "f(2) in [4711]",
-        "math.isclose(f(2), 4711)",
+        "f(2) == 8675309421",
+        "8675309421 == f(2)",
+        "abs(f(2) - 8675309421.0) < 1e-6",
+        "f(2) - 8675309421 == 0",
+        "f(2) in [8675309421]",
+        "math.isclose(f(2), 8675309421)",
         "f(2) == 4710 + 1",
     )
     results = run(sandbox, code, tests)

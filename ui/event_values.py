@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components.api_component import Api
 from gradio.exceptions import Error
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,7 +33,14 @@ class CheckedBlocks(gr.Blocks):
     """Blocks whose events refuse values of a wrong type or size with one sentence, and never answer with a trace."""
 
     async def preprocess_data(self, block_fn: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
-        """Check the values, then convert them as Gradio does."""
+        """Check the values, then convert them as Gradio does.
+
+        Arguments of an endpoint that a program leaves out at the end have their defaults.
+        """
+        if isinstance(inputs, list):
+            left_out = block_fn.inputs[len(inputs) :]
+            if all(isinstance(component, Api) and component.value is not None for component in left_out):
+                inputs = [*inputs, *(component.value for component in left_out)]
         for component, value in zip(block_fn.inputs, inputs if isinstance(inputs, list) else [], strict=False):
             _check_value(component, value)
         try:

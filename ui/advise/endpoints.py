@@ -44,6 +44,6 @@ def advice_endpoint(actions: AdviceActions) -> Any:
         `state` is queued, running, stopping, stopped, failed or done. `result` is None before the first one, and
         complete where its `finished` is true.
         """
-        return actions.status(request, id)
+        return actions.status(request, str(id))
 
     return advice

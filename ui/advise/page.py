@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,22 @@ from ui.advise.events import BUTTONS, MAX_SEED, AdviceActions, panel_update, win
 from ui.components import error_html, file_download, live_region
 from ui.context import Context
 from ui.data.add import add_rows, added_html
-from ui.method_form import MethodForm, add_adapter_updates
-from ui.own_data import may_use_own
-from ui.train.jobs_events import PanelUpdate, failed_poll_state
-from ui.train.jobs_panel import (
-    INTERNAL_ERROR,
+from ui.job_panel import (
+    EVENT_OPTIONS,
     OPEN_COMPARE_JS,
+    JobPanel,
+    action_button,
+    build_confirmation,
     job_card_component,
     job_list_component,
     log_component,
     poll_component,
     static_html,
+    wire_buttons,
+    wire_poll,
 )
+from ui.method_form import MethodForm, add_adapter_updates
+from ui.own_data import may_use_own
 
 TITLE = "Advise"
 HEADER_HTML = Markup(
@@ -45,11 +49,6 @@ HEADER_HTML = Markup(
     "show a difference.</p>"
 )
 READING = "Reading the rows, and looking for pairs that resemble each other ..."
-_EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-_POLL_JS = "() => window.promptOrTune.pollJobs?.()"
-_PRIMARY = ("open", "again")
-_log = logging.getLogger(__name__)
-_ActionFn = Callable[[gr.Request, str | None], Mapping[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -66,22 +65,9 @@ class AdviseForm:
 
 
 @dataclass(frozen=True)
-class AdvicePanel:
-    """Components of the panel that events read and change."""
+class AdvicePanel(JobPanel):
+    """The panel with the component that saves a file."""
 
-    selected: gr.State
-    poller: gr.HTML
-    note: gr.HTML
-    empty: gr.HTML
-    layout: gr.Row
-    jobs: gr.HTML
-    parts: Mapping[str, gr.HTML]
-    buttons: Mapping[str, gr.Button]
-    actions: gr.Row
-    action_note: gr.HTML
-    confirmation: gr.Column
-    confirmation_text: gr.HTML
-    confirmation_buttons: Mapping[str, gr.Button]
     download: gr.HTML
 
 
@@ -96,8 +82,8 @@ def build_advise(context: Context, tab: gr.Tab, form: MethodForm) -> None:
         advise_form = _build_form()
         panel = _build_panel(selected)
     _wire_form(advise_form, panel, actions, tab)
-    _wire_poll(panel, actions)
-    _wire_buttons(panel, actions)
+    wire_poll(panel, actions, partial(panel_update, actions))
+    wire_buttons(panel, actions, delete_text)
     _wire_result(panel, actions, form)
     build_endpoints(actions)
 
@@ -154,9 +140,9 @@ def _build_panel(selected: gr.State) -> AdvicePanel:
                     "line": live_region("", elem_id="advise-job-line"),
                 }
                 with gr.Row(elem_id="advise-job-actions") as actions:
-                    buttons = {name: _action_button(name, label) for name, label in BUTTONS.items()}
+                    buttons = {name: action_button("advise", name, label) for name, label in BUTTONS.items()}
                 action_note = live_region("", elem_id="advise-job-note", role="alert")
-                confirmation, text, answers = _build_confirmation()
+                confirmation = build_confirmation("advise", "advice", "advise-delete-answers")
                 parts |= {
                     "message": static_html("", "advise-job-message"),
                     "failed": static_html("", "advise-job-failed"),
@@ -170,33 +156,8 @@ def _build_panel(selected: gr.State) -> AdvicePanel:
                 parts["report"] = job_card_component("advise-job-report")
     return AdvicePanel(
         selected, poll_component("advise", "advice"), note, empty, layout, jobs, parts, buttons, actions, action_note,
-        confirmation, text, answers, file_download(),
+        confirmation, file_download(),
     )  # fmt: skip
-
-
-def _action_button(name: str, label: str) -> gr.Button:
-    variant = "primary" if name in _PRIMARY else "secondary"
-    return gr.Button(
-        label, size="md", scale=0, min_width=96, variant=variant, visible=False, elem_id=f"advise-job-{name}"
-    )
-
-
-def _build_confirmation() -> tuple[gr.Column, gr.HTML, dict[str, gr.Button]]:
-    choices = (
-        ("job", "Delete the advice", "stop"),
-        ("both", "Delete the advice and the adapter", "stop"),
-        ("keep", "Keep it", "secondary"),
-    )
-    with gr.Column(visible=False, elem_id="advise-delete-confirm") as column:
-        text = static_html("", "advise-delete-text")
-        with gr.Row(elem_id="advise-delete-answers"):
-            buttons = {
-                name: gr.Button(
-                    label, size="md", scale=0, min_width=120, variant=variant, elem_id=f"advise-delete-{name}"
-                )
-                for name, label, variant in choices
-            }
-    return column, text, buttons
 
 
 # Form
@@ -243,7 +204,7 @@ def _wire_form(form: AdviseForm, panel: AdvicePanel, actions: AdviceActions, tab
     def refuse(reason: str, _: Sequence[Any]) -> dict[Any, Any]:
         return {form.note: error_html(reason)}
 
-    tab.select(open_page, form.data, [form.data, form.file, form.start, form.note], **_EVENT_OPTIONS)
+    tab.select(open_page, form.data, [form.data, form.file, form.start, form.note], **EVENT_OPTIONS)
     form.file.upload(
         guard(context.visitors, "use own data sets", upload, refuse),
         form.file,
@@ -264,138 +225,11 @@ def _wire_form(form: AdviseForm, panel: AdvicePanel, actions: AdviceActions, tab
 # Panel
 
 
-def _wire_poll(panel: AdvicePanel, actions: AdviceActions) -> None:
-    """Wire the one event that updates the whole panel: two updates can then never overtake each other."""
-
-    def show_advice(selected: str | None, request: gr.Request, event: gr.EventData) -> dict[Any, Any]:
-        poll = event._data if isinstance(event._data, dict) else {}
-        try:
-            visitor = actions.context.visitors.identify(request)
-            return _component_updates(panel, panel_update(actions, visitor, selected, poll), selected)
-        except PromptOrTuneError as error:
-            return {panel.note: error_html(str(error)), panel.poller: failed_poll_state(poll)}
-        except Exception:  # noqa: BLE001 - the page must survive any bug, which is logged
-            _log.exception("The advice could not be shown.")
-            return {panel.note: error_html(INTERNAL_ERROR), panel.poller: failed_poll_state(poll)}
-
-    outputs = [
-        panel.selected, panel.poller, panel.note, panel.empty, panel.layout, panel.jobs, *panel.parts.values(),
-        *panel.buttons.values(), panel.actions, panel.confirmation,
-    ]  # fmt: skip
-    gr.on(
-        [panel.poller.tick, panel.selected.change],
-        guard(actions.context.visitors, "view pages", show_advice),
-        panel.selected,
-        outputs,
-        trigger_mode="always_last",
-        **_EVENT_OPTIONS,
-    )
-
-    def choose_advice(event: gr.EventData) -> tuple[Any, str]:
-        return str(event._data.get("id") or "") if isinstance(event._data, dict) else gr.skip(), ""
-
-    # This event uses the queue, as the start does.
-    panel.jobs.select(
-        guard(actions.context.visitors, "view pages", choose_advice),
-        None,
-        [panel.selected, panel.action_note],
-        show_progress="hidden",
-        api_visibility="private",
-    )
-
-
-def _component_updates(panel: AdvicePanel, update: PanelUpdate, selected: str | None) -> dict[Any, Any]:
-    """Return the updates of the components whose values changed."""
-    changed = update.changed
-    updates: dict[Any, Any] = {panel.poller: update.poll_state}
-    if "note" in changed:
-        updates[panel.note] = error_html(changed["note"])
-    if update.job != (selected or ""):
-        updates[panel.selected] = update.job
-    if "empty" in changed:
-        updates |= {panel.empty: changed["empty"], panel.layout: gr.Row(visible=not changed["empty"])}
-    if "list" in changed:
-        updates[panel.jobs] = changed["list"]
-    for name, component in panel.parts.items():
-        if name in changed:
-            updates[component] = changed[name]
-    if "doing" in changed:
-        updates |= {
-            panel.buttons[name]: gr.Button(value=label, visible=bool(label)) for name, label in changed["doing"].items()
-        }
-        updates |= {
-            panel.actions: gr.Row(visible=any(changed["doing"].values())),
-            panel.confirmation: gr.Column(visible=False),
-        }
-    return updates
-
-
-def delete_text(job: Job, *, adapter: bool) -> Markup:
+def delete_text(job: Job, adapter: bool) -> Markup:
     """Return what a deletion removes and what stays; `adapter` says that the advice made one."""
     remains = f" The adapter '{job.adapter}' stays, unless you delete it too." if adapter else ""
     text = f"Delete the advice on '{job.data_name}'? Its result, its answers and its trainings go with it.{remains}"
     return Markup('<p role="alert">{}</p>').format(text)
-
-
-def _wire_buttons(panel: AdvicePanel, actions: AdviceActions) -> None:
-    """Wire the buttons that change an advice: each acts on the server, and then the browser polls."""
-
-    def click_handler(act: _ActionFn) -> Callable[..., dict[Any, Any]]:
-        def click_advice(selected: str | None, request: gr.Request) -> dict[Any, Any]:
-            try:
-                return {panel.action_note: "", **act(request, selected)}
-            except PromptOrTuneError as error:
-                return {panel.action_note: error_html(str(error))}
-            except Exception:  # noqa: BLE001 - as above
-                _log.exception("An action on an advice failed.")
-                return {panel.action_note: error_html(INTERNAL_ERROR)}
-
-        return click_advice
-
-    def without_updates(act: Callable[[gr.Request, str | None], None]) -> _ActionFn:
-        def run(request: gr.Request, selected: str | None) -> Mapping[Any, Any]:
-            act(request, selected)
-            return {}
-
-        return run
-
-    def confirm(request: gr.Request, selected: str | None) -> Mapping[Any, Any]:
-        job = actions.require_job(request, selected, "delete a job")
-        adapter = actions.job_service.adapter_folder(job.id) is not None
-        return {
-            panel.confirmation: gr.Column(visible=True),
-            panel.confirmation_text: delete_text(job, adapter=adapter),
-            panel.confirmation_buttons["both"]: gr.Button(visible=adapter),
-        }
-
-    def delete(*, adapter: bool) -> _ActionFn:
-        def run(request: gr.Request, selected: str | None) -> Mapping[Any, Any]:
-            actions.delete(request, selected, adapter=adapter)
-            return {panel.confirmation: gr.Column(visible=False), panel.selected: ""}
-
-        return run
-
-    def keep(_request: gr.Request, _selected: str | None) -> Mapping[Any, Any]:
-        return {panel.confirmation: gr.Column(visible=False)}
-
-    def refuse(reason: str, _: Sequence[Any]) -> dict[Any, Any]:
-        return {panel.action_note: error_html(reason)}
-
-    answers = panel.confirmation_buttons
-    asked = [panel.confirmation, panel.confirmation_text, answers["both"]]
-    deleted = [panel.confirmation, panel.selected]
-    clicks: list[tuple[gr.Button, str, _ActionFn, list[Any]]] = [
-        (panel.buttons["cancel"], "change a job", without_updates(actions.cancel), []),
-        (panel.buttons["again"], "change a job", without_updates(actions.resume), []),
-        (panel.buttons["delete"], "delete a job", confirm, asked),
-        (answers["job"], "delete a job", delete(adapter=False), deleted),
-        (answers["both"], "delete a job", delete(adapter=True), deleted),
-        (answers["keep"], "view pages", keep, [panel.confirmation]),
-    ]
-    for button, name, act, outputs in clicks:
-        handler = guard(actions.context.visitors, name, click_handler(act), refuse)
-        clicked = button.click(handler, panel.selected, [panel.action_note, *outputs], **_EVENT_OPTIONS)
-        clicked.then(None, None, None, js=_POLL_JS, **_EVENT_OPTIONS)
 
 
 def _wire_result(panel: AdvicePanel, actions: AdviceActions, form: MethodForm) -> None:
@@ -424,15 +258,15 @@ def _wire_result(panel: AdvicePanel, actions: AdviceActions, form: MethodForm) -
         guard(visitors, "see a job", open_winner, refuse),
         [panel.selected, form.chips],
         [form.chips, form.adapter, form.reasons, panel.action_note],
-        **_EVENT_OPTIONS,
+        **EVENT_OPTIONS,
     )
-    opened.then(None, panel.action_note, None, js=OPEN_COMPARE_JS, **_EVENT_OPTIONS)
+    opened.then(None, panel.action_note, None, js=OPEN_COMPARE_JS, **EVENT_OPTIONS)
     for name, handler in (("page", save_report), ("json", save_result)):
         panel.buttons[name].click(
             guard(visitors, "see a job", handler, refuse_download),
             panel.selected,
             [panel.download, panel.action_note],
-            **_EVENT_OPTIONS,
+            **EVENT_OPTIONS,
         )
 
 

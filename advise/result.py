@@ -15,8 +15,7 @@ from advise.failures import describe_answer
 from advise.folder import ADAPTER_STEP
 from advise.folds import Fold, Folds
 from advise.options import AdviseOptions
-from advise.training import Trained, describe_settings
-from common.format import format_duration
+from advise.training import Trained, all_settings
 from evaluate.aggregate import metric_title, metric_values, summarize, summarize_cost
 from evaluate.power import detectable_difference, power_text
 from evaluate.recommendation import Recommendation, choose
@@ -195,7 +194,7 @@ def _method_text(found: FoldAnswers, family: str) -> str:
     if not family.startswith("adapter"):
         return method
     trial = found.trial_of(family)
-    return describe_settings(trial.settings) + (f" + {method.partition('+')[2]}" if "+" in method else "")
+    return trial.describe() + (f" + {method.partition('+')[2]}" if "+" in method else "")
 
 
 def _cross_fit_note(answers: Sequence[FoldAnswers], family: str) -> str:
@@ -210,7 +209,7 @@ def _search(answers: Sequence[FoldAnswers]) -> list[dict[str, Any]]:
         by_name = {trial.name: trial for trial in found.trials}
         for method, (value, _) in found.scores.items():
             trial = by_name.get(method.partition("+")[0])
-            text = describe_settings(trial.settings) if trial else method
+            text = trial.describe() if trial else method
             examples = f" + {method.partition('+')[2]}" if trial and "+" in method else ""
             state = "chosen" if method in found.finalists.values() else ""
             rows.append({"fold": found.fold.number, "name": text + examples, "validation": value, "state": state})
@@ -220,7 +219,7 @@ def _search(answers: Sequence[FoldAnswers]) -> list[dict[str, Any]]:
                 rows.append(
                     {
                         "fold": found.fold.number,
-                        "name": describe_settings(trial.settings),
+                        "name": trial.describe(),
                         "validation": None,
                         "loss": trial.loss,
                         "state": state,
@@ -281,7 +280,7 @@ def _commands(
         return commands
     method = answers[0].finalists[found.family]
     if found.adapter is not None:
-        settings = answers[0].trial_of(found.family).settings
+        settings = all_settings(answers[0].trial_of(found.family).settings, options.seed)
         flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         train = ["train", "--dataset-name", options.data, "--adapter-name", options.adapter, *base[:2], *flags]
         if added.get("adapter") is None:
@@ -324,11 +323,6 @@ def _provenance(options: AdviseOptions, answers: Sequence[FoldAnswers]) -> dict[
         "tests": runs[0].scored_with.get("tests"),
         "versions": runs[0].provenance.get("versions"),
     }
-
-
-def describe_duration(seconds: float | None) -> str:
-    """Return seconds as text; '' for None."""
-    return "" if seconds is None else format_duration(seconds)
 
 
 def _mean(results: Sequence[Result], metric: str) -> float:

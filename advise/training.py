@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.manifest import Manifest
 from advise.folder import ProgressWriter
 from errors import PromptOrTuneError
 from models.source import resolve
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from train.callbacks import Evaluation
 
 EVALUATIONS = 8  # in one training
+_MAX_FAILED_TRIALS = 5
 _RUNGS = (0.25, 0.5, 1.0)  # shares of the steps after which a trial may end
 # Two prompts of each row in an epoch: one without examples, one with none, two or four. Fewer epochs take as many steps
 # without examples as a training without them. On house this loses nothing in either use (docs/results/house.md).
@@ -49,14 +49,24 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained adapter. `loss` is its lowest validation loss, `seconds` the time of its training steps."""
+    """A trained adapter. `loss` is its lowest validation loss, `seconds` the time of its training steps.
+
+    `share` is the share of its steps that it made: below 1 it ended early, at the end of its time or, if `pruned`,
+    because others were better.
+    """
 
     name: str
     settings: dict[str, Any]
     loss: float
     seconds: float
     bytes: int
+    share: float = 1.0
     pruned: bool = False
+
+    def describe(self) -> str:
+        """Return the settings as text, and how much of its steps the training made if it ended early."""
+        ended = f" (ended after {100 * self.share:.0f} % of its steps)" if self.share < 1 else ""
+        return describe_settings(self.settings) + ended
 
 
 def default_settings(model: ModelOptions, epochs: int) -> list[dict[str, Any]]:
@@ -93,6 +103,17 @@ def with_examples(settings: Settings) -> dict[str, Any]:
     return {**settings, "num_train_epochs": epochs, "train_examples": TRAIN_EXAMPLES}
 
 
+def all_settings(settings: Settings, seed: int) -> dict[str, Any]:
+    """Return the settings with those that follow from them, under their names in train.config.TrainConfig."""
+    values = {
+        **settings,
+        "eval_every": float(settings["num_train_epochs"]) / EVALUATIONS,
+        "max_length": MAX_LENGTH_WITH_EXAMPLES if settings.get("train_examples") else MAX_LENGTH,
+        "seed": seed,
+    }
+    return values | ({"lora_alpha": 2 * int(settings["lora_r"])} if "lora_r" in settings else {})
+
+
 def describe_settings(settings: Settings) -> str:
     """Return settings as a short text, such as 'qlora-4bit, rank 16, learning rate 0.001, 3 epochs'."""
     parts = [str(settings["technique"])]
@@ -115,22 +136,18 @@ class AdapterTrainer:
 
     def config(self, name: str, rows: tuple[Path, Path], settings: Settings) -> TrainConfig:
         """Return the configuration of a training with these rows (training, validation) and settings."""
-        values = {
-            "adapter_name": name,
-            "dataset_name": str(rows[0]),
-            "validation_file": str(rows[1]),
-            "model_name_or_path": self._model.base or "embedded",
-            "device": self._model.device,
-            "trust_remote_code": self._model.trust_remote_code,
-            "output_dir": self._adapters,
-            "eval_every": float(settings["num_train_epochs"]) / EVALUATIONS,
-            "max_length": MAX_LENGTH_WITH_EXAMPLES if settings.get("train_examples") else MAX_LENGTH,
-            "seed": self._seed,
-            **settings,
-        }
-        if settings["technique"] in ("lora", "qlora-4bit", "qlora-8bit"):
-            values["lora_alpha"] = 2 * int(settings["lora_r"])
-        return make_config(values)
+        return make_config(
+            {
+                "adapter_name": name,
+                "dataset_name": str(rows[0]),
+                "validation_file": str(rows[1]),
+                "model_name_or_path": self._model.base or "embedded",
+                "device": self._model.device,
+                "trust_remote_code": self._model.trust_remote_code,
+                "output_dir": self._adapters,
+                **all_settings(settings, self._seed),
+            }
+        )
 
     def estimate_seconds(self, rows: tuple[Path, Path], settings: Settings) -> float:
         """Return the estimate of a training with these rows, with its validations; 0 where there is none."""
@@ -160,11 +177,16 @@ class AdapterTrainer:
         if not (self._adapters / name).is_dir():
             self._train(config, title, go_on)
         folder = self._adapters / name
-        manifest = Manifest.read(folder)
-        losses = [float(entry["eval_loss"]) for entry in manifest.log if "eval_loss" in entry]
-        seconds = max((float(entry["seconds"]) for entry in read_log(folder / "log.jsonl")), default=0.0)
-        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        return Trained(name, dict(settings), min(losses), seconds, size)
+        log = read_log(folder / "log.jsonl")
+        share = min(1.0, max(float(entry["epoch"]) for entry in log) / float(settings["num_train_epochs"]))
+        return Trained(
+            name,
+            dict(settings),
+            loss=min(float(entry["eval_loss"]) for entry in log if "eval_loss" in entry),
+            seconds=max(float(entry["seconds"]) for entry in log),
+            bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+            share=round(share, 3),
+        )
 
     def _train(self, config: TrainConfig, title: str, go_on: Callable[[Evaluation], bool]) -> None:
         def after_validation(evaluation: Evaluation) -> bool:
@@ -199,7 +221,8 @@ class AdapterSearch:
     def run(self, prefix: str, title: str, rows: tuple[Path, Path], seconds: float, max_trials: int) -> list[Trained]:
         """Train trials until the next one would not fit into `seconds`, at least one, and return them.
 
-        The first trial ends early, with the best weights so far, where it alone takes longer than `seconds`.
+        A trial that takes longer than `seconds` ends early, with the best weights so far. After the first trial, one
+        that cannot be trained (a technique that the base does not support) is left out. Raises what the first raises.
         """
         import optuna
 
@@ -208,6 +231,7 @@ class AdapterSearch:
         study = self._open_study()
         deadline = time.monotonic() + seconds
         trained: list[Trained] = []
+        failed = 0
         for frozen in study.get_trials(deepcopy=False):  # those that an earlier attempt finished or began
             if frozen.state in (optuna.trial.TrialState.WAITING, optuna.trial.TrialState.FAIL):
                 continue
@@ -220,7 +244,16 @@ class AdapterSearch:
             longest = max((each.seconds for each in trained if not each.pruned), default=0.0)
             if trained and time.monotonic() + longest * _RUNGS[0] * 1.5 > deadline:
                 break
-            trained.append(self._run_trial(study, study.ask(), prefix, title, rows, deadline))
+            trial = study.ask()
+            try:
+                trained.append(self._run_trial(study, trial, prefix, title, rows, deadline))
+            except TrainingStoppedError:
+                raise
+            except PromptOrTuneError as error:
+                failed += 1
+                if not trained or failed > _MAX_FAILED_TRIALS:
+                    raise
+                self._progress.message(f"Left out: {error}")
         return trained
 
     def _open_study(self) -> Study:

@@ -149,7 +149,7 @@ def remove_own_dataset(name: str) -> None:
     folder = _folder(name)
     removed = folder.with_name(f".{name}.old")
     shutil.rmtree(removed, ignore_errors=True)
-    folder.rename(removed)  # at once, so that nobody reads a part of it
+    folder.rename(removed)  # a rename: no reader gets a part of it
     shutil.rmtree(removed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,7 +67,13 @@ def test_commands_repeat_the_advice_and_use_the_winner() -> None:
     commands = result_of(ADAPTER_WINS, **ADDED)["commands"]
     assert commands["repeat"][0] == "python -m advise mine --minutes 15 --seed 42"
     assert "--technique qlora-4bit --lora-r 16" in commands["repeat"][1]
+    assert "--max-length 512 --seed 42 --lora-alpha 32" in commands["repeat"][1]
     assert commands["use"][0] == "python -m serve   # then ask the model mine-advised"
+
+
+def test_training_that_ended_early_is_called_so() -> None:
+    assert replace(TRIAL, share=0.6).describe().endswith("3 epochs (ended after 60 % of its steps)")
+    assert TRIAL.describe().endswith("3 epochs")
 
 
 def test_winner_that_was_not_added_is_trained_by_a_command() -> None:

@@ -10,21 +10,18 @@ preview, and does not slow down the model that answers.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.command import configure_environment
 from common.hub import HubAccess
 from errors import PromptOrTuneError
 from tasks.datasets.hub import use_hub_access
 from tasks.datasets.own import RowOptions, add_own_dataset
 from tasks.datasets.registry import DATASETS
-from ui.train.preview_process import MAX_MEMORY_BYTES, OUT_OF_MEMORY, limit_memory
+from ui.train.preview_process import OUT_OF_MEMORY, start_process
 
 # Of the rows that were left out so many are named; all of them are counted.
 MAX_LISTED_ERRORS = 50
@@ -56,13 +53,7 @@ def add(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Answer one request."""
-    # Libraries print to stdout: their output goes to stderr, so that it does not mix with the answer.
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    configure_environment()
-    with suppress(OSError, AttributeError):
-        os.nice(5)  # the model that answers has priority
-    limit_memory(MAX_MEMORY_BYTES)
+    out = start_process()
     out.write(json.dumps(add(json.loads(sys.stdin.read()))))
     out.close()
 

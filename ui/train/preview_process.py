@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from common.command import configure_environment
 from common.hub import HubAccess, visitor_hub_access
@@ -142,16 +142,23 @@ def limit_memory(size: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
-def main() -> None:
-    """Answers requests until there are no more."""
-    # Libraries print to stdout: their output goes to stderr, so that it does not mix with the events.
+def start_process() -> TextIO:
+    """Set priority, limit of memory and libraries of a process that reads rows; return the file for its answers.
+
+    Libraries print to stdout: their output goes to stderr, so that it does not mix with the answers.
+    """
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     configure_environment()
     with suppress(OSError, AttributeError):
         os.nice(5)  # the model that answers has priority
-
     limit_memory(MAX_MEMORY_BYTES)
+    return out
+
+
+def main() -> None:
+    """Answers requests until there are no more."""
+    out = start_process()
 
     def send(event: Event) -> None:
         text = json.dumps(event)

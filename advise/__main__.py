@@ -4,7 +4,7 @@
     python -m advise house --minutes 30 --output house.json
     python -m advise mine --base Qwen/Qwen2.5-Coder-1.5B-Instruct --device cuda
 
-A file is kept as a data set of that name first, as `python -m tasks add` does. The advice plans what it runs, chooses
+A file is kept as a data set first, as `python -m tasks add` does. The advice plans what it runs, chooses
 on validation rows, and asks each family's best method the test rows. After Ctrl-C the same command continues. The
 result is a page, and with --output a JSON file.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,8 @@ from common.files import atomic_write, check_writable
 from common.paths import cache_dir, make_private_dir
 from errors import DataError
 from serve.options import ModelOptions, add_model_options, parse_model_options
+
+_MAX_LISTED_ERRORS = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +71,7 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _data_name(given: argparse.Namespace) -> str:
-    """Return the name of the data set; a file is added as one, unless it was added already."""
+    """Return the name of the data set; a file is added as one, unless one was made of the same file."""
     from tasks.datasets.registry import is_dataset
 
     if is_dataset(given.data):
@@ -78,27 +79,27 @@ def _data_name(given: argparse.Namespace) -> str:
     path = Path(given.data).expanduser()
     if not path.is_file():
         raise DataError(
-            f"There is no data set and no file '{given.data}': name one that `python -m tasks list` prints."
+            f"There is no data set and no file '{given.data}': name a file, or a data set that `python -m tasks list` "
+            "prints."
         )
-    return _added(path)
+    return _add_file(path)
 
 
-def _added(path: Path) -> str:
+def _add_file(path: Path) -> str:
     from models.embedder import Embedder
-    from tasks.datasets.own import add_own_dataset, is_own_dataset, read_own_dataset
+    from tasks.datasets.own import add_own_dataset, file_digest, list_own_datasets, suggest_dataset_name
     from tasks.datasets.registry import DATASETS
 
-    name = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-.") or "mine"
-    digest = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
-    name = f"{name}-rows" if name in DATASETS else name
-    if not (is_own_dataset(name) and read_own_dataset(name).digest == digest):
-        info, errors = add_own_dataset(
-            path, name, reserved=DATASETS, embed=Embedder().embed, overwrite=is_own_dataset(name)
-        )
-        print(info.describe())
-        for error in errors[:5]:
-            print(f"left out: {error.message}")
-    return name
+    digest = file_digest(path)
+    found = next((info.name for info in list_own_datasets() if info.digest == digest), None)
+    if found is not None:
+        return found
+    name = suggest_dataset_name(path.name, DATASETS)
+    info, errors = add_own_dataset(path, name, reserved=DATASETS, embed=Embedder().embed)
+    print(info.describe())
+    for error in errors[:_MAX_LISTED_ERRORS]:
+        print(f"left out: {error.message}")
+    return info.name
 
 
 def _advice_folder(options: AdviseOptions, model: ModelOptions, *, overwrite: bool) -> AdviceFolder:

@@ -220,11 +220,11 @@ def test_uploaded_adapter_of_a_cookie_is_safe_from_another(network: Pages, tmp_p
 # Advice
 
 ADVICE_EVENTS = (
-    ("click_advice", "advise-job-cancel"),
-    ("click_advice", "advise-job-again"),
-    ("click_advice", "advise-job-delete"),
-    ("click_advice", "advise-delete-job"),
-    ("click_advice", "advise-delete-both"),
+    ("click", "advise-job-cancel"),
+    ("click", "advise-job-again"),
+    ("click", "advise-job-delete"),
+    ("click", "advise-delete-job"),
+    ("click", "advise-delete-both"),
     ("open_winner", "advise-job-open"),
     ("save_report", "advise-job-page"),
     ("save_result", "advise-job-json"),
@@ -247,14 +247,14 @@ def test_advice_of_alice_is_hers_and_the_owners(team: Pages, monkeypatch: pytest
     assert '"success": true' in started
     advice_on_disk.finish(service, job.id)
     for person in (alice, bob, carol):
-        person.send("choose_advice", target="advise-job-list", data={"id": job.id})
+        person.send("choose", target="advise-job-list", data={"id": job.id})
     for handler, target in ADVICE_EVENTS:
         answer = bob.send(handler, target=target)
         assert "another person" in answer, target
         assert advice_on_disk.SENTENCE not in answer, target
     state = {"job": job.id, "seen": {}, "log": True, "number": 1}
     assert [
-        advice_on_disk.SENTENCE in person.send("show_advice", target="advise-poller", data=state)
+        advice_on_disk.SENTENCE in person.send("show", target="advise-poller", data=state)
         for person in (alice, bob, carol)
     ] == [True, False, True]
     assert [
@@ -264,7 +264,7 @@ def test_advice_of_alice_is_hers_and_the_owners(team: Pages, monkeypatch: pytest
     assert [advice_on_disk.SENTENCE in call(person, "advice", job.id) for person in (alice, bob, carol)] == [
         True, False, True,
     ]  # fmt: skip
-    alice.send("click_advice", target="advise-delete-job")
+    alice.send("click", target="advise-delete-job")
     assert service.list_jobs() == []
 
 

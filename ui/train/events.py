@@ -288,16 +288,19 @@ class TrainFormHandlers:
         form, visitor = self.form, self.context.visitors.identify(request)
         denied = self._denied_reason(visitor, "here")
         names = own_names(own=may_use_own(self.context, visitor))
-        yield {
+        rights = {
             form.start: gr.Button(interactive=denied is None),
             form.start_note: _error_html(denied),
             form.own_data: gr.Dropdown(choices=[(name, name) for name in names], value=None, visible=bool(names)),
         }
         draft = self.drafts.get(visitor.id) if self.policy.may(visitor, "look at rows") else None
         if draft is None or rendered_key == draft_key(draft):
+            yield rights
             return
         technique = draft.technique or FormValues.parse(values).technique
+        # One update: Gradio loses values of a second one that comes while fields are mounted.
         yield {
+            **rights,
             **self.reporter.settings_updates(settings_updates(technique, draft.settings)),
             form.technique: technique,
             form.dataset_name: gr.skip() if draft.is_file else draft.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import tempfile
 import time
@@ -12,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import checks
+from adapters.manifest import MANIFEST_NAME
+from common.files import atomic_write
 from common.hub import disk_error
+from common.paths import atomic_dir
 from errors import AdapterError
 
 # After this long no process is working in a staging folder any more.
@@ -67,6 +71,16 @@ def install(folder: Path, target: Path, staging: Path, overwrite: bool) -> None:
                 f"An adapter '{target.name}' was put into {target.parent} in the meantime: choose another name."
             ) from error
         raise
+
+
+def copy_adapter(source: Path, target: Path) -> None:
+    """Copy a trained adapter under another name, which its manifest gets too; the folder appears whole."""
+    with atomic_dir(target) as building:
+        shutil.copytree(source, building, dirs_exist_ok=True)
+        values = json.loads((building / MANIFEST_NAME).read_text(encoding="utf-8"))
+        values["name"] = target.name
+        values["config"]["adapter_name"] = target.name
+        atomic_write(building / MANIFEST_NAME, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
 def _remove_abandoned(root: Path) -> None:

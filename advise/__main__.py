@@ -45,6 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--minutes", type=float, default=DEFAULT_MINUTES, help="the budget for everything (%(default)g)"
     )
+    parser.add_argument(
+        "--memory-gb",
+        type=float,
+        default=0.0,
+        metavar="GB",
+        help="the most memory of a training (default: what is free)",
+    )
     parser.add_argument("--seed", type=int, default=42, help="of splits, examples and training (%(default)s)")
     parser.add_argument("--adapter-name", metavar="NAME", help="of the adapter to keep (default: DATA-advised)")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the result here; FILE.html beside it")
@@ -58,7 +65,8 @@ def _run(given: argparse.Namespace) -> None:
         check_writable(given.output)
     model = parse_model_options(given)
     data = _data_name(given)
-    options = AdviseOptions(data, given.adapter_name or f"{data}-advised"[:64], given.minutes, given.seed)
+    adapter = given.adapter_name or f"{data}-advised"[:64]
+    options = AdviseOptions(data, adapter, given.minutes, given.seed, given.memory_gb)
     folder = _advice_folder(options, model, overwrite=given.overwrite)
     progress = ProgressPrinter()
     from advise.advisor import run_advice

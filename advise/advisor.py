@@ -8,18 +8,20 @@ adapter forgot, and after cross-fitting the training on all rows.
 from __future__ import annotations
 
 import gc
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from adapters.install import copy_adapter
 from advise.answering import Answerer, mean_scores
 from advise.curve import learning_curve
 from advise.folder import ADAPTER_STEP, AdviceFolder, ProgressWriter
 from advise.folds import Fold, Folds, make_folds
+from advise.memory import CHECKPOINTING, MemoryLimit, fit_techniques, memory_limit
 from advise.options import AdviseOptions
 from advise.plan import CURVE_SHARES, MIN_TRAIN_SECONDS, PLANNED_SHARE, Costs, Plan, make_plan
 from advise.prompts import ICL_METHODS, RAG_METHODS, choose_prompts
@@ -29,18 +31,21 @@ from advise.retention import measure_retention
 from advise.training import (
     AdapterSearch,
     AdapterTrainer,
+    Techniques,
     Trained,
     best_trials,
     default_settings,
     describe_settings,
+    settings_for_share,
+    techniques_of,
     with_examples,
 )
-from common.files import atomic_write
-from common.format import format_duration, utc_timestamp
+from common.format import format_bytes, format_duration, utc_timestamp
 from common.paths import ProgressFn
 from errors import DataError
 from evaluate.results import read_run
 from evaluate.sandbox.sandbox import Sandbox, SandboxUnavailableError, open_sandbox
+from models.memory import free_memory
 from serve.options import ModelOptions
 from tasks.datasets.registry import dataset_digest
 from tasks.problem import Example, Problem
@@ -155,13 +160,27 @@ class _Advisor:
 
     def _make_plan(self) -> Plan:
         def compute() -> dict[str, Any]:
+            memory = self._folder.once("memory", self._fit_techniques)
             costs = self._measure_costs()
             budget = 60 * self._options.minutes
             plan = make_plan(self._folds, costs, budget, self._progress.seconds, self._options.seed)
+            plan = replace(plan, memory=memory["text"])
             self._folder.write_plan(plan.to_json())
             return plan.to_json()
 
         return Plan.from_json(self._folder.once("plan", compute))
+
+    def _fit_techniques(self) -> dict[str, Any]:
+        """Return which techniques fit into the memory (advise.memory.fit_techniques), and the limit."""
+        rows = self._folds.folds[0].write_rows(self._folder.subfolder("rows"))
+        limit = memory_limit(self._options.memory_gb, free_memory(self._model.device))
+        found = fit_techniques(techniques_of(self._model), partial(self._trainer.estimate_technique, rows), limit)
+        return found | {"limit": asdict(limit)}
+
+    @property
+    def _techniques(self) -> Techniques:
+        found: Techniques = self._folder.once("memory", self._fit_techniques)["settings"]
+        return found
 
     def _measure_costs(self) -> Costs:
         """Measure a few answers, and estimate the training by the speed of two layers."""
@@ -174,11 +193,14 @@ class _Advisor:
         seconds = [
             _PROBE_FACTOR * sum(result.seconds for result in run.results(method)) / len(rows) for method in methods
         ]
-        settings = default_settings(self._model, 1)[0]
+        settings = default_settings(self._techniques, 1)[0]
         rows_of_fold = fold.write_rows(self._folder.subfolder("rows"))
-        epoch = self._trainer.estimate_seconds(rows_of_fold, settings) * _ESTIMATE_FACTOR
         zero_shot, icl, rag = seconds
-        return Costs(zero_shot, icl, rag, epoch)
+        found = self._trainer.estimate_seconds(rows_of_fold, settings)
+        if found is None:  # a base that cannot be traced: a row takes longer to be answered than to be learned
+            return Costs(zero_shot, icl, rag, len(fold.train) * zero_shot)
+        epoch, validations = (_ESTIMATE_FACTOR * each for each in found)
+        return Costs(zero_shot, icl, rag, epoch, validations)
 
     def _open_sandbox(self, stack: ExitStack) -> Sandbox | None:
         if not self._folds.has_tests:
@@ -248,19 +270,20 @@ class _Advisor:
         gc.collect()
         rows = fold.write_rows(self._folder.subfolder("rows"))
         journal = self._folder.path / f"fold-{fold.number}-trials.log"
-        search = AdapterSearch(self._trainer, self._model, journal, self._progress, self._options.seed, plan.epochs)
+        seed = self._options.seed
+        search = AdapterSearch(self._trainer, self._techniques, journal, self._progress, seed, plan.epochs)
         seconds = self._search_seconds(fold, plan)
         trained = search.run(f"fold-{fold.number}-trial", where, rows, seconds, max_trials or MAX_TRIALS)
         return [asdict(each) for each in trained]
 
     def _search_seconds(self, fold: Fold, plan: Plan) -> float:
         """Return the planned time for the trainings of a fold, or less where earlier steps took more than planned."""
-        is_trained = fold.number == 0 and self._is_done("revised-plan")  # the first trial, which is no part of the rest
+        is_trained = fold.number == 0 and self._is_done("revised-plan")
         ahead = [other for other in self._folds if other.number >= fold.number]
         share = len(ahead) / len(self._folds)
         left = (self._progress.left_seconds - share * plan.estimate("test")) / len(ahead)
         if is_trained:
-            return max(0.0, min(plan.search_seconds - plan.train_seconds, left))
+            return max(0.0, min(plan.first_fold_seconds, left))
         return max(MIN_TRAIN_SECONDS, min(plan.search_seconds, left))
 
     def _train_with_examples(
@@ -272,9 +295,15 @@ class _Advisor:
             self._progress.step("examples", "left out", "no time was left for it")
             return None
         (best,) = best_trials([Trained(**trial) for trial in trials], 1)
-        settings = with_examples(best.settings)
-        self._progress.step("examples", "running", f"{where}{describe_settings(settings)}")
         rows = fold.write_rows(self._folder.subfolder("rows"))
+        limit = MemoryLimit(**self._folder.once("memory", self._fit_techniques)["limit"])
+        settings = with_examples(best.settings)
+        if not limit.allows(size := self._trainer.estimate_memory(rows, settings)):
+            settings |= CHECKPOINTING
+            if not limit.allows(size := self._trainer.estimate_memory(rows, settings)):
+                self._progress.step("examples", "left out", f"takes about {format_bytes(size or 0)}, and {limit.text}")
+                return None
+        self._progress.step("examples", "running", f"{where}{describe_settings(settings)}")
         trained = self._trainer.train(
             f"fold-{fold.number}-examples",
             rows,
@@ -430,8 +459,9 @@ class _Advisor:
             trial = answers.trial_of(family)
             rows = fold.write_rows(self._folder.subfolder("rows"), share, self._options.seed)
             name = f"fold-{fold.number}-share-{round(100 * share)}"
-            title = f"{len(_lines(rows[0]))} rows, {describe_settings(trial.settings)}"
-            self._trainer.train(name, rows, trial.settings, title)
+            settings = settings_for_share(trial.settings, share)
+            title = f"{len(_lines(rows[0]))} rows, {describe_settings(settings)}"
+            self._trainer.train(name, rows, settings, title)
             method = method.replace(trial.name, name, 1)
         with self._answerer.open():
             run = self._answerer.answer(
@@ -444,21 +474,6 @@ class _Advisor:
         from evaluate.aggregate import metric_values
 
         return metric_values(run.results(method), self._metric)
-
-
-def copy_adapter(source: Path, target: Path) -> None:
-    """Copy a trained adapter under another name, which its manifest gets too; the folder appears whole."""
-    import json
-
-    from adapters.manifest import MANIFEST_NAME
-    from common.paths import atomic_dir
-
-    with atomic_dir(target) as building:
-        shutil.copytree(source, building, dirs_exist_ok=True)
-        values = json.loads((building / MANIFEST_NAME).read_text(encoding="utf-8"))
-        values["name"] = target.name
-        values["config"]["adapter_name"] = target.name
-        atomic_write(building / MANIFEST_NAME, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
 def _pool(fold: Fold, share: float = 1.0) -> str:

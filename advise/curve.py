@@ -26,6 +26,8 @@ def learning_curve(
 ) -> dict[str, Any]:
     """Return `label`, `points` (rows, value, low, high, n) from the smallest share to all rows, and a `sentence`.
 
+    `trained` says that the family learns by training, and not by retrieval alone.
+
     `answer_with_share` returns the scores of the test rows of a fold after learning from a share of its rows.
     """
     sizes = [round(share * len(answers[0].fold.train)) for share in shares]
@@ -41,7 +43,8 @@ def learning_curve(
         points.append(
             {"rows": rows, "value": interval.value, "low": interval.low, "high": interval.high, "n": len(found)}
         )
-    return {"label": label, "points": points, "sentence": _sentence(label, sizes, scores, seed)}
+    sentence = _sentence(label, sizes, scores, seed)
+    return {"label": label, "trained": family != "rag", "points": points, "sentence": sentence}
 
 
 def _interval(metric: str, values: Sequence[float], seed: int) -> Interval:

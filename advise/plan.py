@@ -21,22 +21,34 @@ RETENTION_ROWS = 48
 CURVE_SHARES = (0.25, 0.5)
 MIN_TRAIN_SECONDS = 20.0
 PLANNED_SHARE = 0.92  # of the budget: a plan that used all of it took 11 % longer
-# The most validation and test rows of a fold, and epochs of training: the first ones that fit into the budget.
-LIMITS = ((48, 200, 3), (32, 120, 3), (24, 90, 3), (24, 90, 2), (16, 60, 2), (16, 60, 1))
+# A full training has three epochs, or as many as make so many steps: with 38 rows, three epochs are 15 steps, in which
+# an adapter learns next to nothing, and the comparison would be unfair to it.
+MIN_EPOCHS, MAX_EPOCHS, MIN_STEPS, BATCH_ROWS = 3, 12, 60, 8
+# The most validation and test rows of a fold, and the share of a full training: the first ones that fit the budget.
+LIMITS = ((48, 200, 1.0), (32, 120, 1.0), (24, 90, 1.0), (24, 90, 2 / 3), (16, 60, 2 / 3), (16, 60, 1 / 3))
 # Two thirds of the epochs, two prompts of each row, one of them with 1.5 examples on average.
 EXAMPLES_COST = 2.4
 _SEARCH, _EXAMPLES, _TEST, _CURVE, _RETENTION, _FINAL = "search", "examples", "test", "curve", "retention", "final"
+_TRAINED = frozenset({_EXAMPLES, _CURVE, _FINAL})  # their time is in proportion to that of a training
 PROMPTS = "prompts"
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds an answer takes, by family, and seconds of an epoch of training with the default settings on one fold."""
+    """Seconds an answer takes, by family, and seconds of training with the default settings on one fold.
+
+    A training takes `epoch` for each epoch, and `validations` for all its validations.
+    """
 
     zero_shot: float
     icl: float
     rag: float
     epoch: float
+    validations: float = 0.0
+
+    def training(self, epochs: int) -> float:
+        """Return the seconds of a training."""
+        return epochs * self.epoch + self.validations
 
     @property
     def adapter(self) -> float:
@@ -49,7 +61,9 @@ class Plan:
     """The steps with estimates. `search_seconds` is the time for the trainings of one fold.
 
     The limits are the most validation and test rows of a fold that are asked (Folds.limited); `epochs` is the length of
-    the first trainings (advise.training.default_settings), `train_seconds` the estimate of one.
+    the first trainings (advise.training.default_settings), at most `full_epochs`, and `train_seconds` the estimate of
+    one. The first training of all, which took `first_seconds`, is repeated if `epochs` grew after it. `memory` is a
+    sentence about the memory of trainings.
     """
 
     steps: Sequence[PlannedStep]
@@ -62,6 +76,10 @@ class Plan:
     test_limit: int
     epochs: int
     train_seconds: float
+    full_epochs: int = 0
+    first_seconds: float = 0.0
+    repeats_first: bool = False
+    memory: str = ""
 
     @property
     def seconds(self) -> float:
@@ -73,7 +91,12 @@ class Plan:
         """The estimate of what follows the choice of prompts and the first training."""
         done = (PROMPTS, _SEARCH)
         later = sum(step.seconds for step in self.steps if step.included and step.id not in done)
-        return later + self.estimate(_SEARCH) - self.train_seconds
+        return later + self.estimate(_SEARCH) - self.first_seconds
+
+    @property
+    def first_fold_seconds(self) -> float:
+        """The time for the trainings of the first fold, after the first one of all."""
+        return self.search_seconds - (0.0 if self.repeats_first else self.first_seconds)
 
     def includes(self, id: str) -> bool:
         """Return whether the step is part of the plan."""
@@ -91,31 +114,62 @@ class Plan:
         """Return the plan after the first training, which took so long, for the seconds that are left.
 
         Estimates with trainings change in proportion. Steps that were left out are added where they fit now, and those
-        that do not fit any more are left out.
+        that do not fit any more are left out. Trainings get more epochs, up to those of a full one, before a training
+        with examples is added.
         """
         ratio = train_seconds / max(self.train_seconds, 1.0)
-        trained = (_EXAMPLES, _CURVE, _FINAL)
-        estimates = {step.id: round(step.seconds * (ratio if step.id in trained else 1.0), 1) for step in self.steps}
-        left = left_seconds - estimates[_TEST] - (self.folds - 1) * (train_seconds + LOAD_SECONDS)
+        estimates = {step.id: step.seconds * (ratio if step.id in _TRAINED else 1.0) for step in self.steps}
+        choice = self.estimate(_SEARCH) - self.folds * (self.search_seconds + LOAD_SECONDS)
+        left = left_seconds - estimates[_TEST] - choice - (self.folds - 1) * (train_seconds + LOAD_SECONDS)
         included = {PROMPTS, _SEARCH, _TEST}
-        for id in (_FINAL, _RETENTION, _CURVE, _EXAMPLES):
+        for id in (_FINAL, _RETENTION, _CURVE):
             if id in estimates and estimates[id] <= left:
                 included.add(id)
                 left -= estimates[id]
+        epochs, extra = self._more_epochs(train_seconds, left, sum(estimates[id] for id in included & _TRAINED))
+        left -= extra
+        growth = epochs / self.epochs
+        estimates |= {id: growth * estimates[id] for id in estimates if id in _TRAINED}
+        if estimates[_EXAMPLES] <= left:
+            included.add(_EXAMPLES)
+            left -= estimates[_EXAMPLES]
         left = max(left, 0.0)
-        estimates[_SEARCH] = round(self.folds * train_seconds + left, 1)
+        longer, others = growth * train_seconds, self.folds if growth > 1 else self.folds - 1
+        estimates[_SEARCH] = train_seconds + others * (longer + LOAD_SECONDS) + choice + left
         return replace(
             self,
             steps=_steps({step.id: step.title for step in self.steps}, estimates, included, left),
-            search_seconds=train_seconds + left / self.folds,
-            train_seconds=train_seconds,
+            search_seconds=longer + left / self.folds,
+            epochs=epochs,
+            train_seconds=longer,
+            first_seconds=train_seconds,
+            repeats_first=growth > 1,
         )
+
+    def _more_epochs(self, train_seconds: float, left: float, trained: float) -> tuple[int, float]:
+        """Return the most epochs that fit into the seconds left, and how many of these they take.
+
+        `trained` are the seconds of the included steps that train. The first training is repeated with more epochs.
+        """
+        for epochs in range(self.full_epochs, self.epochs, -1):
+            longer = epochs / self.epochs * train_seconds
+            more = (self.folds - 1) * (longer - train_seconds) + (epochs / self.epochs - 1) * trained
+            extra = longer + LOAD_SECONDS + more
+            if extra <= left:
+                return epochs, extra
+        return self.epochs, 0.0
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Plan:
         """Return the plan that `to_json` wrote."""
         fields = {name: value for name, value in values.items() if name not in ("seconds", "steps")}
         return cls([PlannedStep(**step) for step in values["steps"]], **fields)
+
+
+def full_epochs(rows: int) -> int:
+    """Return the epochs of a full training on so many rows."""
+    steps = math.ceil(rows / BATCH_ROWS)
+    return min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(MIN_STEPS / max(steps, 1))))
 
 
 def make_plan(folds: Folds, costs: Costs, seconds: float, spent: float = 0.0, seed: int = 42) -> Plan:
@@ -128,10 +182,14 @@ def make_plan(folds: Folds, costs: Costs, seconds: float, spent: float = 0.0, se
     where the budget is too small for an answer.
     """
     available = PLANNED_SHARE * seconds - spent
-    choices = [_Choice(folds.limited(rows, test, seed), rows, test, epochs, costs) for rows, test, epochs in LIMITS]
+    full = full_epochs(len(folds.folds[0].train))
+    choices = [
+        _Choice(folds.limited(rows, test, seed), rows, test, max(1, round(share * full)), costs)
+        for rows, test, share in LIMITS
+    ]
     chosen = next((choice for choice in choices if choice.seconds <= available), choices[-1])
     limited, needed, further = chosen.folds, chosen.needed, chosen.further
-    train = chosen.epochs * costs.epoch
+    train = costs.training(chosen.epochs)
     left = available - sum(needed.values())
     if left < 0:  # the training ends early
         cut = train + left / len(limited)
@@ -166,6 +224,8 @@ def make_plan(folds: Folds, costs: Costs, seconds: float, spent: float = 0.0, se
         chosen.test,
         chosen.epochs,
         train,
+        full,
+        train,
     )
 
 
@@ -190,7 +250,7 @@ class _Choice:
 
     def __init__(self, folds: Folds, validation: int, test: int, epochs: int, costs: Costs) -> None:
         self.folds, self.validation, self.test, self.epochs = folds, validation, test, epochs
-        train = epochs * costs.epoch
+        train = costs.training(epochs)
         answers = folds.test_rows * (costs.zero_shot + costs.icl + 2 * costs.rag + costs.adapter)
         self.needed = {
             PROMPTS: sum(_prompt_seconds(fold, costs) for fold in folds) + LOAD_SECONDS,
@@ -201,7 +261,7 @@ class _Choice:
         self.further = {
             _FINAL: train + LOAD_SECONDS if len(folds) > 1 else 0.0,
             _RETENTION: 2 * RETENTION_ROWS * costs.zero_shot + 2 * LOAD_SECONDS,
-            _CURVE: len(folds) * (sum(CURVE_SHARES) * train + 2 * LOAD_SECONDS) + curve_rows * costs.adapter,
+            _CURVE: len(folds) * len(CURVE_SHARES) * (train + 2 * LOAD_SECONDS) + curve_rows * costs.adapter,
             _EXAMPLES: len(folds) * (EXAMPLES_COST * train + LOAD_SECONDS) + _validation_rows(folds) * costs.rag,
         }
 

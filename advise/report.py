@@ -116,6 +116,7 @@ def _curve(curve: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {
         "label": curve["label"],
         "sentence": curve["sentence"],
+        "trained": curve.get("trained", False),
         "width": _CURVE_WIDTH,
         "height": _CURVE_HEIGHT,
         "marks": marks,

@@ -21,6 +21,8 @@ from evaluate.power import detectable_difference, power_text
 from evaluate.recommendation import Recommendation, choose
 from evaluate.results import Result, Run
 from serve.options import ModelOptions
+from tasks.datasets.bundled import BUNDLED
+from tasks.datasets.registry import DATASETS
 from tasks.methods import Method, parse_method
 
 VERSION = 1
@@ -272,30 +274,37 @@ def _commands(
     added: Mapping[str, Any],
 ) -> dict[str, list[str]]:
     base = [] if model.base in (None, "embedded") else ["--base", str(model.base)]
-    if model.quantization != "nf4":
-        base += ["--quantization", model.quantization]
-    repeat = ["advise", options.data, "--minutes", f"{options.minutes:g}", "--seed", str(options.seed), *base]
+    quantization = [] if model.quantization == "nf4" else ["--quantization", model.quantization]
+    files = ["--data-dir", "DATA_DIR"] if options.data in DATASETS and options.data not in BUNDLED else []
+    memory = ["--memory-gb", f"{options.memory_gb:g}"] if options.memory_gb else []
+    repeat = ["advise", options.data, "--minutes", f"{options.minutes:g}", "--seed", str(options.seed)]
+    repeat += [*base, *quantization, *files, *memory]
     commands = {"repeat": [_command(repeat)], "use": []}
     if found is None or found.family is None or not answers:
         return commands
     method = answers[0].finalists[found.family]
     if found.adapter is not None:
         settings = all_settings(answers[0].trial_of(found.family).settings, options.seed)
-        flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-        train = ["train", "--dataset-name", options.data, "--adapter-name", options.adapter, *base[:2], *flags]
+        flags = [part for name, value in settings.items() for part in _flag(name, value)]
+        train = ["train", "--dataset-name", options.data, "--adapter-name", options.adapter]
+        train += [*(["--model-name-or-path", base[1]] if base else []), *files, *flags]
         if added.get("adapter") is None:
             commands["use"].append(_command(train))
         else:
             commands["repeat"].append(_command(train))
         method = method.replace(found.adapter, options.adapter, 1)
     pool = ["--pool", options.data] if "rag" in method or "icl" in method else []
+    served = [*base, *quantization, *files]
     commands["use"] += [
-        _command(["serve", *base, *pool]) + f"   # then ask the model {method}",
-        "python app.py"
-        + "".join(f" {shlex.quote(part)}" for part in base)
-        + f"   # then add the method {method} on Compare",
+        _command(["serve", *served, *pool]) + f"   # then ask the model {method}",
+        f"{shlex.join(['python', 'app.py', *served])}   # then add the method {method} on Compare",
     ]
     return commands
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    return [flag] if value is True else [flag, str(value)]
 
 
 def _command(words: Sequence[str]) -> str:

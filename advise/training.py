@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advise.folder import ProgressWriter
+from advise.plan import MAX_EPOCHS
 from errors import PromptOrTuneError
 from models.source import resolve
 from serve.options import ModelOptions
@@ -22,7 +23,7 @@ from train.callbacks import read_log
 from train.checkpoints import run_directory
 from train.config import TrainConfig
 from train.data import load_training_data
-from train.estimate import try_estimate
+from train.estimate import Estimate, try_estimate
 from train.preflight import load_tokenizer_info
 from train.run import TrainingStoppedError, train
 from train.settings import make_config
@@ -44,7 +45,11 @@ TRAIN_EXAMPLES = "nearest:0+0,0,2,4"
 MAX_LENGTH, MAX_LENGTH_WITH_EXAMPLES = 512, 1024
 LORA_OF = {"nf4": "qlora-4bit", "int8": "qlora-8bit", "none": "lora"}
 
+MAX_RANK = 32
+
 Settings = Mapping[str, Any]
+# The settings that each technique needs beside its own (advise.memory.fit_techniques).
+Techniques = Mapping[str, Settings]
 
 
 @dataclass(frozen=True)
@@ -69,38 +74,53 @@ class Trained:
         return describe_settings(self.settings) + ended
 
 
-def default_settings(model: ModelOptions, epochs: int) -> list[dict[str, Any]]:
+def techniques_of(model: ModelOptions) -> list[str]:
+    """Return the techniques that are tried on this base."""
+    return [LORA_OF[model.quantization], "ia3"]
+
+
+def default_settings(techniques: Techniques, epochs: int) -> list[dict[str, Any]]:
     """Return the settings that are tried first, the most usual ones with so many epochs before the others."""
-    lora = LORA_OF[model.quantization]
-    return [
-        {"technique": lora, "lora_r": 16, "learning_rate": 1e-3, "num_train_epochs": epochs},
-        {"technique": "ia3", "learning_rate": 1e-2, "num_train_epochs": epochs + 1},
-        {"technique": lora, "lora_r": 32, "learning_rate": 2e-3, "num_train_epochs": epochs + 1},
+    tried: list[dict[str, Any]] = [
+        {"technique": technique, "learning_rate": 1e-2, "num_train_epochs": epochs + 1}
+        if technique == "ia3"
+        else {"technique": technique, "lora_r": 16, "learning_rate": 1e-3, "num_train_epochs": epochs}
+        for technique in techniques
     ]
+    tried += [
+        {"technique": technique, "lora_r": 32, "learning_rate": 2e-3, "num_train_epochs": epochs + 1}
+        for technique in techniques
+        if technique != "ia3"
+    ]
+    return [{**settings, **techniques[settings["technique"]]} for settings in tried]
 
 
-def suggest_settings(trial: Trial, model: ModelOptions, epochs: int) -> dict[str, Any]:
+def suggest_settings(trial: Trial, techniques: Techniques, epochs: int) -> dict[str, Any]:
     """Return the settings of a trial: technique, rank, learning rate and epochs."""
-    technique = trial.suggest_categorical("technique", [LORA_OF[model.quantization], "ia3"])
-    epochs = trial.suggest_int("num_train_epochs", epochs, 2 * epochs)
+    technique = trial.suggest_categorical("technique", list(techniques))
+    settings: dict[str, Any] = {"technique": technique}
     if technique == "ia3":
-        return {
-            "technique": technique,
-            "learning_rate": trial.suggest_float("ia3_learning_rate", 3e-3, 3e-2, log=True),
-            "num_train_epochs": epochs,
-        }
-    return {
-        "technique": technique,
-        "lora_r": trial.suggest_categorical("lora_r", [8, 16, 32]),
-        "learning_rate": trial.suggest_float("learning_rate", 3e-4, 4e-3, log=True),
-        "num_train_epochs": epochs,
-    }
+        settings["learning_rate"] = trial.suggest_float("ia3_learning_rate", 3e-3, 3e-2, log=True)
+    else:
+        settings["lora_r"] = trial.suggest_categorical("lora_r", [8, 16, MAX_RANK])
+        settings["learning_rate"] = trial.suggest_float("learning_rate", 3e-4, 4e-3, log=True)
+    settings["num_train_epochs"] = trial.suggest_int("num_train_epochs", epochs, 2 * epochs)
+    return {**settings, **techniques[technique]}
 
 
 def with_examples(settings: Settings) -> dict[str, Any]:
     """Return the settings of a training with examples in the prompts, for two thirds of the epochs."""
     epochs = max(1, round(2 * int(settings["num_train_epochs"]) / 3))
     return {**settings, "num_train_epochs": epochs, "train_examples": TRAIN_EXAMPLES}
+
+
+def settings_for_share(settings: Settings, share: float) -> dict[str, Any]:
+    """Return the settings of a training on a share of the rows, with as many steps as on all of them.
+
+    With equal epochs the difference would be that of the steps, too. More than MAX_EPOCHS are not made.
+    """
+    epochs = int(settings["num_train_epochs"])
+    return {**settings, "num_train_epochs": max(epochs, min(MAX_EPOCHS, round(epochs / share)))}
 
 
 def all_settings(settings: Settings, seed: int) -> dict[str, Any]:
@@ -149,16 +169,30 @@ class AdapterTrainer:
             }
         )
 
-    def estimate_seconds(self, rows: tuple[Path, Path], settings: Settings) -> float:
-        """Return the estimate of a training with these rows, with its validations; 0 where there is none."""
+    def estimate_seconds(self, rows: tuple[Path, Path], settings: Settings) -> tuple[float, float] | None:
+        """Return estimates of the training steps and of the validations, in seconds; None where there are none."""
+        found = self._estimate(rows, settings, measure_speed=True)
+        if found is None or found.seconds is None:
+            return None
+        return found.seconds, found.eval_seconds or 0.0
+
+    def estimate_memory(self, rows: tuple[Path, Path], settings: Settings) -> int | None:
+        """Return the estimate of the peak of a training in bytes; None where there is none."""
+        found = self._estimate(rows, settings, measure_speed=False)
+        return None if found is None else found.memory_bytes
+
+    def estimate_technique(self, rows: tuple[Path, Path], technique: str, more: Settings) -> int | None:
+        """Return the estimate of the peak of its largest training in bytes, with further settings."""
+        settings = default_settings({technique: more}, 1)[0]
+        return self.estimate_memory(rows, settings | ({"lora_r": MAX_RANK} if "lora_r" in settings else {}))
+
+    def _estimate(self, rows: tuple[Path, Path], settings: Settings, *, measure_speed: bool) -> Estimate | None:
         config = self.config("estimate", rows, settings)
         source = resolve(config.base, self._progress.message, config.trust_remote_code)
-        technique = get_technique(config.technique)
-        info = load_tokenizer_info(source, config.trust_remote_code, technique)
-        found = try_estimate(config, source.folder, tokenize_data(config, load_training_data(config), info))
-        if isinstance(found, str) or found.seconds is None:
-            return 0.0
-        return found.seconds + (found.eval_seconds or 0.0)
+        info = load_tokenizer_info(source, config.trust_remote_code, get_technique(config.technique))
+        prepared = tokenize_data(config, load_training_data(config), info)
+        found = try_estimate(config, source.folder, prepared, measure_speed)
+        return None if isinstance(found, str) else found
 
     def train(
         self,
@@ -205,7 +239,7 @@ class AdapterSearch:
     def __init__(
         self,
         trainer: AdapterTrainer,
-        model: ModelOptions,
+        techniques: Techniques,
         journal: Path,
         progress: ProgressWriter,
         seed: int,
@@ -213,7 +247,7 @@ class AdapterSearch:
     ) -> None:
         self._trainer = trainer
         self._epochs = epochs
-        self._model = model
+        self._techniques = techniques
         self._journal = journal
         self._progress = progress
         self._seed = seed
@@ -244,6 +278,7 @@ class AdapterSearch:
             longest = max((each.seconds for each in trained if not each.pruned), default=0.0)
             if trained and time.monotonic() + longest * _RUNGS[0] * 1.5 > deadline:
                 break
+            self._enqueue_default(study)
             trial = study.ask()
             try:
                 trained.append(self._run_trial(study, trial, prefix, title, rows, deadline))
@@ -261,26 +296,30 @@ class AdapterSearch:
         from optuna.storages.journal import JournalFileBackend
 
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(self._journal)))
-        study = optuna.create_study(
+        return optuna.create_study(
             study_name="adapters",
             storage=storage,
             sampler=optuna.samplers.TPESampler(seed=self._seed),
             pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
             load_if_exists=True,
         )
-        if not study.get_trials(deepcopy=False):
-            for settings in default_settings(self._model, self._epochs):
-                rate = "ia3_learning_rate" if settings["technique"] == "ia3" else "learning_rate"
-                named = {name: value for name, value in settings.items() if name != "learning_rate"}
-                study.enqueue_trial(named | {rate: settings["learning_rate"]})
-        return study
+
+    def _enqueue_default(self, study: Study) -> None:
+        """Make the first of the default settings that was not tried yet the next trial."""
+        count = len(study.get_trials(deepcopy=False))
+        for settings in default_settings(self._techniques, self._epochs):
+            rate = "ia3_learning_rate" if settings["technique"] == "ia3" else "learning_rate"
+            named = {name: settings[name] for name in ("technique", "lora_r", "num_train_epochs") if name in settings}
+            study.enqueue_trial(named | {rate: settings["learning_rate"]}, skip_if_exists=True)
+            if len(study.get_trials(deepcopy=False)) > count:
+                return
 
     def _run_trial(
         self, study: Study, trial: Trial, prefix: str, title: str, rows: tuple[Path, Path], deadline: float
     ) -> Trained:
         import optuna
 
-        settings = suggest_settings(trial, self._model, self._epochs)
+        settings = suggest_settings(trial, self._techniques, self._epochs)
         name, label = f"{prefix}-{trial.number + 1}", f"{title}{describe_settings(settings)}"
         reported = len(trial.storage.get_trial(trial._trial_id).intermediate_values)
         pruned = False

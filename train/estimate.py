@@ -92,14 +92,16 @@ def estimate_as_dict(config: TrainConfig, source: Source, prepared: TokenizedDat
     return {"memory": result} if isinstance(result, str) else result.to_dict()
 
 
-def try_estimate(config: TrainConfig, folder: Path, prepared: TokenizedData) -> Estimate | str:
+def try_estimate(
+    config: TrainConfig, folder: Path, prepared: TokenizedData, measure_speed: bool = True
+) -> Estimate | str:
     """Estimate the run on the base in `folder`, or return a message that says why there is no estimate.
 
     The base's own code, or an operation that needs values, may raise any exception. A run needs no estimate, so the
     exception becomes the message.
     """
     try:
-        return estimate(config, folder, prepared.train.samples, prepared.validation.samples)
+        return estimate(config, folder, prepared.train.samples, prepared.validation.samples, measure_speed)
     except Exception as error:  # noqa: BLE001 - see above
         reason = str(error).strip().partition("\n")[0]
         return f"not known: this base cannot be traced without its weights ({type(error).__name__}: {reason})."

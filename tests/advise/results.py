@@ -72,11 +72,17 @@ def answers_of(right: dict[str, int], n: int = 40) -> FoldAnswers:
     return FoldAnswers(Fold(0, train, rows[:5], rows), FINALISTS, scores, [TRIAL], run_of(right, n))
 
 
-def result_of(right: dict[str, int], n: int = 40, **steps: Any) -> dict[str, Any]:
+def result_of(
+    right: dict[str, int],
+    n: int = 40,
+    options: AdviseOptions = OPTIONS,
+    model: ModelOptions = ModelOptions("embedded"),  # noqa: B008 - it is frozen
+    **steps: Any,
+) -> dict[str, Any]:
     found = answers_of(right, n)
     return build_result(
-        OPTIONS,
-        ModelOptions("embedded"),
+        options,
+        model,
         Folds("mine", [found.fold], "80 rows to learn from."),
         "em@1",
         [found],

@@ -71,8 +71,14 @@ def test_budget_out_of_range_is_refused(minutes: float) -> None:
         AdviseOptions("mine", "mine-advised", minutes)
 
 
+@pytest.mark.parametrize("memory", [-1, float("inf"), float("nan")])
+def test_memory_that_is_no_limit_is_refused(memory: float) -> None:
+    with pytest.raises(DataError, match="GB are no limit of memory"):
+        AdviseOptions("mine", "mine-advised", memory_gb=memory)
+
+
 def test_options_survive_json() -> None:
-    options = AdviseOptions("mine", "mine-advised", 20, 7)
+    options = AdviseOptions("mine", "mine-advised", 20, 7, 3.5)
     assert AdviseOptions.from_json(options.to_json()) == options
     with pytest.raises(DataError):
         AdviseOptions.from_json({"data": "mine"})

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from advise.folds import Fold, Folds
-from advise.plan import PLANNED_SHARE, Costs, Plan, make_plan
+from advise.plan import PLANNED_SHARE, Costs, Plan, full_epochs, make_plan
 from errors import PromptOrTuneError
 from tasks.problem import Problem
 
 COSTS = Costs(zero_shot=0.5, icl=0.3, rag=1.0, epoch=40.0)
 
 
-def folds(count: int = 1, test: int = 100) -> Folds:
-    rows = [Problem(str(number), "x", "y") for number in range(test)]
-    return Folds("mine", [Fold(number, rows, rows[:30], rows) for number in range(count)], "note")
+def folds(count: int = 1, test: int = 100, train: int = 160) -> Folds:
+    rows = [Problem(str(number), "x", "y") for number in range(max(test, train))]
+    return Folds("mine", [Fold(number, rows[:train], rows[:30], rows[:test]) for number in range(count)], "note")
 
 
 def test_large_budget_includes_every_step_and_gives_the_rest_to_the_search() -> None:
@@ -36,7 +38,7 @@ def test_small_budget_leaves_out_what_costs_most_and_says_how_much_more_it_takes
 
 
 def test_small_budget_draws_fewer_test_rows_so_that_the_other_steps_fit() -> None:
-    large, small = make_plan(folds(test=200), COSTS, 3600), make_plan(folds(test=200), COSTS, 800 / PLANNED_SHARE)
+    large, small = make_plan(folds(test=200), COSTS, 3600), make_plan(folds(test=200), COSTS, 950 / PLANNED_SHARE)
     assert (large.n, small.n) == (200, 90)
     assert "90 of 200 test rows are drawn" in small.sentence
     assert "drawn" not in large.sentence
@@ -45,7 +47,7 @@ def test_small_budget_draws_fewer_test_rows_so_that_the_other_steps_fit() -> Non
 
 
 def test_smaller_budget_trains_for_fewer_epochs() -> None:
-    plan = make_plan(folds(test=200), COSTS, 600 / PLANNED_SHARE)
+    plan = make_plan(folds(test=200), COSTS, 700 / PLANNED_SHARE)
     assert plan.epochs == 2
     assert plan.includes("curve")
 
@@ -78,10 +80,10 @@ def test_plan_survives_json() -> None:
 def test_first_training_that_took_less_than_planned_makes_room_for_further_steps() -> None:
     plan = make_plan(folds(), COSTS, 700 / PLANNED_SHARE)
     assert not plan.includes("examples")
-    revised = plan.revised(plan.train_seconds / 3, 700 - plan.estimate("prompts") - plan.train_seconds / 3)
+    revised = plan.revised(plan.train_seconds / 8, 700 - plan.estimate("prompts") - plan.train_seconds / 8)
     assert revised.includes("examples")
     assert revised.estimate("curve") < plan.estimate("curve") / 2
-    assert revised.train_seconds == plan.train_seconds / 3
+    assert revised.train_seconds == plan.train_seconds / 8 * revised.epochs / plan.epochs
 
 
 def test_first_training_that_took_longer_leaves_out_what_does_not_fit_any_more() -> None:
@@ -96,3 +98,28 @@ def test_later_folds_keep_the_time_of_a_training() -> None:
     plan = make_plan(folds(5, 20), COSTS, 7200).revised(100, 2000)
     assert plan.search_seconds >= 100
     assert plan.seconds_after_first_training <= 2001
+
+
+def test_few_rows_are_read_more_often() -> None:
+    assert [full_epochs(rows) for rows in (4, 38, 160, 585)] == [12, 12, 3, 3]
+    assert make_plan(folds(train=38), COSTS, 7200).epochs == 12
+    assert make_plan(folds(train=100), COSTS, 7200).epochs == 5
+
+
+def test_first_training_that_took_less_than_planned_makes_later_ones_longer() -> None:
+    plan = make_plan(folds(5, 12, train=38), COSTS, 1500)
+    assert (plan.epochs, plan.full_epochs) == (4, 12)
+    revised = plan.revised(30, 1300)
+    assert 4 < revised.epochs <= 12
+    assert revised.repeats_first
+    assert revised.train_seconds == pytest.approx(30 * revised.epochs / 4)
+    assert revised.first_fold_seconds >= revised.train_seconds
+    assert revised.seconds_after_first_training <= 1301
+
+
+def test_longer_training_leaves_out_none_of_the_steps_that_come_before_it() -> None:
+    plan = make_plan(folds(5, 12, train=38), COSTS, 1500)
+    for seconds in (400, 700, 1000, 2000):
+        revised, same = plan.revised(30, seconds), replace(plan, full_epochs=plan.epochs).revised(30, seconds)
+        for id in ("final", "retention", "curve"):
+            assert revised.includes(id) == same.includes(id)

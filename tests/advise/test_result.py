@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from advise.options import AdviseOptions
 from advise.report import render_body, render_page
 from advise.result import FAMILY_LABELS, chosen_family
+from serve.options import ModelOptions
 from tests.advise.results import FINALISTS, OPTIONS, TRIAL, answers_of, result_of, right
+from train.settings import parse_args
 
 ADAPTER_WINS = right(adapter=30, rag=4)
 ADDED: dict[str, Any] = {"adapter": {"family": "adapter", "adapter": "mine-advised", "settings": TRIAL.settings}}
@@ -74,6 +77,24 @@ def test_commands_repeat_the_advice_and_use_the_winner() -> None:
 def test_training_that_ended_early_is_called_so() -> None:
     assert replace(TRIAL, share=0.6).describe().endswith("3 epochs (ended after 60 % of its steps)")
     assert TRIAL.describe().endswith("3 epochs")
+
+
+def test_commands_for_another_base_and_a_data_set_of_files_are_complete() -> None:
+    options = AdviseOptions("conala", "mine-advised", 60, 7, memory_gb=4)
+    model = ModelOptions("someone/model", quantization="int8")
+    commands = result_of(ADAPTER_WINS, options=options, model=model, **ADDED)["commands"]
+    assert commands["repeat"][0] == (
+        "python -m advise conala --minutes 60 --seed 7 --base someone/model --quantization int8 --data-dir DATA_DIR "
+        "--memory-gb 4"
+    )
+    trained = commands["repeat"][1].split()
+    assert trained[3:11] == [
+        "--dataset-name", "conala", "--adapter-name", "mine-advised", "--model-name-or-path", "someone/model",
+        "--data-dir", "DATA_DIR",
+    ]  # fmt: skip
+    config, _ = parse_args(trained[3:], "")
+    assert (config.base, config.technique, config.lora_r) == ("someone/model", "qlora-4bit", 16)
+    assert commands["use"][1].startswith("python app.py --base someone/model --quantization int8 --data-dir DATA_DIR")
 
 
 def test_winner_that_was_not_added_is_trained_by_a_command() -> None:

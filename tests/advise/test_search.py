@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from advise.folder import AdviceFolder, ProgressWriter
-from advise.training import AdapterSearch, Trained, best_trials
+from advise.training import AdapterSearch, Trained, best_trials, default_settings, settings_for_share
 from errors import TrainingError
-from serve.options import ModelOptions
 from train.callbacks import Evaluation
 from train.run import TrainingStoppedError
 
 ROWS = (Path("train.jsonl"), Path("validation.jsonl"))
 STEPS = 8
+TECHNIQUES: Mapping[str, Mapping[str, Any]] = {"qlora-4bit": {}, "ia3": {}}
 
 
 class ScriptedTrainer:
@@ -42,9 +42,9 @@ class ScriptedTrainer:
         return Trained(name, dict(settings), loss + 1 / self.steps[name], 60.0, 1000, self.steps[name] / STEPS)
 
 
-def search(tmp_path: Path, trainer: ScriptedTrainer) -> AdapterSearch:
+def search(tmp_path: Path, trainer: ScriptedTrainer, epochs: int = 3) -> AdapterSearch:
     progress = ProgressWriter(AdviceFolder(tmp_path), lambda _: None, 600.0)
-    return AdapterSearch(trainer, ModelOptions("embedded"), tmp_path / "trials.log", progress, 42, 3)  # type: ignore[arg-type]
+    return AdapterSearch(trainer, TECHNIQUES, tmp_path / "trials.log", progress, 42, epochs)  # type: ignore[arg-type]
 
 
 def run(found: AdapterSearch, trials: int, seconds: float = 1e6) -> list[Trained]:
@@ -82,6 +82,15 @@ def test_search_goes_on_from_its_file_without_training_again(tmp_path: Path) -> 
     assert list(again.steps) == ["trial-3"]
 
 
+def test_longer_trainings_begin_with_the_defaults_again(tmp_path: Path) -> None:
+    trainer = ScriptedTrainer({"qlora-4bit": 0.5, "ia3": 0.4})
+    run(search(tmp_path, trainer, epochs=4), 1)
+    trained = run(search(tmp_path, trainer, epochs=9), 3)
+    assert [(each.settings["technique"], each.settings["num_train_epochs"]) for each in trained] == [
+        ("qlora-4bit", 4), ("qlora-4bit", 9), ("ia3", 10),
+    ]  # fmt: skip
+
+
 def test_stopped_trial_is_the_first_to_go_on(tmp_path: Path) -> None:
     stopped = ScriptedTrainer({"qlora-4bit": TrainingStoppedError("Stopped at step 3."), "ia3": 0.9})
     with pytest.raises(TrainingStoppedError):
@@ -102,3 +111,15 @@ def test_first_trial_that_cannot_be_trained_is_an_error(tmp_path: Path) -> None:
     trainer = ScriptedTrainer({"qlora-4bit": TrainingError("No such base."), "ia3": 0.5})
     with pytest.raises(TrainingError, match="No such base"):
         run(search(tmp_path, trainer), 2)
+
+
+def test_what_a_technique_needs_is_part_of_its_settings() -> None:
+    found = default_settings({"qlora-4bit": {"gradient_checkpointing": True}}, 3)
+    assert [(each["technique"], each["lora_r"], each["gradient_checkpointing"]) for each in found] == [
+        ("qlora-4bit", 16, True), ("qlora-4bit", 32, True),
+    ]  # fmt: skip
+
+
+def test_share_of_the_rows_is_read_more_often_within_a_limit() -> None:
+    epochs = [settings_for_share({"num_train_epochs": given}, 0.25)["num_train_epochs"] for given in (1, 3, 5, 20)]
+    assert epochs == [4, 12, 12, 20]

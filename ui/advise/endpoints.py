@@ -24,12 +24,15 @@ def advise_endpoint(actions: AdviceActions) -> Any:
     """Return the function behind `/advise`."""
 
     @action("train")
-    def advise(request: gr.Request, data: str, minutes: float = DEFAULT_MINUTES, seed: int = 42) -> str:
+    def advise(
+        request: gr.Request, data: str, minutes: float = DEFAULT_MINUTES, seed: int = 42, memory_gb: float = 0.0
+    ) -> str:
         """Queues an advice about a data set, and returns its id for /advice.
 
-        `data` is the name of a data set: house, starter, or one of your own. `minutes` is the budget for everything.
+        `data` is the name of a data set: house, starter, or one of your own. `minutes` is the budget for everything,
+        `memory_gb` the most memory of a training, 0 for all that is free.
         """
-        return actions.start(request, data, minutes, seed).id
+        return actions.start(request, data, minutes, seed, memory_gb).id
 
     return advise
 

@@ -74,13 +74,13 @@ class AdviceActions(JobActions):
         denied = self.context.visitors.policy.denied_reason(visitor, "train")
         return denied or (None if self.context.serving.base else NO_LOCAL_BASE)
 
-    def start(self, request: Any, data: object, minutes: object, seed: object) -> Job:
+    def start(self, request: Any, data: object, minutes: object, seed: object, memory_gb: object = 0) -> Job:
         """Queue an advice about a data set. Raises PromptOrTuneError for values or a visitor it cannot be for."""
         visitor = self.context.visitors.identify(request)
         if denied := self.start_denied_reason(visitor):
             raise PromptOrTuneError(denied)
         name = check_data(self.context, visitor, data)
-        values = _number(minutes, "budget in minutes"), _whole_number(seed)
+        values = _number(minutes, "budget in minutes"), _whole_number(seed), _number(memory_gb, "memory in GB")
         with self._submit_lock:
             self.check_job_limit(request)
             adapter = free_adapter_name(name, self.context.home, self.job_service.list_jobs())

@@ -58,6 +58,7 @@ class AdviseForm:
     data: gr.Dropdown
     minutes: gr.Number
     seed: gr.Number
+    memory: gr.Number
     file: gr.File
     report: gr.HTML
     start: gr.Button
@@ -109,6 +110,10 @@ def _build_form() -> AdviseForm:
                     42, label="Seed", info="The same seed makes the same choices again.", precision=0, minimum=0,
                     maximum=MAX_SEED, elem_id="advise-seed",
                 )  # fmt: skip
+                memory = gr.Number(
+                    0, label="Memory in GB", info="The most that a training may take; 0 for all that is free.",
+                    minimum=0, elem_id="advise-memory",
+                )  # fmt: skip
             with gr.Row(elem_id="advise-begin"):
                 start = gr.Button(
                     "Plan and run", variant="primary", size="lg", scale=0, min_width=180, elem_id="advise-start"
@@ -124,7 +129,7 @@ def _build_form() -> AdviseForm:
             elem_id="advise-file",
         )
     report = live_region("", elem_id="advise-added")
-    return AdviseForm(data, minutes, seed, file, report, start, note)
+    return AdviseForm(data, minutes, seed, memory, file, report, start, note)
 
 
 def _build_panel(selected: gr.State) -> AdvicePanel:
@@ -194,9 +199,11 @@ def _wire_form(form: AdviseForm, panel: AdvicePanel, actions: AdviceActions, tab
             form.data: gr.Dropdown(choices=data_names(context, visitor), value=added.info.name),
         }
 
-    def start(data: str | None, minutes: float | None, seed: float | None, request: gr.Request) -> dict[Any, Any]:
+    def start(
+        data: str | None, minutes: float | None, seed: float | None, memory: float | None, request: gr.Request
+    ) -> dict[Any, Any]:
         try:
-            job = actions.start(request, data, minutes, seed)
+            job = actions.start(request, data, minutes, seed, memory)
         except PromptOrTuneError as error:
             return {form.note: error_html(str(error))}
         return {form.note: "", panel.selected: job.id}
@@ -215,7 +222,7 @@ def _wire_form(form: AdviseForm, panel: AdvicePanel, actions: AdviceActions, tab
     # This event uses the queue: only there does Gradio notice that a State changed, which triggers the poll.
     form.start.click(
         guard(context.visitors, "train", start, refuse),
-        [form.data, form.minutes, form.seed],
+        [form.data, form.minutes, form.seed, form.memory],
         [form.note, panel.selected],
         show_progress="hidden",
         api_visibility="private",

@@ -165,6 +165,7 @@ def plan_html(plan: Mapping[str, Any] | None, progress: AdviceProgress, *, folde
         about=" ".join(filter(None, [str(plan.get("sentence") or ""), _estimate_text(seconds, progress)])),
         steps=steps,
         power=_text_of(plan.get("power")),
+        memory=_text_of(plan.get("memory")),
     )
 
 

@@ -66,10 +66,16 @@ class RunDirectory:
         last = self.last_checkpoint()
         return int(last.name.rsplit("-", 1)[1]) if last else 0
 
-    def create(self, config: TrainConfig) -> None:
-        """Create an empty run directory with the settings; remove what an earlier run left there."""
+    @property
+    def rows(self) -> Path:
+        """The file with the digest of the rows that the run started with."""
+        return self.folder / "rows.txt"
+
+    def create(self, config: TrainConfig, rows_digest: str) -> None:
+        """Create an empty run directory with settings and digest; remove what an earlier run left there."""
         shutil.rmtree(self.folder, ignore_errors=True)
         make_dir(self.checkpoints)
+        self.rows.write_text(rows_digest + "\n", encoding="utf-8")
         self.settings.write_text(json.dumps(_json_settings(config), indent=1) + "\n", encoding="utf-8")
 
     def check_settings(self, config: TrainConfig) -> None:
@@ -81,6 +87,18 @@ class RunDirectory:
             raise TrainingError(
                 f"The run of '{config.adapter_name}' was begun with {name} = {before[name]}, not {now[name]}: continue "
                 "it as it was (--resume with the name alone suffices), or begin anew with --overwrite."
+            )
+
+    def check_rows(self, config: TrainConfig, rows_digest: str) -> None:
+        """Raise TrainingError when the run on disk was started with other rows: it would go on in the wrong place."""
+        try:
+            before = self.rows.read_text(encoding="utf-8").strip()
+        except OSError:  # a run of an earlier version
+            return
+        if before != rows_digest:
+            raise TrainingError(
+                f"The rows of {config.dataset_name} changed since the run of '{config.adapter_name}' began: restore "
+                "them, make an adapter of its best checkpoint with --finish, or begin anew with --overwrite."
             )
 
     def saved_settings(self) -> dict[str, Any]:

@@ -51,6 +51,9 @@ def train(
         report = _ignore_progress
     _check_run_dir(run_dir, config, resume or finish)
     data = load_training_data(config)
+    rows_digest = dataset_digest([*data.train, *data.validation])
+    if resume:
+        run_dir.check_rows(config, rows_digest)
     _report_row_errors(data, report)
     loaded = load_base(
         config.base, config.quantization, config.device, report, config.trust_remote_code, True, _weights_dtype(config)
@@ -67,7 +70,7 @@ def train(
         report(f"The cost of the run is {estimated}")
     if processes.is_main_process and not (resume or finish):
         make_dir(run_dir.target.parent)
-        run_dir.create(config)
+        run_dir.create(config, rows_digest)
     processes.wait_for_everyone()
     try:
         model, result = _train_model(config, loaded, data, dataset, report, resume, finish=finish, go_on=go_on)

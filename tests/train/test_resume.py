@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -90,6 +91,23 @@ def test_stopped_run_is_not_overwritten_and_can_be_finished(folder: Path) -> Non
     expected = load_file(best / WEIGHTS)
     saved = load_file(train(config, lambda _: None, finish=True) / WEIGHTS)
     assert all(torch.equal(expected[name].to(torch.bfloat16), saved[name]) for name in saved)
+
+
+def test_run_is_not_continued_on_other_rows(folder: Path) -> None:
+    file = folder / "rows.jsonl"
+
+    def write(result: str) -> None:
+        rows = [{"intent": f"add {n} and {result}", "code": f"{n} + {result}"} for n in range(40)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    write("x")
+    config = tiny_config(folder, adapter_name="other-rows", dataset_name=str(file))
+    _interrupt(config)
+    write("y")
+    with pytest.raises(TrainingError, match=messages.RUN_HAS_OTHER_ROWS):
+        train(config, lambda _: None, resume=True)
+    write("x")
+    assert train(config, lambda _: None, resume=True).is_dir()
 
 
 def test_resume_without_an_unfinished_run_is_an_error(folder: Path) -> None:

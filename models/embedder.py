@@ -94,13 +94,14 @@ class FaissIndex:
 
     def search(self, text: str, k: int) -> list[int]:
         """Return the indices of the k most similar texts, nearest first; fewer if there are fewer texts."""
-        _, indices = self._index.search(self._embedder.embed([text]), min(k, self._count))
+        vector = self._embedder.embed([text])
+        with single_thread():  # starting a thread team takes longer than searching some thousand texts
+            _, indices = self._index.search(vector, min(k, self._count))
         return [int(index) for index in indices[0] if index >= 0]
 
     def _open(self, texts: Sequence[str], digest: str | None) -> Any:
         import faiss
 
-        faiss.omp_set_num_threads(1)  # starting a thread team takes longer than searching some thousand texts
         if digest is None:
             return self._build(texts)
         path = index_dir(cache_dir(), self._embedder.name, digest) / "index.faiss"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from errors import PromptOrTuneError
 from models.embedder import Embedder, FaissIndex
@@ -59,6 +60,18 @@ def test_index_without_a_digest_is_not_stored(embedder: Embedder, tmp_path: Path
     index = FaissIndex(embedder, [example.intent for example in EXAMPLES], None)
     assert EXAMPLES[index.search("order the values descending", 1)[0]].id == "sort"
     assert not (tmp_path / "indexes").exists()
+
+
+def test_index_leaves_the_number_of_threads(embedder: Embedder) -> None:
+    """faiss and torch share one OpenMP: a training after a retrieval ran on a single core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        index = FaissIndex(embedder, [example.intent for example in EXAMPLES], None)
+        index.search("order the values descending", 1)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_index_is_built_once_per_model_and_data(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ from common.paths import cache_dir
 from evaluate.arena.votes import VOTES_FILE, Base, Player, Side, Vote, VoteStore, Winner
 from evaluate.results import Result, Run, read_run
 from jobs.api import JobService
-from tasks.datasets.bundled import STARTER
+from tasks.datasets.bundled import BUNDLED, HOUSE, STARTER
 from tasks.datasets.registry import load_examples, load_problems
 from tasks.problem import Problem
 from tests.browser.conftest import browser, running_app
@@ -483,12 +483,33 @@ def take_advise(session: Session) -> None:
     session.camera.save(page, "advise-phone-dark", height=1500)
 
 
+# Data
+
+
+def take_data(session: Session) -> None:
+    """Add the test rows of house as a file of one's own, and ask those that are held out."""
+    path = shutil.copy(BUNDLED[HOUSE] / "test.jsonl", session.work / "team rows.jsonl")
+    page = session.open("data")
+    page.find("#data-file input[type=file]").send_keys(str(path))
+    until(lambda: page.find("#data-name input, #data-name textarea").get_property("value") == "team-rows", 30)
+    click(page, "#data-add")
+    until(lambda: "test rows of team rows.jsonl" in page.text("#data-added"), 300)
+    session.camera.save(page, "data-added", "#data-title", "#data-sets")
+    click(page, "#data-run")
+    until(lambda: "Done:" in page.text("#data-run-status"), TRAINING_SECONDS)
+    until(lambda: page.all("#data-problems li button"), 60)
+    click(page, "#data-problems li button")
+    until(lambda: page.all("#data-answers .card"), 30)
+    session.camera.save(page, "data-answers", "#data-run-status", height=2000)
+
+
 # The program
 
 
 SECTIONS: dict[str, Callable[[Session], None]] = {
     "compare": take_compare,
     "advise": take_advise,
+    "data": take_data,
     "arena": take_arena,
     "results": take_results,
     "adapters": take_adapters,

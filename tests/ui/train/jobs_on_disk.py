@@ -80,7 +80,7 @@ def write_training(service: JobService, id: str, step: int, *, since: int = 0) -
     """Write the training log after `since` up to `step`, as train.callbacks does, with an evaluation every 12 steps."""
     run = run_directory_of(service, id)
     if not run.settings.is_file():
-        run.create(job_config(service.get_job(id), service.home))
+        run.create(job_config(service.get_job(id), service.home), "0")
     with run.log.open("a", encoding="utf-8") as file:
         for number in range(since + 1, step + 1):
             entry = {"step": number, "epoch": number / 24, "loss": _loss(number)}

@@ -7,7 +7,6 @@ adapter forgot, and after cross-fitting the training on all rows.
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -267,7 +266,6 @@ class _Advisor:
         return {"icl": icl, "rag": rag, "scores": scores}
 
     def _search(self, fold: Fold, plan: Plan, where: str, max_trials: int = 0) -> list[dict[str, Any]]:
-        gc.collect()
         rows = fold.write_rows(self._folder.subfolder("rows"))
         journal = self._folder.path / f"fold-{fold.number}-trials.log"
         seed = self._options.seed

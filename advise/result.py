@@ -7,6 +7,7 @@ only the scores on validation rows, and nothing is recommended.
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from advise.failures import describe_answer
 from advise.folder import ADAPTER_STEP
 from advise.folds import Fold, Folds
 from advise.options import AdviseOptions
-from advise.training import Trained, all_settings
+from advise.training import Trained, all_settings, describe_settings
 from evaluate.aggregate import metric_title, metric_values, summarize, summarize_cost
 from evaluate.power import detectable_difference, power_text
 from evaluate.recommendation import Recommendation, choose
@@ -162,7 +163,7 @@ def _families(
         row: dict[str, Any] = {
             "family": family,
             "label": label,
-            "method": ", ".join(dict.fromkeys(_method_text(found, family) for found in answers)),
+            "method": _chosen_methods(answers, family)[0][0],
             "validation": _mean_of(validation) if validation else None,
             "train_seconds": _mean_of([trial.seconds for trial in trials]) if trials else None,
             "adapter_bytes": max((trial.bytes for trial in trials), default=None),
@@ -191,17 +192,26 @@ def _families(
     return rows
 
 
-def _method_text(found: FoldAnswers, family: str) -> str:
+def _chosen_methods(answers: Sequence[FoldAnswers], family: str) -> list[tuple[str, int]]:
+    """Return the methods that the folds chose with how many chose each, the most frequent first."""
+    return Counter(_method_text(found, family, ended=len(answers) == 1) for found in answers).most_common()
+
+
+def _method_text(found: FoldAnswers, family: str, *, ended: bool) -> str:
+    """Return the method of a family; `ended` adds how much of its steps a training made if it ended early."""
     method = found.finalists[family]
     if not family.startswith("adapter"):
         return method
     trial = found.trial_of(family)
-    return trial.describe() + (f" + {method.partition('+')[2]}" if "+" in method else "")
+    text = trial.describe() if ended else describe_settings(trial.settings)
+    return text + (f" + {method.partition('+')[2]}" if "+" in method else "")
 
 
 def _cross_fit_note(answers: Sequence[FoldAnswers], family: str) -> str:
-    chosen = {_method_text(found, family) for found in answers}
-    return f"chosen anew in each of {len(answers)} folds" if len(answers) > 1 and len(chosen) > 1 else ""
+    chosen = _chosen_methods(answers, family)
+    if len(chosen) == 1:
+        return ""
+    return f"the choice of {chosen[0][1]} of {len(answers)} folds; each chose anew"
 
 
 def _search(answers: Sequence[FoldAnswers]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ among the candidates.
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from advise.folder import ProgressWriter
 from advise.plan import MAX_EPOCHS
 from errors import PromptOrTuneError
+from models.memory import trim_malloc
 from models.source import resolve
 from serve.options import ModelOptions
 from train.callbacks import read_log
@@ -229,6 +231,8 @@ class AdapterTrainer:
 
         run = run_directory(config)
         self._progress.message(f"Training {title}")
+        gc.collect()  # an engine that was closed before
+        trim_malloc()
         train(config, self._progress.message, resume=run.last_checkpoint() is not None, go_on=after_validation)
         self._progress.end_curve(title, "done")
 

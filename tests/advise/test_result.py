@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from advise.folds import Folds
 from advise.options import AdviseOptions
 from advise.report import render_body, render_page
-from advise.result import FAMILY_LABELS, chosen_family
+from advise.result import FAMILY_LABELS, build_result, chosen_family
 from serve.options import ModelOptions
 from tests.advise.results import FINALISTS, OPTIONS, TRIAL, answers_of, result_of, right
 from train.settings import parse_args
@@ -50,6 +51,19 @@ def test_families_have_scores_intervals_and_costs() -> None:
     assert rows["rag"]["train_seconds"] is None
     assert rows["rag"]["prompt_tokens"] == 100
     assert rows["adapter with examples"]["method"].endswith("3 epochs + rag-4")
+
+
+def test_cross_fitted_family_has_the_choice_of_most_folds() -> None:
+    longer = replace(TRIAL, settings=TRIAL.settings | {"num_train_epochs": 12}, share=0.5)
+    found = [replace(answers_of(ADAPTER_WINS), trials=[trial]) for trial in (TRIAL, longer, longer)]
+    folds = Folds("mine", [each.fold for each in found], "80 rows to learn from.")
+    result = build_result(
+        OPTIONS, ModelOptions("embedded"), folds, "em@1", found, finished=True, started="", seconds=1.0, steps={}
+    )
+    rows = {row["family"]: row for row in result["families"]}
+    assert rows["adapter"]["method"] == "qlora-4bit, rank 16, learning rate 0.001, 12 epochs"
+    assert rows["adapter"]["note"] == "the choice of 2 of 3 folds; each chose anew"
+    assert rows["rag"]["note"] == ""
 
 
 def test_comparisons_are_of_all_pairs_with_corrected_p() -> None:

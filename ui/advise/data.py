@@ -1,4 +1,4 @@
-"""Data sets of the Advise page: those in this repository, and to the owner of the app their own."""
+"""Data sets of the Advise page: those on this machine with training rows, and to the owner of the app their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from errors import DataError, unknown_name_error
 from jobs.job import Job
-from tasks.datasets.bundled import BUNDLED
+from tasks.datasets.registry import TRAINING_DATASETS, available_datasets
 from ui.access.policy import Visitor
 from ui.context import Context
 from ui.own_data import may_use_own, own_names
@@ -19,9 +19,10 @@ _MAX_NAME_LENGTH = 40  # of the data set's part of an adapter's name
 
 
 def data_names(context: Context, visitor: Visitor) -> list[str]:
-    """Return the data sets that the visitor may ask about; own ones come first."""
-    bundled = sorted(BUNDLED, key=lambda name: name != DEFAULT_DATA)
-    return [*own_names(own=may_use_own(context, visitor)), *bundled]
+    """Return the data sets that the visitor may ask about; own ones come first, then DEFAULT_DATA."""
+    here = [name for name in available_datasets(context.data_dir) if name in TRAINING_DATASETS]
+    here.sort(key=lambda name: name != DEFAULT_DATA)
+    return [*own_names(own=may_use_own(context, visitor)), *here]
 
 
 def check_data(context: Context, visitor: Visitor, name: object) -> str:

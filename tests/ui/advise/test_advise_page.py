@@ -319,6 +319,17 @@ def test_own_data_sets_are_the_owners(service: WorkerlessJobService, tmp_path: P
     assert "my-rows" not in str(error.value).replace("'my-rows'", "", 1)
 
 
+def test_data_sets_of_files_with_training_rows_are_listed(
+    service: WorkerlessJobService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "available_datasets", lambda _: ["starter", "house", "conala", "humaneval"])
+    actions = make_actions(service)
+    assert data.data_names(actions.context, actions.context.visitors.identify(request())) == [
+        "house", "starter", "conala",
+    ]  # fmt: skip
+    assert actions.start(request(), "conala", 15, 42).adapter == "conala-advised"
+
+
 # Endpoints
 
 

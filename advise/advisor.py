@@ -457,7 +457,7 @@ class _Advisor:
             trial = answers.trial_of(family)
             rows = fold.write_rows(self._folder.subfolder("rows"), share, self._options.seed)
             name = f"fold-{fold.number}-share-{round(100 * share)}"
-            settings = settings_for_share(trial.settings, share)
+            settings = settings_for_share(trial.settings, len(fold.train), share)
             title = f"{len(_lines(rows[0]))} rows, {describe_settings(settings)}"
             self._trainer.train(name, rows, settings, title)
             method = method.replace(trial.name, name, 1)

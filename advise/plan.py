@@ -25,7 +25,11 @@ PLANNED_SHARE = 0.92  # of the budget: a plan that used all of it took 11 % long
 # an adapter learns next to nothing, and the comparison would be unfair to it.
 MIN_EPOCHS, MAX_EPOCHS, MIN_STEPS, BATCH_ROWS = 3, 12, 60, 8
 # The most validation and test rows of a fold, and the share of a full training: the first ones that fit the budget.
-LIMITS = ((48, 200, 1.0), (32, 120, 1.0), (24, 90, 1.0), (24, 90, 2 / 3), (16, 60, 2 / 3), (16, 60, 1 / 3))
+LIMITS = (
+    (48, 200, 1.0), (32, 120, 1.0), (24, 90, 1.0), (24, 90, 2 / 3), (16, 60, 2 / 3), (16, 60, 1 / 3), (8, 60, 1 / 6),
+)  # fmt: skip
+# The prompts of RAG with fewer examples begin like those with more, and take about so much of their time.
+RAG_REPEAT = 0.4
 # Two thirds of the epochs, two prompts of each row, one of them with 1.5 examples on average.
 EXAMPLES_COST = 2.4
 _SEARCH, _EXAMPLES, _TEST, _CURVE, _RETENTION, _FINAL = "search", "examples", "test", "curve", "retention", "final"
@@ -187,7 +191,7 @@ def make_plan(folds: Folds, costs: Costs, seconds: float, spent: float = 0.0, se
         _Choice(folds.limited(rows, test, seed), rows, test, max(1, round(share * full)), costs)
         for rows, test, share in LIMITS
     ]
-    chosen = next((choice for choice in choices if choice.seconds <= available), choices[-1])
+    chosen = _largest_that_fits(choices, available)
     limited, needed, further = chosen.folds, chosen.needed, chosen.further
     train = costs.training(chosen.epochs)
     left = available - sum(needed.values())
@@ -229,6 +233,21 @@ def make_plan(folds: Folds, costs: Costs, seconds: float, spent: float = 0.0, se
     )
 
 
+def _largest_that_fits(choices: Sequence[_Choice], available: float) -> _Choice:
+    """Return the first choice whose steps fit: all but the training with examples; else all but the curve, too.
+
+    The last choice has so few rows to choose on that it is taken only for what is needed.
+    """
+    for fits in (
+        lambda choice: choice.seconds <= available,
+        lambda choice: choice.seconds - choice.further[_CURVE] <= available,
+        lambda choice: sum(choice.needed.values()) <= available,
+    ):
+        if found := next(filter(fits, choices[:-1]), None):
+            return found
+    return choices[-1]
+
+
 def _steps(
     titles: Mapping[str, str], estimates: Mapping[str, float], included: Set[str], left: float
 ) -> list[PlannedStep]:
@@ -261,7 +280,8 @@ class _Choice:
         self.further = {
             _FINAL: train + LOAD_SECONDS if len(folds) > 1 else 0.0,
             _RETENTION: 2 * RETENTION_ROWS * costs.zero_shot + 2 * LOAD_SECONDS,
-            _CURVE: len(folds) * len(CURVE_SHARES) * (train + 2 * LOAD_SECONDS) + curve_rows * costs.adapter,
+            _CURVE: len(folds) * (_curve_trainings(folds) * train + 2 * len(CURVE_SHARES) * LOAD_SECONDS)
+            + curve_rows * costs.adapter,
             _EXAMPLES: len(folds) * (EXAMPLES_COST * train + LOAD_SECONDS) + _validation_rows(folds) * costs.rag,
         }
 
@@ -269,6 +289,12 @@ class _Choice:
     def seconds(self) -> float:
         """Seconds of all steps but the training with examples."""
         return sum((self.needed | self.further).values()) - self.further[_EXAMPLES]
+
+
+def _curve_trainings(folds: Folds) -> float:
+    """Return how many trainings on all rows take as long as those of the learning curve."""
+    rows = len(folds.folds[0].train)
+    return sum(share * full_epochs(round(share * rows)) / full_epochs(rows) for share in CURVE_SHARES)
 
 
 def _validation_rows(folds: Folds) -> int:
@@ -282,7 +308,7 @@ def _choice_seconds(folds: Folds, costs: Costs) -> float:
 
 def _prompt_seconds(fold: Fold, costs: Costs) -> float:
     rows = len(fold.validation)
-    icl, rag = float(len(ICL_METHODS)), float(len(RAG_METHODS))
+    icl, rag = float(len(ICL_METHODS)), 1 + RAG_REPEAT * (len(RAG_METHODS) - 1)
     if rows >= MIN_ROWS_FOR_HALVING:
         icl, rag = icl * FIRST_SHARE + icl // 2, rag * FIRST_SHARE + rag // 2
     return rows * (icl * costs.icl + rag * costs.rag)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advise.folder import ProgressWriter
-from advise.plan import MAX_EPOCHS
+from advise.plan import full_epochs
 from errors import PromptOrTuneError
 from models.memory import trim_malloc
 from models.source import resolve
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 EVALUATIONS = 8  # in one training
 _MAX_FAILED_TRIALS = 5
+# Trainings behind an engine in the same process took 1.3 to 1.4 times the estimate, which is made for new processes.
+_MEMORY_FACTOR = 1.4
 _RUNGS = (0.25, 0.5, 1.0)  # shares of the steps after which a trial may end
 # Two prompts of each row in an epoch: one without examples, one with none, two or four. Fewer epochs take as many steps
 # without examples as a training without them. On house this loses nothing in either use (docs/results/house.md).
@@ -116,13 +118,10 @@ def with_examples(settings: Settings) -> dict[str, Any]:
     return {**settings, "num_train_epochs": epochs, "train_examples": TRAIN_EXAMPLES}
 
 
-def settings_for_share(settings: Settings, share: float) -> dict[str, Any]:
-    """Return the settings of a training on a share of the rows, with as many steps as on all of them.
-
-    With equal epochs the difference would be that of the steps, too. More than MAX_EPOCHS are not made.
-    """
-    epochs = int(settings["num_train_epochs"])
-    return {**settings, "num_train_epochs": max(epochs, min(MAX_EPOCHS, round(epochs / share)))}
+def settings_for_share(settings: Settings, rows: int, share: float) -> dict[str, Any]:
+    """Return the settings of a training on a share of so many rows: as long as a plan for the share makes it."""
+    ratio = full_epochs(round(share * rows)) / full_epochs(rows)
+    return {**settings, "num_train_epochs": round(ratio * int(settings["num_train_epochs"]))}
 
 
 def all_settings(settings: Settings, seed: int) -> dict[str, Any]:
@@ -181,7 +180,7 @@ class AdapterTrainer:
     def estimate_memory(self, rows: tuple[Path, Path], settings: Settings) -> int | None:
         """Return the estimate of the peak of a training in bytes; None where there is none."""
         found = self._estimate(rows, settings, measure_speed=False)
-        return None if found is None else found.memory_bytes
+        return None if found is None else round(_MEMORY_FACTOR * found.memory_bytes)
 
     def estimate_technique(self, rows: tuple[Path, Path], technique: str, more: Settings) -> int | None:
         """Return the estimate of the peak of its largest training in bytes, with further settings."""

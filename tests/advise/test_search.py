@@ -120,6 +120,10 @@ def test_what_a_technique_needs_is_part_of_its_settings() -> None:
     ]  # fmt: skip
 
 
-def test_share_of_the_rows_is_read_more_often_within_a_limit() -> None:
-    epochs = [settings_for_share({"num_train_epochs": given}, 0.25)["num_train_epochs"] for given in (1, 3, 5, 20)]
-    assert epochs == [4, 12, 12, 20]
+def test_share_of_the_rows_is_trained_as_long_as_so_few_rows_alone() -> None:
+    def epochs(given: int, rows: int, share: float) -> int:
+        return int(settings_for_share({"num_train_epochs": given}, rows, share)["num_train_epochs"])
+
+    assert [epochs(3, 585, share) for share in (0.25, 0.5)] == [4, 3]
+    assert [epochs(12, 38, share) for share in (0.25, 0.5)] == [12, 12]
+    assert epochs(1, 160, 0.25) == 4

@@ -545,6 +545,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"no section {unknown[0]!r}: choose among {', '.join(SECTIONS)}")
     if not options.data_dir.is_dir():
         parser.error(f"there is no data in {options.data_dir}: name its folder with --data-dir")
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):  # tests/conftest.py sets them for tests side by side
+        os.environ.pop(name, None)
     token = "hf_" + "0" * 30
     with tempfile.TemporaryDirectory() as folder, hub_standin() as hub:
         hub.accounts[token] = Account("you")

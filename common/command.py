@@ -13,8 +13,8 @@ import stat
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NoReturn, TextIO
 
@@ -23,6 +23,7 @@ from common.paths import adopt_old_variables, cache_dir, protect_home, take_over
 from errors import DataError, PromptOrTuneError
 
 EXIT_INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
+EXIT_NO_READER = 141  # that of a program that SIGPIPE ended
 _PERCENT = re.compile(r"\s*\d+(?:\.\d+)?\s?%.*")
 
 
@@ -65,12 +66,24 @@ class _PlainOutput(io.TextIOBase):
         self.stream = stream
 
     def write(self, text: str) -> int:
-        self.stream.write(terminal_text(text))
+        with self._exit_without_reader():
+            self.stream.write(terminal_text(text))
         return len(text)
 
     def flush(self) -> None:
-        with suppress(ValueError):  # closed
+        with suppress(ValueError), self._exit_without_reader():  # ValueError: closed
             self.stream.flush()
+
+    @contextmanager
+    def _exit_without_reader(self) -> Iterator[None]:
+        """End the command quietly where the reader of its output has left, as `head` does."""
+        try:
+            yield
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())  # for what is still buffered
+            os.close(nowhere)
+            raise SystemExit(EXIT_NO_READER) from None
 
     def writable(self) -> bool:
         return True

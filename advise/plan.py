@@ -215,7 +215,9 @@ def make_plan(folds: Folds, costs: Costs, seconds: float, spent: float = 0.0, se
     titles = {id: title for id, title in _TITLES.items() if id != _FINAL or len(folds) > 1}
     steps = _steps(titles, estimates, included, left)
     n = limited.test_rows
-    fewer = "" if n == folds.test_rows else f" To fit the budget, {n} of {folds.test_rows} test rows are drawn."
+    fewer = ""
+    if n < folds.test_rows:
+        fewer = f" To fit the budget, {n} of {folds.test_rows} test rows are drawn; with more minutes more are asked."
     search_seconds = (estimates[_SEARCH] - _choice_seconds(limited, costs)) / len(folds) - LOAD_SECONDS
     return Plan(
         steps,

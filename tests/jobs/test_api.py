@@ -37,7 +37,7 @@ def set_state(service: JobService, job: Job, state: JobStatus) -> None:
 def with_checkpoint(service: JobService, job: Job, step: int = 4) -> Path:
     """Create the files of a checkpoint that the service reads."""
     run = run_directory(make_config(job.config, output_dir=service.home / "adapters"))
-    run.create(make_config(job.config, output_dir=service.home / "adapters"))
+    run.create(make_config(job.config, output_dir=service.home / "adapters"), "0")
     checkpoint = run.checkpoints / f"checkpoint-{step}"
     checkpoint.mkdir()
     (checkpoint / "trainer_state.json").write_text("{}")
@@ -155,7 +155,7 @@ def test_names_of_adapters_jobs_and_runs_cannot_be_reused(service: ServiceWithou
     by_hand = make_config(
         {"adapter_name": "lora-hand", "dataset_name": "starter"}, output_dir=service.home / "adapters"
     )
-    run_directory(by_hand).create(by_hand)
+    run_directory(by_hand).create(by_hand, "0")
     checkpoint = run_directory(by_hand).checkpoints / "checkpoint-7"
     checkpoint.mkdir()
     (checkpoint / "trainer_state.json").write_text("{}")

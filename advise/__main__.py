@@ -70,8 +70,12 @@ def _run(given: argparse.Namespace) -> None:
     folder = _advice_folder(options, model, overwrite=given.overwrite)
     progress = ProgressPrinter()
     from advise.advisor import run_advice
+    from train.run import TrainingStoppedError
 
-    result = run_advice(options, model, folder, cache_dir(), progress)
+    try:
+        result = run_advice(options, model, folder, cache_dir(), progress)
+    except TrainingStoppedError as stop:  # its message names options of `train`
+        raise KeyboardInterrupt from stop
     _print_result(result, folder)
     if given.output is not None:
         atomic_write(given.output, json.dumps(result, indent=1, ensure_ascii=False) + "\n")

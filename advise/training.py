@@ -143,7 +143,11 @@ def describe_settings(settings: Settings) -> str:
     parts.append(f"learning rate {settings['learning_rate']:.2g}")
     epochs = int(settings["num_train_epochs"])
     parts.append(f"{epochs} epoch{'s' if epochs > 1 else ''}")
-    return ", ".join(parts) + (", with examples" if settings.get("train_examples") else "")
+    if settings.get("train_examples"):
+        parts.append("with examples")
+    if settings.get("gradient_checkpointing"):
+        parts.append("gradient checkpointing")
+    return ", ".join(parts)
 
 
 class AdapterTrainer:

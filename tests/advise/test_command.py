@@ -17,6 +17,7 @@ from advise.options import AdviseOptions
 from models import embedder
 from tasks.datasets.own import list_own_datasets
 from tests.advise.results import result_of, right
+from train.run import TrainingStoppedError
 
 
 class FakeEmbedder:
@@ -80,6 +81,17 @@ def test_output_is_the_result_with_its_page_beside_it(asked: list[Any], tmp_path
     assert main(["house", "--output", str(tmp_path / "out.json")]) == 0
     assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["recommendation"]["family"] == "adapter"
     assert (tmp_path / "out.html").read_text(encoding="utf-8") == "<!doctype html>"
+
+
+def test_advice_that_is_stopped_during_a_training_names_its_own_command(
+    asked: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object) -> None:
+        raise TrainingStoppedError("Stopped at step 3: continue with --resume.")
+
+    monkeypatch.setattr(advisor, "run_advice", stopped)
+    assert main(["house"]) == 130
+    assert capsys.readouterr().err.strip() == "Stopped; the same command continues."
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 from advise.folder import AdviceFolder, ProgressWriter
-from advise.training import AdapterSearch, Trained, best_trials, default_settings, settings_for_share
+from advise.training import (
+    AdapterSearch,
+    Trained,
+    best_trials,
+    default_settings,
+    describe_settings,
+    settings_for_share,
+)
 from errors import TrainingError
 from train.callbacks import Evaluation
 from train.run import TrainingStoppedError
@@ -127,3 +134,10 @@ def test_share_of_the_rows_is_trained_as_long_as_so_few_rows_alone() -> None:
     assert [epochs(3, 585, share) for share in (0.25, 0.5)] == [4, 3]
     assert [epochs(12, 38, share) for share in (0.25, 0.5)] == [12, 12]
     assert epochs(1, 160, 0.25) == 4
+
+
+def test_description_names_what_makes_a_training_slower_or_longer() -> None:
+    settings = {"technique": "qlora-4bit", "lora_r": 16, "learning_rate": 1e-3, "num_train_epochs": 1}
+    more = {"train_examples": "nearest:0-8", "gradient_checkpointing": True}
+    assert describe_settings(settings) == "qlora-4bit, rank 16, learning rate 0.001, 1 epoch"
+    assert describe_settings({**settings, **more}).endswith(", 1 epoch, with examples, gradient checkpointing")

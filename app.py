@@ -27,7 +27,7 @@ from common.command import (
     parse_port,
     run_command,
 )
-from common.paths import take_over_old_cache
+from common.files import take_over_old_cache
 from errors import PromptOrTuneError
 from jobs.job import ServingOptions
 from models.source import EMBEDDED

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from adapters import checks
 from adapters.manifest import MANIFEST_NAME
-from common.files import atomic_write
+from common.files import atomic_dir, atomic_write
 from common.hub import disk_error
-from common.paths import atomic_dir
 from errors import AdapterError
 
 # After this long no process is working in a staging folder any more.

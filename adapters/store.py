@@ -23,8 +23,8 @@ from adapters.checks import CONFIG_NAME
 from adapters.manifest import MANIFEST_NAME, Manifest
 from adapters.peft_config import check_shapes
 from adapters.weights import MIN_STAT_AGE_NS, WEIGHTS_NAME
+from common.files import cache_dir
 from common.format import quote_untrusted
-from common.paths import cache_dir
 from errors import AdapterError, PromptOrTuneError, unknown_name_error
 from models.identity import BaseIdentity
 

@@ -22,8 +22,7 @@ from typing import Any
 from advise.folder import AdviceFolder
 from advise.options import DEFAULT_MINUTES, AdviseOptions
 from common.command import ProgressPrinter, configure_environment, run_command
-from common.files import atomic_write, check_writable
-from common.paths import cache_dir, make_private_dir
+from common.files import atomic_write, cache_dir, check_writable, make_private_dir
 from errors import DataError
 from serve.options import ModelOptions, add_model_options, parse_model_options
 

@@ -39,12 +39,12 @@ from advise.training import (
     techniques_of,
     with_examples,
 )
+from common.files import ProgressFn
 from common.format import format_bytes, format_duration, utc_timestamp
-from common.paths import ProgressFn
 from errors import DataError
 from evaluate.results import read_run
 from evaluate.sandbox.sandbox import Sandbox, SandboxUnavailableError, open_sandbox
-from models.memory import free_memory
+from models.resources import free_memory
 from serve.options import ModelOptions
 from tasks.datasets.registry import dataset_digest
 from tasks.problem import Example, Problem

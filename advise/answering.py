@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from common.paths import ProgressFn
+from common.files import ProgressFn
 from evaluate.aggregate import metric_values
 from evaluate.generate import (
     EvaluationPlan,

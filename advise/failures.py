@@ -6,7 +6,7 @@ import ast
 import re
 from typing import Any
 
-from common.syntax import dotted_name, parse_python
+from common.parsing import dotted_name, parse_python
 from evaluate.results import Result
 
 _ERROR_NAME = re.compile(r"\b([A-Z]\w*(?:Error|Exception|Warning|Interrupt|Exit|Iteration))\b")

@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from common.files import atomic_write
-from common.paths import make_private_dir
+from common.files import atomic_write, make_private_dir
 
 StepState = Literal["waiting", "running", "done", "left out"]
 CurveState = Literal["running", "done", "stopped early"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from advise.answering import Answerer, mean_scores
 from advise.plan import RETENTION_ROWS
-from common.paths import ProgressFn
+from common.files import ProgressFn
 from evaluate.aggregate import metric_values
 from evaluate.stats import paired_bootstrap
 from tasks.datasets.bundled import STARTER

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from advise.folder import ProgressWriter
 from advise.plan import full_epochs
 from errors import PromptOrTuneError
-from models.memory import trim_malloc
+from models.resources import trim_malloc
 from models.source import resolve
 from serve.options import ModelOptions
 from train.callbacks import read_log

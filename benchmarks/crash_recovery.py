@@ -34,7 +34,7 @@ from typing import Any
 
 import psutil
 
-from common.paths import cache_dir as usual_home
+from common.files import cache_dir as usual_home
 from errors import PromptOrTuneError
 from evaluate.arena.votes import VOTES_FILE, Base, Player, Side, Vote, VoteStore
 from jobs.api import JobService

@@ -28,7 +28,7 @@ from adapters.manifest import Manifest
 from adapters.peft_config import is_feedforward
 from adapters.store import AdapterFolder
 from adapters.weights import WEIGHTS_NAME, digest
-from common.paths import ProgressFn, atomic_dir, cache_dir, check_disk_space, make_dir
+from common.files import ProgressFn, atomic_dir, cache_dir, check_disk_space, make_dir
 from errors import AdapterError, BaseModelError, PromptOrTuneError
 from models.identity import BaseIdentity
 from models.source import EMBEDDED, resolve

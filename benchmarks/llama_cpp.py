@@ -20,8 +20,7 @@ from typing import Any
 from benchmarks.engine_batches import METHODS
 from benchmarks.engine_harness import Bench, make_timed, print_progress, round_significant, time_interleaved
 from errors import BaseModelError, PromptOrTuneError
-from models.gguf import embedded_file
-from models.source import EMBEDDED, EMBEDDED_ID
+from models.source import EMBEDDED, EMBEDDED_ID, embedded_file
 
 _WORKER = Path(__file__).with_name("llama_cpp_worker.py")
 LlamaAnswers = list[dict[str, Any]]

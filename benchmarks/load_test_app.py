@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.paths import cache_dir
+from common.files import cache_dir
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 300

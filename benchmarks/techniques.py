@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from adapters.manifest import MANIFEST_NAME, Manifest
+from common.files import cache_dir
 from common.format import format_gigabytes, format_percent, format_share, text_table
-from common.paths import cache_dir
 from errors import PromptOrTuneError
 from evaluate.aggregate import metric_title
 from evaluate.results import Result, Run, read_run

@@ -156,7 +156,7 @@ def _train_with_trl(options: argparse.Namespace) -> dict[str, Any]:
     from trl import SFTConfig, SFTTrainer
 
     from models.loader import load_base
-    from models.memory import PeakMemory
+    from models.resources import PeakMemory
     from tasks.datasets.registry import load_examples
     from tasks.prompt import format_completion, get_style, render_prompt
     from train.callbacks import ThroughputCallback, ThroughputMeter

@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NoReturn, TextIO
 
+from common.files import adopt_old_variables, cache_dir, protect_home, take_over_old_cache
 from common.format import quote_untrusted, terminal_text
-from common.paths import adopt_old_variables, cache_dir, protect_home, take_over_old_cache
 from errors import DataError, PromptOrTuneError
 
 EXIT_INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended

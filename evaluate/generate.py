@@ -22,7 +22,7 @@ from errors import EngineError, PromptOrTuneError, unknown_name_error
 from evaluate.results import Result, Run
 from evaluate.retry import DEFAULT_RETRIES, Retries, RetryPolicy, call_with_retries
 from models.identity import BaseIdentity
-from models.memory import PeakMemory
+from models.resources import PeakMemory
 from serve.types import Request, RequestOutput, SamplingParams
 from tasks.extract import EXTRACTION_VERSION
 from tasks.methods import Method, parse_method

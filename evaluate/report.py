@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from common.csv_text import records_csv
-from common.format import format_bytes
+from common.format import format_bytes, records_csv
 from errors import PromptOrTuneError
 from evaluate.aggregate import metric_title
 from evaluate.completeness import (

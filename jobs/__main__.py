@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from common.command import run_command
-from common.paths import cache_dir
+from common.files import cache_dir
 from jobs.api import JobService
 from jobs.job import Job, Progress
 

@@ -11,7 +11,7 @@ from typing import Any
 from adapters.manifest import Owner, read_origin, write_origin
 from advise.folder import AdviceFolder
 from advise.options import AdviseOptions
-from common.paths import ProgressFn
+from common.files import ProgressFn
 from jobs.job import Job, Progress, model_options
 from jobs.store import JobFolder
 

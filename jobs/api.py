@@ -23,9 +23,8 @@ from adapters.checks import check_name
 from adapters.manifest import NO_OWNER, Owner
 from advise.folder import AdviceFolder
 from advise.options import AdviseOptions
-from common.files import is_locked
+from common.files import is_locked, make_dir, make_private_dir
 from common.format import utc_timestamp
-from common.paths import make_dir, make_private_dir
 from errors import PromptOrTuneError, unknown_name_error
 from jobs.advice import advice_folder, advice_progress, finished_steps
 from jobs.job import (

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from adapters.store import LIBRARY, Store
-from common.paths import check_disk_space
+from common.files import check_disk_space
 from errors import DataError, DiskSpaceError, TrainingError, UnknownNameError
 from serve.options import ModelOptions
 from tasks.datasets.hub import is_hub_id

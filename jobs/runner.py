@@ -22,10 +22,9 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from adapters.manifest import Owner, write_origin
-from common.files import acquire_lock, atomic_write
+from common.files import ProgressFn, acquire_lock, atomic_write
 from common.format import utc_timestamp
 from common.hub import HubAccess, visitor_hub_access
-from common.paths import ProgressFn
 from errors import PromptOrTuneError, TrainingError
 from jobs.advice import (
     advice_folder,

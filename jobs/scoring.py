@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.paths import ProgressFn
+from common.files import ProgressFn
 from errors import PromptOrTuneError
 from evaluate.aggregate import metric_title, metric_values, summarize
 from evaluate.completeness import require_complete

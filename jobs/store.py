@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from adapters.manifest import Manifest
-from common.files import atomic_write, file_lock, is_locked
-from common.paths import make_private_dir
+from common.files import atomic_write, file_lock, is_locked, make_private_dir
 from errors import PromptOrTuneError, UnknownNameError
 from evaluate.journal import read_records
 from jobs.job import Job, JobStage, JobStatus, Progress, ScoreComparison, ServingOptions, Verdict, job_config

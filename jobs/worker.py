@@ -23,9 +23,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from common.files import acquire_lock
+from common.files import acquire_lock, make_private_dir
 from common.format import utc_timestamp
-from common.paths import make_private_dir
 from errors import PromptOrTuneError
 from jobs.api import PROJECT_ROOT, worker_environment, worker_lock_path
 from jobs.queue import JobQueue, open_queue

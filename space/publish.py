@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.files import ProgressFn
 from common.format import format_bytes, format_duration, quote_untrusted
 from common.hub import hub_errors
-from common.paths import ProgressFn
 from errors import PromptOrTuneError, unknown_name_error
 from space.build import MAX_BYTES, is_project_file, space_files
 from space.settings import STORAGE_DIR

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from common.parsing import parse_json
 from errors import DataError
-from tasks.json_values import parse_json
 from tasks.problem import AssertTest, StdioTest, Test
 
 # Runs after the candidate's code, and follows APPS's own checker: tuples count as lists, a method is called on a

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import textwrap
 
-from common.syntax import parse_python
+from common.parsing import parse_python
 
 _INDENT = "    "
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef

@@ -125,7 +125,7 @@ OLD_PRODUCT = re.compile(r"peft[ _-]?arena", re.IGNORECASE)
 
 # path (or "*"), word, reason
 ALLOWED: tuple[tuple[str, str, str], ...] = (
-    ("common/paths.py", "peft-arena", "the cache folder and the variables that are taken over"),
+    ("common/files.py", "peft-arena", "the cache folder and the variables that are taken over"),
     ("tests/common/test_paths.py", "peft-arena", "tests what is taken over"),
     ("README.md", "peft-arena", "names the cache folder that is taken over"),
     ("ui/js/page.js", "peft-arena", "takes over what a browser stored"),

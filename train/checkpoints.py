@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from common.paths import cache_dir, make_dir
+from common.files import cache_dir, make_dir
 from errors import TrainingError
 from train.config import TrainConfig
 

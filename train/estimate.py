@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.format import format_bytes, format_clock
 from models.loader import import_bitsandbytes
-from models.memory import WEIGHT_BYTES, weight_bytes
+from models.resources import WEIGHT_BYTES, weight_bytes
 from models.source import Source
 from train.config import TrainConfig
 from train.model import count_steps, max_tokens_per_forward

@@ -21,8 +21,8 @@ from adapters.peft_config import check_shapes
 from adapters.store import AdapterFolder, Store
 from adapters.weights import WEIGHTS_NAME, read_shapes
 from common.command import configure_environment
+from common.files import ProgressFn, atomic_dir, make_dir
 from common.format import format_bytes, quantization_label, quote_untrusted
-from common.paths import ProgressFn, atomic_dir, make_dir
 from errors import AdapterError, DiskSpaceError
 from models.loader import LoadedBase, load_base
 from models.source import EMBEDDED_ID

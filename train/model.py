@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from common.paths import ProgressFn
+from common.files import ProgressFn
 from models.loader import LoadedBase, import_bitsandbytes
 from train.checkpoints import RunDirectory
 from train.config import TrainConfig

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from common.paths import ProgressFn
+from common.files import ProgressFn
 from models.loader import load_base
-from models.threads import release_thread_pool
+from models.resources import release_thread_pool
 from tasks.problem import Example
 from train.config import TrainConfig
 from train.model import cast_outputs, max_tokens_per_forward, patch_loss

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from common.paths import ProgressFn
+from common.files import ProgressFn
 from errors import BaseModelError
-from models.kinds import check_kind
+from models.identity import check_kind
 from models.loader import auto_map_entries, broken_error, check_remote_code, context_length, untrusted_error
 from models.source import Source, resolve
 from train.config import TrainConfig

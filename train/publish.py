@@ -26,9 +26,9 @@ from adapters.manifest import MANIFEST_NAME, Manifest
 from adapters.store import LIBRARY, Store
 from adapters.weights import digest
 from common.command import configure_environment
+from common.files import ProgressFn
 from common.format import format_bytes, quote_untrusted
 from common.hub import hub_errors
-from common.paths import ProgressFn
 from errors import AdapterError, TrainingError, unknown_name_error
 from models.source import resolve
 from serve.types import PartialOutput, Row, RowOutput, SamplingParams

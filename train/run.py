@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.paths import ProgressFn, make_dir
+from common.files import ProgressFn, make_dir
 from errors import PromptOrTuneError, TrainingError
 from models.loader import LoadedBase, load_base
 from models.source import resolve
@@ -135,7 +135,7 @@ def _train_model(
     finish: bool,
     go_on: Callable[[Evaluation], bool] | None,
 ) -> tuple[Any, TrainingResult]:
-    from models.memory import PeakMemory
+    from models.resources import PeakMemory
     from train.callbacks import read_log
 
     run_dir = run_directory(config)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapters.manifest import MANIFEST_NAME, Manifest
 from adapters.weights import WEIGHTS_NAME, digest
-from common.paths import atomic_dir
+from common.files import atomic_dir
 from models.identity import BaseIdentity
 from tasks.prompt import get_style
 from train.config import TrainConfig

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from errors import TrainingError, unknown_name_error
-from models.identity import BaseIdentity
-from models.kinds import keeps_all_tokens
+from models.identity import BaseIdentity, keeps_all_tokens
 from train.config import TrainConfig
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.files import cache_dir
 from common.hub import HubAccess, visitor_hub_access
-from common.paths import cache_dir
 from evaluate.scoring import score_code
 from jobs.job import ServingOptions
 from serve.engine.llm_engine import EngineLoader

@@ -9,7 +9,7 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
-from common.csv_text import records_csv
+from common.format import records_csv
 from evaluate.settings import to_json_types
 from models.identity import BaseIdentity
 from tasks.methods import FixedExamples, Method, NearestExamples

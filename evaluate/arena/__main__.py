@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.command import run_command
-from common.files import atomic_write
-from common.paths import cache_dir
+from common.files import atomic_write, cache_dir
 from errors import PromptOrTuneError
 from evaluate.arena.ratings import compute_ratings, ratings_text
 from evaluate.arena.votes import EXPORTERS, VOTES_FILE, VoteStore

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from common.csv_text import records_csv
+from common.format import records_csv
 from errors import PromptOrTuneError
 from tasks.problem import Problem
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from errors import PromptOrTuneError
 from evaluate.generate import make_sampling_params
-from models.memory import weight_bytes
+from models.resources import weight_bytes
 from serve.types import SamplingParams
 
 ModelFamily = Literal["llama", "codegen", "t5"]

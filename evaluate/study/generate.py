@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.command import configure_environment
-from common.paths import ProgressFn
+from common.files import ProgressFn
 from errors import PromptOrTuneError
 from evaluate.generate import (
     EngineProtocol,

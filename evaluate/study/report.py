@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from common.csv_text import csv_text
 from common.files import atomic_write
+from common.format import csv_text
 from evaluate.completeness import engine_failures_note, require_scored
 from evaluate.results import Run
 from evaluate.study.cells import CollectedRuns, FinishedJob

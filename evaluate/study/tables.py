@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from common.csv_text import csv_text
-from common.format import format_percent, text_table
+from common.format import csv_text, format_percent, text_table
 from evaluate.aggregate import metric_title, metric_values, summarize_cost
 from evaluate.stats import Interval
 from evaluate.study import published

@@ -25,7 +25,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from common.syntax import parse_python
+from common.parsing import parse_python
 from evaluate.test_runner.child import VALUE_NAME
 from evaluate.test_runner.host_functions import ATTRIBUTES, METHOD_NAMES
 from evaluate.test_runner.interpreter import (

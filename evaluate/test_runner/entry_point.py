@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from common.syntax import parse_python
+from common.parsing import parse_python
 from tasks.datasets.bundled import LIBRARY, library_prelude
 from tasks.datasets.leetcode import NODE_HELPERS
 from tasks.problem import ENTRY_POINT, ScriptTest, Step

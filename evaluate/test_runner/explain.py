@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.syntax import dotted_name
+from common.parsing import dotted_name
 from evaluate.test_runner.asserts import AssertPlan, Placeholder, SourcedExpr, is_constant
 from evaluate.test_runner.calls import CallResult, ChildCall
 from evaluate.test_runner.child import MAX_VALUE_CHARACTERS

@@ -12,7 +12,7 @@ import ast
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from common.syntax import dotted_name
+from common.parsing import dotted_name
 from evaluate.test_runner.host_functions import (
     ATTRIBUTES,
     COMPARE_OPS,

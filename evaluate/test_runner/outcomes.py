@@ -10,7 +10,7 @@ import ast
 import doctest
 from typing import Any
 
-from common.syntax import parse_python
+from common.parsing import parse_python
 from evaluate.test_runner.calls import INVALID_RESULT_MESSAGE, CallResult
 from evaluate.test_runner.explain import joined_error
 from evaluate.test_runner.result import TestResult, one_line, shorten

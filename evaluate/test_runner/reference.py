@@ -27,8 +27,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from common.files import atomic_write
-from common.paths import cache_dir, make_dir
+from common.files import atomic_write, cache_dir, make_dir
 from errors import DataError, PromptOrTuneError
 from evaluate.sandbox.sandbox import Sandbox
 from evaluate.sandbox.types import MEBIBYTE, Limits

@@ -30,7 +30,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 
-from common.syntax import parse_python
+from common.parsing import parse_python
 from evaluate.sandbox.sandbox import Sandbox
 from evaluate.sandbox.types import ExecutionResult, Limits, Program, require_run
 from evaluate.test_runner.asserts import AssertPlan, BrokenTestError, plan_assert

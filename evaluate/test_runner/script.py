@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from common.syntax import parse_python
+from common.parsing import parse_python
 from evaluate.sandbox.sandbox import Sandbox
 from evaluate.sandbox.types import Limits
 from evaluate.test_runner.asserts import AssertPlan, BrokenTestError, plan_assert

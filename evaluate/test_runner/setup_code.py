@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from common.syntax import parse_python
+from common.parsing import parse_python
 from evaluate.test_runner.interpreter import Interpreter, full_name, is_host_function, names_bound_in
 from tasks.apps_format import CALL_HELPERS
 from tasks.datasets.leetcode import NODE_HELPERS

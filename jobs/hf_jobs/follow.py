@@ -18,9 +18,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from common.files import atomic_write
+from common.files import ProgressFn, atomic_write
 from common.hub import is_hub_unreachable
-from common.paths import ProgressFn
 from evaluate.journal import read_records
 from jobs.hf_jobs.hardware import hf_jobs_errors
 

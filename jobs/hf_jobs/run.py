@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from adapters.hub import pull
 from adapters.store import Store
 from adapters.verify import verify_adapter
-from common.paths import ProgressFn
+from common.files import ProgressFn
 from errors import PromptOrTuneError, TrainingError
 from jobs.hf_jobs.follow import (
     LossCurveFile,

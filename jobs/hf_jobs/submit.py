@@ -18,9 +18,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.files import ProgressFn
 from common.format import format_bytes
 from common.hub import is_hub_unreachable
-from common.paths import ProgressFn
 from errors import TrainingError
 from jobs.hf_jobs.follow import RemoteJobState, RemoteLog, write_remote_state
 from jobs.hf_jobs.hardware import DEFAULT_HARDWARE, MAX_HOURS, hf_jobs_errors

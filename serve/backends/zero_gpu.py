@@ -28,11 +28,11 @@ from typing import Any, Literal
 
 from adapters.store import AdapterFolder
 from adapters.weights import WEIGHTS_NAME
-from common.paths import ProgressFn
+from common.files import ProgressFn
 from errors import PromptOrTuneError
 from models.identity import BaseIdentity
 from models.loader import LoadedBase, load_base
-from models.threads import single_thread
+from models.resources import single_thread
 from serve.backends.local.backend import LocalBackend
 from serve.types import Batch, PartialOutput, Row, RowOutput, SamplingParams
 from tasks.prompt import Message

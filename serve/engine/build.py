@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from adapters.store import LIBRARY, Store
-from common.paths import ProgressFn, cache_dir
+from common.files import ProgressFn, cache_dir
 from models.source import EMBEDDED
 from serve.engine.config import EngineConfig
 from serve.engine.llm_engine import LLMEngine
@@ -69,7 +69,7 @@ def build_zero_gpu_engine(options: ModelOptions, report: ProgressFn = lambda _: 
 
     Call it in the main thread, before anything uses CUDA and before the pages are launched. Raises PromptOrTuneError.
     """
-    from models.threads import release_thread_pool
+    from models.resources import release_thread_pool
     from serve.backends.local.backend import LocalBackend
     from serve.backends.zero_gpu import gpu_function, import_spaces, load_base_for_gpu
     from serve.engine.zero_gpu import ZeroGpuEngine
@@ -83,7 +83,7 @@ def build_zero_gpu_engine(options: ModelOptions, report: ProgressFn = lambda _: 
 
 def _local_backend(options: ModelOptions, report: ProgressFn) -> Backend:
     from models.loader import load_base
-    from models.threads import release_thread_pool
+    from models.resources import release_thread_pool
     from serve.backends.local.backend import LocalBackend, check_base
 
     loaded = load_base(

@@ -20,12 +20,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from common.parsing import json_type, parse_json
 from errors import DataError
 from tasks.apps_format import AppsTests, parse_tests, to_stdio_text
 from tasks.datasets import hub
 from tasks.datasets.base import DatasetRow, DatasetSource, read_json, read_rows
 from tasks.datasets.hub import HubFile
-from tasks.json_values import json_type, parse_json
 from tasks.problem import Problem, StdioTest
 
 REPO, REVISION = "codeparrot/apps", "21e74ddf8de1a21436da12e3e653065c5213e9d1"

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.parsing import json_type, parse_json
 from errors import DataError
-from tasks.json_values import json_type, parse_json
 from tasks.problem import Problem
 
 SPLITS = ("train", "validation", "test")

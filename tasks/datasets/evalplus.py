@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.syntax import parse_python
+from common.parsing import json_type, parse_python
 from errors import DataError
 from tasks.datasets import hub
 from tasks.datasets.base import DatasetRow, DatasetSource, read_rows
@@ -29,7 +29,6 @@ from tasks.datasets.evalplus_inputs import argument_source, restore_types
 from tasks.datasets.hub import HubFile
 from tasks.datasets.humaneval import completion_intent, problem_id
 from tasks.datasets.mbpp import find_entry_point
-from tasks.json_values import json_type
 from tasks.problem import Problem, ReferenceTest
 
 COMPARISON = "evalplus"

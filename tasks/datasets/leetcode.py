@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.syntax import parse_python
+from common.parsing import parse_python
 from errors import DataError
 from tasks.datasets import hub
 from tasks.datasets.base import DatasetRow, DatasetSource, read_rows

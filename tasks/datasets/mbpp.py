@@ -12,7 +12,7 @@ import ast
 from collections.abc import Iterable
 from pathlib import Path
 
-from common.syntax import parse_python
+from common.parsing import parse_python
 from errors import DataError
 from tasks.datasets import hub
 from tasks.datasets.base import DatasetRow, DatasetSource, read_rows

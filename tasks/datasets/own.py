@@ -19,7 +19,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from common.paths import atomic_dir, cache_dir, make_private_dir
+from common.files import atomic_dir, cache_dir, make_private_dir
 from errors import DataError, PromptOrTuneError, unknown_name_error
 from tasks.datasets.base import SPLITS, DatasetRow, read_rows
 from tasks.datasets.hub import fetch_tables

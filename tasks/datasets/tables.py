@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from common.format import format_bytes
+from common.parsing import json_type, parse_json
 from errors import DataError
 from tasks.datasets.columns import quote_names
-from tasks.json_values import json_type, parse_json
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 MAX_BYTES = 200_000_000

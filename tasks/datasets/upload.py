@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from common.format import quote_untrusted
+from common.parsing import json_type
 from errors import DataError
 from tasks.datasets.base import DatasetRow
 from tasks.datasets.columns import Columns, detect_columns, quote_names
 from tasks.datasets.tables import MAX_CELL_CHARS, CellError, RowError, TableRow, open_table
-from tasks.json_values import json_type
 from tasks.problem import Example
 
 _ROLES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 
-from common.syntax import parse_python
+from common.parsing import parse_python
 
 # A string on one line, from its quote on. An apostrophe behind a letter ("don't") begins no string, a prefix may.
 SHORT_STRING = (

@@ -10,7 +10,7 @@ import ast
 from collections import Counter
 from collections.abc import Sequence
 
-from common.syntax import dotted_name
+from common.parsing import dotted_name
 from tasks.pasted_tests.text import count_work, is_literal, names, substitute_statement, walk
 
 MAX_UNROLLED = 100  # iterations of a loop

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from common.syntax import dotted_name
+from common.parsing import dotted_name
 from tasks.pasted_tests.binding import Bindings
 from tasks.pasted_tests.text import line_error, truncate, walk
 

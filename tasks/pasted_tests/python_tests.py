@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 
-from common.syntax import dotted_name
+from common.parsing import dotted_name
 from tasks.pasted_tests.binding import Bindings, Later, NameUse, bind, fold_literals, unroll
 from tasks.pasted_tests.classes import TestClass
 from tasks.pasted_tests.functions import (

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from common.syntax import dotted_name
+from common.parsing import dotted_name
 from tasks.pasted_tests.text import copy_tree, is_literal, parse_expression, walk
 
 RAISES = "__raises__"

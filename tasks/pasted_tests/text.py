@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, TypeVar, overload
 
-from common.syntax import parse_python
+from common.parsing import parse_python
 from errors import DataError
 
 FORMAT_HINT = "write lines like 'assert f(2) == 4', '>>> f(2)' with the answer below, or 'input:' and 'output:' blocks"

@@ -34,7 +34,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 
-from common.paths import cache_dir
+from common.files import cache_dir
 from evaluate.arena.votes import VOTES_FILE, Base, Player, Side, Vote, VoteStore, Winner
 from evaluate.results import Result, Run, read_run
 from jobs.api import JobService

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.command import run_command
-from common.paths import adopt_old_variables, cache_dir, take_over_old_cache
+from common.files import adopt_old_variables, cache_dir, take_over_old_cache
 from errors import PromptOrTuneError
 
 

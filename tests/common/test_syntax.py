@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from common.syntax import parse_python
+from common.parsing import parse_python
 
 
 def test_concurrent_threads_can_parse() -> None:

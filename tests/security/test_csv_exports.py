@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from common.csv_text import csv_text, harmless_cell, records_csv
+from common.format import csv_text, harmless_cell, records_csv
 from evaluate.study.tables import StudyTable, TableColumn
 from tests.conftest import ROOT
 from tests.ui.test_records import records
@@ -73,7 +73,7 @@ def test_records_have_a_column_for_every_key() -> None:
 
 def test_only_one_module_writes_csv() -> None:
     # ui/train/events.py writes rows to learn from, which must not be changed and which no spreadsheet opens.
-    allowed = {"common/csv_text.py", "ui/train/events.py"}
+    allowed = {"common/format.py", "ui/train/events.py"}
     folders = ("adapters", "common", "evaluate", "jobs", "models", "serve", "tasks", "train", "ui")
     found = {
         path.relative_to(ROOT).as_posix()

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from common.command import read_secrets, run_command
-from common.files import atomic_write
-from common.paths import atomic_dir, make_dir, make_private_dir, protect_home
+from common.files import atomic_dir, atomic_write, make_dir, make_private_dir, protect_home
 from errors import PromptOrTuneError
 from evaluate.arena.votes import VoteStore
 from tests import messages

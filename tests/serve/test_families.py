@@ -16,8 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from adapters.store import Store
 from errors import BaseModelError, TrainingError
 from evaluate.__main__ import main as evaluate_main
-from models.identity import BaseIdentity
-from models.kinds import check_kind
+from models.identity import BaseIdentity, check_kind
 from models.loader import LoadedBase, linear_shapes, load_base
 from models.source import Source
 from serve.backends.local import hf_runner

@@ -8,9 +8,9 @@ from pathlib import Path
 import datasets
 import pytest
 
+from common.parsing import parse_json
 from errors import DataError
 from tasks.datasets.base import DatasetRow, read_json, read_rows
-from tasks.json_values import parse_json
 from tests import messages
 
 ROWS = [

@@ -23,9 +23,8 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from common.files import atomic_write
+from common.files import atomic_write, make_private_dir
 from common.format import utc_timestamp
-from common.paths import make_private_dir
 from errors import PromptOrTuneError
 from evaluate.arena.ratings import sample_pair
 from evaluate.arena.votes import Base, Player, VoteStore, problem_digest, unordered_pair

@@ -20,8 +20,8 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from common.files import make_dir, make_private_dir
 from common.format import format_duration
-from common.paths import make_dir, make_private_dir
 from errors import BusyError, PromptOrTuneError
 from evaluate.generate import (
     EvaluationPlan,

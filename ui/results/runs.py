@@ -18,7 +18,7 @@ from typing import Any
 
 import gradio as gr
 
-from common.paths import cache_dir
+from common.files import cache_dir
 from errors import PromptOrTuneError, UnknownNameError
 from evaluate.recommendation import Recommendation, recommend
 from evaluate.results import Result, Run, read_run

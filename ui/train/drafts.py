@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from common.files import check_disk_space, make_dir, make_private_dir
 from common.format import format_bytes
-from common.paths import check_disk_space, make_dir, make_private_dir
 from errors import DataError, DiskSpaceError, PromptOrTuneError
 from jobs.job import safe_file_name
 from tasks.datasets.hub import is_hub_id

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from common.command import configure_environment
+from common.files import cache_dir
 from common.hub import HubAccess, visitor_hub_access
-from common.paths import cache_dir
 from errors import DataError, PromptOrTuneError
 from models.source import Source
 from tasks.datasets.columns import Columns, detect_columns, quote_names
@@ -125,7 +125,7 @@ def hide_path(message: str, path: str) -> str:
 
 def _estimate(config: TrainConfig, source: Source, prepared: TokenizedData) -> Event:
     """Return the Estimate as a dict with the free memory as "free_bytes"; {"reason"} if there is no estimate."""
-    from models.memory import free_memory
+    from models.resources import free_memory
     from train.estimate import try_estimate
 
     estimate = try_estimate(config, source.folder, prepared)

@@ -10,8 +10,7 @@ from adapters.store import AdapterFolder
 from errors import BaseModelError, PromptOrTuneError
 from models.identity import BaseIdentity
 from models.loader import LoadedBase
-from models.memory import trim_malloc
-from models.threads import single_thread
+from models.resources import single_thread, trim_malloc
 from serve.backends.local.fused_llama import FusedLlama, can_fuse
 from serve.backends.local.fused_runner import FusedModelRunner, share_model
 from serve.backends.local.hf_runner import HFCausalRunner, HFSeq2SeqRunner

@@ -17,8 +17,7 @@ from typing import Generic, TypeVar
 import torch
 
 from errors import PromptError
-from models.memory import trim_malloc
-from models.threads import release_thread_pool
+from models.resources import release_thread_pool, trim_malloc
 from serve.backends.local.detokenizer import Detokenizer, GeneratedText, IncrementalDetokenizer
 from serve.backends.local.lora.registry import AppliedAdapter
 from serve.backends.local.model_runner import ModelRunner, PromptInput

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from models.kinds import cache_argument
+from models.identity import cache_argument
 from serve.backends.local.kv_cache import concat_caches, has_keys, has_states, new_cache, pad_left, select_rows
 from serve.backends.local.lora.batch import adapter_hooks
 from serve.backends.local.lora.prompt_learning import KVPrefix, SoftPrompt, init_cache_with_prefixes, to_kv_prefix

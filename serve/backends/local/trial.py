@@ -1,6 +1,6 @@
 """Trial of a base before it serves: one small batch, compared with one of its rows alone.
 
-The configuration shows most kinds of bases that cannot be served (models/kinds.py). The trial finds the others: a
+The configuration shows most kinds of bases that cannot be served (models/identity.py). The trial finds the others: a
 forward that takes other arguments, a cache of the model's own, positions that do not follow the mask.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from errors import BaseModelError
-from models.kinds import kind_error
+from models.identity import kind_error
 from models.loader import LoadedBase
 from serve.backends.local.hf_runner import HFSeq2SeqRunner
 from serve.backends.local.model_runner import ModelRunner, PromptInput

@@ -11,7 +11,7 @@ from threading import Event
 from typing import Any, Literal
 
 from adapters.store import AdapterFolder
-from common.paths import ProgressFn
+from common.files import ProgressFn
 from errors import BusyError, PromptOrTuneError, unknown_name_error
 from models.identity import BaseIdentity
 from serve.backends.remote.client import ServerClient

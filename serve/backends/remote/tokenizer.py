@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from adapters.manifest import UNKNOWN
+from common.files import ProgressFn
 from common.format import quote_untrusted
-from common.paths import ProgressFn
 from errors import BaseModelError, EngineError, PromptOrTuneError
 from models.identity import BaseIdentity
 from models.source import EMBEDDED, EMBEDDED_ID, is_commit, resolve

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from common.paths import cache_dir
+from common.files import cache_dir
 from errors import DataError, PromptOrTuneError
 from evaluate.generate import ProgressBar
 from evaluate.results import Result, Run, problem_record, read_run

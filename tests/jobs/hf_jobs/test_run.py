@@ -92,7 +92,7 @@ def test_archive_contains_program_rows_and_settings(
     job = hub.jobs.only()
     files = archive(hub, job)
     assert files["data/my rows.csv"].decode() == ROWS
-    assert {"errors.py", "train/__main__.py", "common/paths.py", "requirements.txt"} <= set(files)
+    assert {"errors.py", "train/__main__.py", "common/files.py", "requirements.txt"} <= set(files)
     assert not [
         name for name in files if name.startswith(("ui/", "jobs/", "tests/", "adapters/library/")) or ".pyc" in name
     ]

@@ -148,7 +148,7 @@ def program_imports() -> set[str]:
 
 def test_manual_upload_contains_every_import_of_train() -> None:
     imports = program_imports()
-    assert {"errors.py", "common/paths.py", "models/loader.py", "train/run.py"} <= imports
+    assert {"errors.py", "common/files.py", "models/loader.py", "train/run.py"} <= imports
     assert [name for name in imports if not any(fnmatch.fnmatch(name, pattern) for pattern in PROGRAM_PATTERNS)] == []
 
 

@@ -1,11 +1,14 @@
-"""Python syntax: thread-safe ast.parse, and names joined by dots."""
+"""Parsing of Python and JSON: thread-safe ast.parse, names joined by dots, and errors that name their location."""
 
 from __future__ import annotations
 
 import ast
+import json
 import warnings
 from threading import Lock
-from typing import Literal, overload
+from typing import Any, Literal, overload
+
+from errors import DataError
 
 # CPython 3.11 counts the recursion of its AST constructor for the whole process: two threads that parse at once can end
 # in "SystemError: AST constructor recursion depth mismatch". warnings.catch_warnings changes global state as well.
@@ -34,3 +37,23 @@ def dotted_name(node: ast.expr) -> str:
         owner = dotted_name(node.value)
         return f"{owner}.{node.attr}" if owner else ""
     return ""
+
+
+def parse_json(text: str, location: str, **options: Any) -> Any:
+    """Parse JSON; raises DataError with `location`. `options` are passed to json.loads."""
+    try:
+        return json.loads(text, **options)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{location}: not JSON ({error.msg} at character {error.pos + 1}).") from error
+    except (ValueError, RecursionError) as error:  # a number too long for Python, or deep nesting
+        raise DataError(f"{location}: not JSON that Python can read ({error}).") from error
+
+
+def json_type(value: object) -> str:
+    """Return the type of a JSON value in words."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    names: dict[type, str] = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)

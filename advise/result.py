@@ -22,8 +22,7 @@ from evaluate.power import detectable_difference, power_text
 from evaluate.recommendation import Recommendation, choose
 from evaluate.results import Result, Run
 from serve.options import ModelOptions
-from tasks.datasets.bundled import BUNDLED
-from tasks.datasets.registry import DATASETS
+from tasks.datasets.registry import BUNDLED, DATASETS
 from tasks.methods import Method, parse_method
 
 VERSION = 1

@@ -11,8 +11,7 @@ from advise.plan import RETENTION_ROWS
 from common.files import ProgressFn
 from evaluate.aggregate import metric_values
 from evaluate.stats import paired_bootstrap
-from tasks.datasets.bundled import STARTER
-from tasks.datasets.registry import load_problems
+from tasks.datasets.registry import STARTER, load_problems
 from tasks.problem import Example
 from train.config import TrainConfig
 

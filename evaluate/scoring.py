@@ -28,8 +28,7 @@ from evaluate.metrics.basic import (
 from evaluate.metrics.codebleu import codebleu, codebleu_package_score
 from evaluate.results import Result, Run, ScoreFile, ScoreKind, tests_of
 from evaluate.retry import DEFAULT_RETRIES, Retries, RetryPolicy
-from tasks.completion import complete_program
-from tasks.problem import Test
+from tasks.problem import Test, complete_program
 
 if TYPE_CHECKING:
     from evaluate.sandbox.sandbox import Sandbox

@@ -1,4 +1,4 @@
-"""Methods: parsing and canonical names of how an answer is made, with which examples and which adapter.
+"""Methods: names of how an answer is made, with which examples and which adapter, and the selection of the examples.
 
 The names are a grammar, the same in the page, the API and the command line:
 
@@ -14,19 +14,38 @@ The names are a grammar, the same in the page, the API and the command line:
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
 
 from common.format import quote_untrusted
 from errors import PromptOrTuneError, unknown_name_error
-from tasks.limits import MAX_NAME_CHARS, check_text
+from tasks.datasets.split import normalize_intent
+from tasks.problem import Example, Problem
 
+MAX_INTENT_CHARS = 20_000
+MAX_REFERENCE_CHARS = 20_000
+MAX_NAME_CHARS = 200  # of a method, a pool, an adapter
 DEFAULT_SEED = 42
 DEFAULT_K = 8
 MAX_EXAMPLES = 32
 MAX_SCALE = 4.0
 MAX_DIGITS = 18
+
+
+def check_text(value: object, what: str, limit: int) -> str:
+    """Return `value`, which must be a text of at most `limit` characters; raises PromptOrTuneError otherwise.
+
+    `what` begins the message, such as "The question".
+    """
+    if not isinstance(value, str):
+        raise PromptOrTuneError(f"{what} must be text: write it in words.")
+    if len(value) > limit:
+        raise PromptOrTuneError(f"{what} has {len(value):,} characters: write at most {limit:,}.")
+    return value
 
 
 @dataclass(frozen=True)
@@ -123,3 +142,94 @@ def _parse_scale(factor: str, part: str) -> float:
     if re.fullmatch(r"\d{1,4}(\.\d{1,6})?", factor) is None or not 0 < float(factor) <= MAX_SCALE:
         raise PromptOrTuneError(f"'{part}' has no valid scale: give a number above 0, at most {MAX_SCALE:g}.")
     return float(factor)
+
+
+class Retriever(Protocol):
+    """Searches the examples of one pool by their intents."""
+
+    def nearest(self, intent: str, k: int) -> list[Example]:
+        """Return the k nearest examples, nearest first (fewer where the pool is smaller)."""
+
+
+class TextIndex(Protocol):
+    """Searches similar texts (models.embedder.FaissIndex)."""
+
+    def search(self, text: str, k: int) -> list[int]:
+        """Return the indices of the k most similar texts, nearest first."""
+
+
+class IndexRetriever:
+    """A Retriever over an index of the examples' intents."""
+
+    def __init__(self, examples: Sequence[Example], index: TextIndex) -> None:
+        self._examples = list(examples)
+        self._index = index
+
+    def nearest(self, intent: str, k: int) -> list[Example]:
+        """Return the k examples with the most similar intents, nearest first."""
+        return [self._examples[index] for index in self._index.search(intent, k)]
+
+
+@dataclass
+class _Pool:
+    """The examples of one version of a data set, and their index once it was needed."""
+
+    version: str
+    examples: list[Example]
+    retriever: Retriever | None = None
+
+
+class ExamplePools:
+    """The training splits that examples come from, loaded and indexed at first use.
+
+    `version` returns a text that changes when the rows under a name do: what was loaded before is then dropped.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[str], list[Example]],
+        index: Callable[[str, Sequence[Example]], Retriever],
+        version: Callable[[str], str] = lambda _name: "",
+    ) -> None:
+        self._load = load
+        self._index = index
+        self._version = version
+        self._pools: dict[str, _Pool] = {}
+
+    def select(self, method: Method, problem: Problem, pool: str) -> tuple[Example, ...]:
+        """Select the examples for one row, in the order of the prompt. A problem is never its own example."""
+        selection = method.examples
+        if isinstance(selection, FixedExamples):
+            return self._fixed(selection, problem, pool)
+        if isinstance(selection, NearestExamples):
+            # 8 more than needed, since the problem itself and its duplicates are removed.
+            found = self._retriever(pool).nearest(problem.intent, selection.k + 8)
+            return tuple(example for example in found if not _is_same_problem(example, problem))[: selection.k]
+        return ()
+
+    def _fixed(self, selection: FixedExamples, problem: Problem, pool: str) -> tuple[Example, ...]:
+        examples = self.examples(pool)
+        order = random.Random(selection.seed).sample(range(len(examples)), min(len(examples), selection.k + 8))
+        usable = (examples[index] for index in order if not _is_same_problem(examples[index], problem))
+        return tuple(islice(usable, selection.k))
+
+    def examples(self, pool: str) -> list[Example]:
+        """Return the pool's training split."""
+        return self._pool(pool).examples
+
+    def _pool(self, name: str) -> _Pool:
+        version = self._version(name)  # before the rows: those of a later version are then loaded once more, not kept
+        pool = self._pools.get(name)
+        if pool is None or pool.version != version:
+            pool = self._pools[name] = _Pool(version, self._load(name))
+        return pool
+
+    def _retriever(self, name: str) -> Retriever:
+        pool = self._pool(name)
+        if pool.retriever is None:
+            pool.retriever = self._index(name, pool.examples)
+        return pool.retriever
+
+
+def _is_same_problem(example: Example, problem: Problem) -> bool:
+    return example.id == problem.id or normalize_intent(example.intent) == normalize_intent(problem.intent)

@@ -15,9 +15,8 @@ from collections.abc import Callable, Sequence
 
 from errors import TrainingError
 from tasks.datasets.split import normalize_code, normalize_intent
-from tasks.methods import MAX_EXAMPLES
+from tasks.methods import MAX_EXAMPLES, Retriever
 from tasks.problem import Example
-from tasks.retrieval import Retriever
 
 _PREFIX = "nearest:"
 _PART = re.compile(r"(\d{1,4})-(\d{1,4})|(\d{1,4}(?:,\d{1,4})*)")
@@ -92,6 +91,6 @@ def _is_twin(example: Example, row: Example) -> bool:
 def nearest_retriever(pool: Sequence[Example]) -> Retriever:
     """Return a retriever over the training rows, by the embedding model that comes with the program."""
     from models.embedder import Embedder, FaissIndex
-    from tasks.retrieval import IndexRetriever
+    from tasks.methods import IndexRetriever
 
     return IndexRetriever(pool, FaissIndex(Embedder(), [example.intent for example in pool], None))

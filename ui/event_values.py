@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from errors import PromptOrTuneError
-from tasks.limits import MAX_INTENT_CHARS
+from tasks.methods import MAX_INTENT_CHARS
 
 MAX_LINE_CHARS = 500  # of a field of one line
 MAX_BODY_CHARS = 1 << 20  # of the tests of a data set's problem; tasks.pasted_tests limits those of a person

@@ -15,8 +15,7 @@ from typing import Any
 import gradio as gr
 
 from errors import PromptOrTuneError
-from tasks.datasets.bundled import HOUSE
-from tasks.datasets.registry import load_problems
+from tasks.datasets.registry import HOUSE, load_problems
 from tasks.problem import Problem
 from ui import components
 from ui.access.guard import action, declare

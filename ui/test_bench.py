@@ -16,8 +16,7 @@ from evaluate.scoring import sandbox_errors
 from evaluate.test_runner.comparison import comparison_rules
 from evaluate.test_runner.result import TestResult
 from evaluate.test_runner.runner import run_tests_many
-from tasks.completion import complete_program
-from tasks.problem import Problem
+from tasks.problem import Problem, complete_program
 from ui.admission_queue import AdmissionQueue
 from ui.records import Record, add_test_results
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from common.parsing import parse_python
-from tasks.datasets.bundled import LIBRARY, library_prelude
 from tasks.datasets.leetcode import NODE_HELPERS
+from tasks.datasets.registry import LIBRARY, library_prelude
 from tasks.problem import ENTRY_POINT, ScriptTest, Step
 
 SOLUTION = "Solution"  # the class of LeetCode's answers

@@ -18,7 +18,7 @@ from evaluate.test_runner.interpreter import Interpreter
 from evaluate.test_runner.result import MAX_MESSAGE_TEXT, TestResult, contrast, format_value, one_line, shorten
 from evaluate.test_runner.values import LargeValue, OpaqueValue, SubclassValue
 
-# APPS's calls go through a helper in the test's set-up (tasks/apps_format.py), which messages leave out.
+# APPS's calls go through a helper in the test's set-up (tasks/problem.py), which messages leave out.
 _APPS_CALL = re.compile(r"\b_apps_call\('(\w+)'(?:, )?")
 _OPERATOR_PHRASES: dict[type[ast.cmpop], str] = {
     ast.Eq: "{}",

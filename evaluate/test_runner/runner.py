@@ -41,8 +41,7 @@ from evaluate.test_runner.explain import explain_assert, explain_whole_assert, r
 from evaluate.test_runner.reference import ReferenceLimits, run_reference_test
 from evaluate.test_runner.result import TestResult, contrast, end_reason, one_line, shorten
 from evaluate.test_runner.script import run_script
-from tasks.apps_format import CALL_HELPERS, CODE_PRELUDE
-from tasks.problem import AssertTest, ReferenceTest, ScriptTest, StdioTest, Test
+from tasks.problem import CALL_HELPERS, CODE_PRELUDE, AssertTest, ReferenceTest, ScriptTest, StdioTest, Test
 
 FLOAT_TOLERANCE = 1e-6
 _NUMBER_PATTERN = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)

@@ -17,8 +17,8 @@ from typing import Any
 
 from common.parsing import parse_python
 from evaluate.test_runner.interpreter import Interpreter, full_name, is_host_function, names_bound_in
-from tasks.apps_format import CALL_HELPERS
 from tasks.datasets.leetcode import NODE_HELPERS
+from tasks.problem import CALL_HELPERS
 
 LIBRARIES = frozenset({"np", "pd", "numpy", "pandas", "scipy", "torch", "sympy", "pytest", *sys.stdlib_module_names})
 # Set-ups of data sets whose functions call or convert what the candidate returns; they hold no expected value.

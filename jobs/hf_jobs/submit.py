@@ -25,9 +25,8 @@ from errors import TrainingError
 from jobs.hf_jobs.follow import RemoteJobState, RemoteLog, write_remote_state
 from jobs.hf_jobs.hardware import DEFAULT_HARDWARE, MAX_HOURS, hf_jobs_errors
 from jobs.job import Job, ServingOptions
-from tasks.datasets.bundled import BUNDLED
 from tasks.datasets.own import datasets_dir, is_own_dataset
-from tasks.datasets.registry import DATASETS, available_datasets, is_dataset
+from tasks.datasets.registry import BUNDLED, DATASETS, available_datasets, is_dataset
 from train.config import TrainConfig
 from train.hub_access import check_access, check_base_access
 from train.settings import make_config

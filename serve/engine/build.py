@@ -13,9 +13,9 @@ from serve.engine.llm_engine import LLMEngine
 from serve.options import ModelOptions
 from serve.types import Backend
 from tasks.datasets.registry import dataset_digest, dataset_version, load_examples
+from tasks.methods import ExamplePools, IndexRetriever
 from tasks.problem import Example
 from tasks.prompt import STYLES
-from tasks.retrieval import ExamplePools, IndexRetriever
 
 _PRIVATE_NUM_SEQS, _PRIVATE_QUEUED_ROWS = 512, 100_000
 

@@ -11,10 +11,9 @@ from errors import BusyError, EngineError, PromptError, PromptOrTuneError, Promp
 from serve.engine.adapter_cache import AdapterCache, Lease
 from serve.types import Backend, Request, RequestOutput, Row, SamplingParams
 from tasks.extract import prompt_opens_thinking
-from tasks.methods import FixedExamples, Method, NearestExamples
+from tasks.methods import ExamplePools, FixedExamples, Method, NearestExamples
 from tasks.problem import Example
 from tasks.prompt import PromptStyle, choose_style, get_style, render_prompt
-from tasks.retrieval import ExamplePools
 
 
 @dataclass(frozen=True, eq=False)

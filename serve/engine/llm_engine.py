@@ -22,9 +22,8 @@ from serve.engine.metrics import Metrics
 from serve.engine.output_stream import OutputStream
 from serve.engine.scheduler import RequestQueue
 from serve.types import Backend, PartialOutput, Request, RequestOutput, SamplingParams
-from tasks.methods import Method, parse_method
+from tasks.methods import ExamplePools, Method, parse_method
 from tasks.problem import Problem
-from tasks.retrieval import ExamplePools
 
 __all__ = ["EngineConfig", "EngineStatus", "LLMEngine", "OutputStream"]
 

@@ -23,7 +23,7 @@ from serve.engine.metrics import Metrics, Outcome
 from serve.engine.output_stream import OutputQueue, OutputStream
 from serve.types import Candidate, PartialOutput, Request, RequestOutput, RowOutput, SamplingParams
 from tasks.extract import extract_code
-from tasks.retrieval import ExamplePools
+from tasks.methods import ExamplePools
 
 _GPU_LOST_MESSAGE = "The GPU time ended before this answer was complete: try again, with fewer tokens or fewer methods."
 _log = logging.getLogger(__name__)

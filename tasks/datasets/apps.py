@@ -10,7 +10,7 @@ with question.txt and, where they exist, input_output.json, solutions.json, meta
 these must not be compared with the study's.
 
 The intent is the question, the starter code if there is any, and APPS's own last line, which says how the program is
-called. The reference is the first solution. The tests are those of tasks.apps_format.
+called. The reference is the first solution. The tests are those of tasks.problem.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from typing import Any
 
 from common.parsing import json_type, parse_json
 from errors import DataError
-from tasks.apps_format import AppsTests, parse_tests, to_stdio_text
 from tasks.datasets import hub
 from tasks.datasets.base import DatasetRow, DatasetSource, read_json, read_rows
 from tasks.datasets.hub import HubFile
-from tasks.problem import Problem, StdioTest
+from tasks.problem import AppsTests, Problem, StdioTest, parse_tests, to_stdio_text
 
 REPO, REVISION = "codeparrot/apps", "21e74ddf8de1a21436da12e3e653065c5213e9d1"
 FILE, LAYOUT = "apps_unique128.jsonl", "original_layout"

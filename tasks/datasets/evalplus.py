@@ -1,5 +1,9 @@
 """HumanEval+ and MBPP+ (Liu et al., arXiv 2305.01210): readers of EvalPlus's editions with many more tests.
 
+Inputs of EvalPlus's rows: the types that JSON lacks, and the source of a call's arguments. Which arguments of which
+tasks of MBPP+ are tuples, sets or complex numbers is EvalPlus's own knowledge (the function `mbpp_deserialize_inputs`
+of its data/mbpp.py, release 0.3.1); the rows do not say so.
+
 Both have the split test alone. A problem has two tests: `base`, the inputs of the original data set, and `plus`, those
 that EvalPlus added. A test's expected values are what the canonical solution returns (evaluate.test_runner.reference),
 as in EvalPlus, and are compared by EvalPlus's rules. Two forms of rows are read:
@@ -15,6 +19,7 @@ HumanEval+ asks as HumanEval does. MBPP+ asks as MBPP does: the text, and the fi
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,12 +30,11 @@ from common.parsing import json_type, parse_python
 from errors import DataError
 from tasks.datasets import hub
 from tasks.datasets.base import DatasetRow, DatasetSource, read_rows
-from tasks.datasets.evalplus_inputs import argument_source, restore_types
 from tasks.datasets.hub import HubFile
-from tasks.datasets.humaneval import completion_intent, problem_id
-from tasks.datasets.mbpp import find_entry_point
+from tasks.datasets.published import completion_intent, find_entry_point, problem_id
 from tasks.problem import Problem, ReferenceTest
 
+_Restore = Callable[[list[Any]], list[Any]]
 COMPARISON = "evalplus"
 HUMANEVALPLUS_FILE = HubFile(
     "evalplus/humanevalplus",
@@ -46,6 +50,109 @@ MBPPPLUS_FILE = HubFile(
 )
 _MBPP_ID = re.compile(r"(?:mbpp/)?(\d+)", re.IGNORECASE)
 MakeProblemFn = Callable[[DatasetRow], Problem]
+
+
+def restore_types(task: int, arguments: list[Any]) -> list[Any]:
+    """Return the arguments of an input of the MBPP task of that number with the types that it expects.
+
+    Raises TypeError, ValueError, IndexError or AttributeError for arguments that the task cannot have.
+    """
+    restore = _RESTORE_BY_TASK.get(task)
+    return restore(arguments) if restore else arguments
+
+
+def argument_source(arguments: list[Any]) -> str:
+    """Return Python's source of the arguments of a call, without names; raises ValueError for too long numbers."""
+    return ", ".join(map(_value_source, arguments))
+
+
+def _value_source(value: Any) -> str:
+    match value:
+        case float() if not math.isfinite(value):
+            if math.isnan(value):
+                return "(1e999-1e999)"
+            return "1e999" if value > 0 else "-1e999"
+        case list():
+            return f"[{', '.join(map(_value_source, value))}]"
+        case tuple():
+            return f"({', '.join(map(_value_source, value))}{',' if len(value) == 1 else ''})"
+        case set() if value:
+            return f"{{{', '.join(sorted(map(_value_source, value)))}}}"
+        case dict():
+            return f"{{{', '.join(f'{_value_source(key)}: {_value_source(item)}' for key, item in value.items())}}}"
+    return repr(value)
+
+
+def _each_tuple(arguments: list[Any]) -> list[Any]:
+    return [tuple(each) for each in arguments]
+
+
+def _each_list_of_tuples(arguments: list[Any]) -> list[Any]:
+    return [[tuple(each) for each in argument] for argument in arguments]
+
+
+def _each_tuple_of_tuples(arguments: list[Any]) -> list[Any]:
+    return [tuple(tuple(each) for each in argument) for argument in arguments]
+
+
+def _first_tuple(arguments: list[Any]) -> list[Any]:
+    return [tuple(arguments[0]), *arguments[1:]]
+
+
+def _second_tuple(arguments: list[Any]) -> list[Any]:
+    return [arguments[0], tuple(arguments[1])]
+
+
+def _first_list_of_tuples(arguments: list[Any]) -> list[Any]:
+    return [[tuple(each) for each in arguments[0]], arguments[1]]
+
+
+def _first_tuple_with_tuples(arguments: list[Any]) -> list[Any]:
+    return [tuple(tuple(each) if isinstance(each, list) else each for each in arguments[0])]
+
+
+def _first_dict_of_tuples(arguments: list[Any]) -> list[Any]:
+    return [{key: tuple(each) for key, each in arguments[0].items()}, *arguments[1:]]
+
+
+def _first_list_of_sets(arguments: list[Any]) -> list[Any]:
+    return [[set(each) if isinstance(each, list) and each else {} for each in arguments[0]]]
+
+
+def _float_and_complex(arguments: list[Any]) -> list[Any]:
+    return [float(arguments[0]), complex(arguments[1])]
+
+
+def _one_complex(arguments: list[Any]) -> list[Any]:
+    return [complex(arguments[0])]
+
+
+def _all_tuples(arguments: list[Any]) -> list[Any]:
+    return [_deep_tuple(each) for each in arguments]
+
+
+def _deep_tuple(value: Any) -> Any:
+    return tuple(map(_deep_tuple, value)) if isinstance(value, list) else value
+
+
+_TASKS: tuple[tuple[_Restore, tuple[int, ...]], ...] = (
+    (
+        _each_tuple,
+        (2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616, 630, 726, 740, 744, 809),
+    ),
+    (_each_list_of_tuples, (63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780)),
+    (_each_tuple_of_tuples, (259, 401, 445)),
+    (_first_list_of_tuples, (75, 413, 444, 753)),
+    (_first_tuple, (250, 307, 405, 446, 617, 720, 763, 808)),
+    (_second_tuple, (106, 750)),
+    (_first_tuple_with_tuples, (278,)),
+    (_first_dict_of_tuples, (722,)),
+    (_first_list_of_sets, (115,)),
+    (_float_and_complex, (124,)),
+    (_one_complex, (252,)),
+    (_all_tuples, (580, 615, 791)),
+)
+_RESTORE_BY_TASK: dict[int, _Restore] = {task: restore for restore, tasks in _TASKS for task in tasks}
 
 
 def read_evalplus(

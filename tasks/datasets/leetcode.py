@@ -4,7 +4,7 @@ The problems are in the order of LeetCode's numbers, and test has the newest one
 file are the validation split, and train is the rest of it.
 
 The intent is the problem's description and the starter code, `class Solution` with a method; the reference is the
-completion. The row's prompt, LeetCode's imports and classes of nodes, runs before an answer (tasks.completion). The
+completion. The row's prompt, LeetCode's imports and classes of nodes, runs before an answer (tasks.problem). The
 tests are the asserts of the row's `check(candidate)`, where `candidate` is the method, and are compared as Python does.
 Lists of nodes and trees are compared by their values, so that the expected ones need not enter the sandbox.
 """

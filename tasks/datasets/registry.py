@@ -1,30 +1,38 @@
-"""Registry of the data sets: conala, codealpacapy, mbpp, apps, humaneval, humanevalplus, mbppplus, leetcode, and our
-own starter and house; and the data sets that the user has added (tasks/datasets/own.py).
+"""Registry of the data sets by name: published ones, our own starter and house, and those that the user has added.
+
+Bundled data sets, starter and house: our own rows, which are part of this repository and need no network. Each is a
+folder of train.jsonl, validation.jsonl and test.jsonl. A row is an intent that names a function, its code, and asserts
+that call it; rows of starter's train have no asserts.
+
+Starter is plain Python. House is in the style of a team with a library of its own, `kit` (tasks/house/kit.py): its rows
+call `kit.where(...)` without an import, and the test runner defines `kit` before such code.
 
 Each is read from a folder (`data_dir`: one with a folder for each data set, the data set's own folder, or its file
 where it is one file) or, without one, from the Hugging Face Hub. Starter and house are part of this repository
-(tasks.datasets.bundled) and need neither. Importing this module loads neither `datasets` nor torch.
+(tasks.datasets.registry) and need neither. Importing this module loads neither `datasets` nor torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 from errors import DataError, unknown_name_error
 from tasks.datasets.apps import APPS
-from tasks.datasets.base import SPLITS, DatasetSource
-from tasks.datasets.bundled import BUNDLED, read_bundled
-from tasks.datasets.conala import CODEALPACAPY, CONALA
+from tasks.datasets.base import SPLITS, DatasetRow, DatasetSource, read_rows
 from tasks.datasets.evalplus import HUMANEVALPLUS, MBPPPLUS
-from tasks.datasets.humaneval import HUMANEVAL
 from tasks.datasets.leetcode import LEETCODE
-from tasks.datasets.mbpp import MBPP
 from tasks.datasets.own import is_own_dataset, list_own_datasets, load_own_problems, read_own_dataset
-from tasks.problem import Example, Problem
+from tasks.datasets.published import CODEALPACAPY, CONALA, HUMANEVAL, MBPP, find_entry_point
+from tasks.problem import AssertTest, Example, Problem
 
+STARTER, HOUSE = "starter", "house"
+_TASKS = Path(__file__).parents[1]
+BUNDLED: Mapping[str, Path] = {name: _TASKS / name for name in (STARTER, HOUSE)}
+LIBRARY = "kit"  # the name of house's library
 _SOURCES: dict[str, DatasetSource] = {
     source.name: source for source in (CONALA, CODEALPACAPY, MBPP, APPS, HUMANEVAL, HUMANEVALPLUS, MBPPPLUS, LEETCODE)
 }
@@ -33,6 +41,37 @@ DATASETS: tuple[str, ...] = (*BUNDLED, *_SOURCES)
 TRAINING_DATASETS: tuple[str, ...] = tuple(
     name for name in DATASETS if name in BUNDLED or "train" in _SOURCES[name].splits
 )
+
+
+def read_bundled(name: str, split: str) -> list[Problem]:
+    """Read the problems of a split of the bundled data set `name`. Rows of train may have no tests."""
+    expected = f"the {split} split of {name}, which comes with this program"
+    return [_make_problem(row) for row in read_rows(BUNDLED[name] / f"{split}.jsonl", expected)]
+
+
+@cache
+def library_prelude() -> str:
+    """Return lines that define the module `kit`, so that the code after them may use it with or without an import."""
+    source = (BUNDLED[HOUSE] / f"{LIBRARY}.py").read_text(encoding="utf-8")
+    return (
+        "import sys, types\n"
+        f"{LIBRARY} = sys.modules['{LIBRARY}'] = types.ModuleType('{LIBRARY}')\n"
+        f"exec(compile({source!r}, '{LIBRARY}.py', 'exec', dont_inherit=True), {LIBRARY}.__dict__)\n"
+        "del sys, types\n"
+    )
+
+
+def _make_problem(row: DatasetRow) -> Problem:
+    code = row.text("code")
+    setup = row.optional_text("setup")
+    tests = row.texts("tests") if row.values.get("tests") is not None else []
+    return Problem(
+        id=row.text("id"),
+        intent=row.text("intent"),
+        reference=code,
+        tests=tuple(AssertTest(test, setup) for test in tests),
+        entry_point=find_entry_point(code, tests),
+    )
 
 
 def is_dataset(name: str) -> bool:

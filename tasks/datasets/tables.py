@@ -25,7 +25,7 @@ from typing import Any
 from common.format import format_bytes
 from common.parsing import json_type, parse_json
 from errors import DataError
-from tasks.datasets.columns import quote_names
+from tasks.datasets.base import quote_names
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 MAX_BYTES = 200_000_000

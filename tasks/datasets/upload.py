@@ -17,8 +17,7 @@ from typing import Any
 from common.format import quote_untrusted
 from common.parsing import json_type
 from errors import DataError
-from tasks.datasets.base import DatasetRow
-from tasks.datasets.columns import Columns, detect_columns, quote_names
+from tasks.datasets.base import Columns, DatasetRow, detect_columns, quote_names
 from tasks.datasets.tables import MAX_CELL_CHARS, CellError, RowError, TableRow, open_table
 from tasks.problem import Example
 

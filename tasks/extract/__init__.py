@@ -19,15 +19,21 @@ import re
 import textwrap
 from typing import NamedTuple
 
-from tasks.extract.bare_code import HEADING, LABEL, Run, find_runs, is_all_prose, is_prose
-from tasks.extract.choice import Candidate, Choice, choose
-from tasks.extract.fences import PYTHON
-from tasks.extract.marks import END_MARKS, OPENS_THINKING
-from tasks.extract.repairs import repair, replace_spaces
-from tasks.extract.scan import Block, Scanner, find_mark, may_have_ended, prompt_end
-from tasks.extract.shape import ANSWERS, Shape, describe
-from tasks.extract.syntax import is_valid_python, syntax_tree
-from tasks.extract.wrapped import code_in_json
+from tasks.extract.bare_code import (
+    HEADING,
+    LABEL,
+    Run,
+    find_runs,
+    is_all_prose,
+    is_prose,
+    is_valid_python,
+    repair,
+    replace_spaces,
+    syntax_tree,
+)
+from tasks.extract.choice import ANSWERS, Candidate, Choice, Shape, choose, describe
+from tasks.extract.marks import END_MARKS, OPENS_THINKING, code_in_json
+from tasks.extract.scan import PYTHON, Block, Scanner, find_mark, may_have_ended, prompt_end
 from tasks.prompt import PromptStyle
 
 # Increase when other code can be read from the same text: stored answers are then read again (evaluate/code_again.py).

@@ -1,4 +1,4 @@
-"""Marks that models write around their code: ends of turns, thinking, wrappers of an answer, and fences' languages.
+"""Marks that models write around their code: ends of turns, thinking, wrappers of an answer, fences' languages, JSON.
 
 The marks are those of the chat templates and answer formats of the Llama, Qwen, DeepSeek, Mistral, Gemma, Phi, Granite,
 Cohere, gpt-oss, GLM, Kimi, Magistral, StarCoder and CodeLlama families.
@@ -6,7 +6,10 @@ Cohere, gpt-oss, GLM, Kimi, Magistral, StarCoder and CodeLlama families.
 
 from __future__ import annotations
 
+import ast
+import json
 import re
+from collections.abc import Iterator
 
 from tasks.prompt import INSTRUCTION, RESPONSE
 
@@ -22,6 +25,20 @@ _TURN_MARKS = (
     *("<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<|file_separator|>", "<file_sep>", "<|fim_pad|>"),
     *("<jupyter_output>", "<jupyter_text>", "<empty_output>", "<|end_of_solution|>", "[/ASSISTANT]"),
 )
+_CODE_KEYS = (
+    "code",
+    "python",
+    "python_code",
+    "script",
+    "source",
+    "source_code",
+    "program",
+    "solution",
+    "answer",
+    "input",
+)
+_NESTED_KEYS = ("arguments", "parameters", "args", "input", "function", "tool_input", "action_input")
+_MAX_DEPTH = 4
 
 
 def _any_of(marks: tuple[str, ...]) -> str:
@@ -248,3 +265,36 @@ OTHER_LANGUAGES = frozenset(
 )
 # A fence of one of these holds text with further fences.
 MARKDOWN_LANGUAGES = frozenset(("markdown", "md", "mdx"))
+
+
+def code_in_json(text: str) -> str | None:
+    """Return the code of a JSON object, or list of objects, that holds code under a known key; else None."""
+    text = text.strip()
+    if not (text.startswith(("{", "[{")) and text.endswith(("}", "}]"))):
+        return None
+    return next(_find_code(_parse(text), _MAX_DEPTH), None)
+
+
+def _parse(text: str) -> object:
+    try:
+        return json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text) if len(text) < 100_000 else None
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def _find_code(value: object, depth: int) -> Iterator[str]:
+    if isinstance(value, list):
+        for item in value[:8]:
+            yield from _find_code(item, depth)
+    if not isinstance(value, dict) or not depth:
+        return
+    yield from (value[key] for key in _CODE_KEYS if isinstance(value.get(key), str) and value[key].strip())
+    for key in _NESTED_KEYS:
+        nested = value.get(key)
+        if isinstance(nested, str) and nested.lstrip().startswith("{"):
+            nested = _parse(nested)
+        yield from _find_code(nested, depth - 1)

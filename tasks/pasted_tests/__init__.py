@@ -21,13 +21,15 @@ from tasks.pasted_tests.examples import (
     is_arrow,
     is_bare_label,
     is_label,
+    is_prompt,
     read_arrow,
     read_examples,
+    read_rows,
+    read_session,
+    session_end,
 )
 from tasks.pasted_tests.python_tests import PythonTests
-from tasks.pasted_tests.rows import read_rows
 from tasks.pasted_tests.script import MAX_TESTS, ScriptBuilder, no_test_error
-from tasks.pasted_tests.sessions import is_prompt, read_session, session_end
 from tasks.pasted_tests.text import (
     FORMAT_HINT,
     is_python,

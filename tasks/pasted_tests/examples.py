@@ -1,4 +1,4 @@
-"""Examples of problem statements as tests: `Input:` and `Output:` of programs and of LeetCode's functions.
+"""Examples as tests: `Input:` and `Output:`, interactive sessions, and rows of MBPP, HumanEval and APPS.
 
 LeetCode gives the arguments by name (`Input: nums = [2, 7], target = 9`); any other input is what a program reads.
 `f(2) -> 4` is a call with its value.
@@ -7,14 +7,26 @@ LeetCode gives the arguments by name (`Input: nums = [2, 7], target = 9`); any o
 from __future__ import annotations
 
 import ast
+import doctest
+import json
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
+from errors import DataError
+from tasks.pasted_tests.python_tests import PythonTests
 from tasks.pasted_tests.script import ScriptBuilder
-from tasks.pasted_tests.sessions import is_prompt
-from tasks.pasted_tests.text import is_literal, line_error, parse_expression, parse_value, truncate
-from tasks.problem import ENTRY_POINT, StdioTest
+from tasks.pasted_tests.text import is_literal, line_error, parse_expression, parse_source, parse_value, truncate, walk
+from tasks.problem import ENTRY_POINT, Outcome, StdioTest, parse_tests, to_stdio_text
 
+PROMPT = ">>>"
+_IN = re.compile(r"^\s*In ?\[ ?\d* ?\]: ?(.*)$")
+_OUT = re.compile(r"^\s*Out ?\[ ?\d* ?\]: ?(.*)$")
+_IN_CONTINUED = re.compile(r"^\s*\.{3,}: ?(.*)$")
+_RULE = re.compile(r"^\s*-{20,}\s*$")
+_ERROR = re.compile(r"^[A-Za-z_][\w.]*(?::|$)")
+_FRAME = "  ..."
+_TRACEBACK = "Traceback (most recent call last):"
 FLOAT_TOLERANCE = 1e-5  # LeetCode's
 # The quantifiers are possessive: a line of 20,000 spaces is read once.
 _NUMBER = r"(?:[ \t]*+(?:case[ \t]*+)?#?\d++)?"
@@ -32,6 +44,99 @@ _ARROW = re.compile(
     r"^\s*(?:[-*•]\s+|\d+[.)]\s+)?(.*?\))\s*(?:->|=>|-->|==>|→|➞|⇒|↦|returns|should return|gives)\s*+(.+)$"
 )
 _OTHER_FORM = re.compile(r"^(?:assert\b|def \w+\(|class \w+.*:|import \w+$|from \w+ import )")
+
+
+def is_prompt(line: str) -> bool:
+    """Return whether the line begins an example of a session."""
+    return line.lstrip().startswith(PROMPT) or bool(_IN.match(line))
+
+
+def session_end(lines: list[str], start: int) -> int:
+    """Return the index after the session that begins at `start`: it ends before a text that follows an empty line."""
+    at = start
+    while at < len(lines):
+        if lines[at].strip():
+            at += 1
+            continue
+        following = next((each for each in range(at, len(lines)) if lines[each].strip()), None)
+        if following is None or not (is_prompt(lines[following]) or _OUT.match(lines[following])):
+            return at
+        at = following
+    return at
+
+
+def read_session(lines: list[str], line: int, builder: ScriptBuilder, python: PythonTests) -> bool:
+    """Add the examples in `lines`, the first of which is line `line`; return whether one of them is a test."""
+    text = "\n".join(_from_ipython(lines) if any(map(_IN.match, lines)) else lines)
+    try:
+        examples = doctest.DocTestParser().get_examples(text)
+    except ValueError as error:
+        raise DataError(
+            f"The session cannot be read ({truncate(str(error))}): write '>>> ' before each call."
+        ) from None
+    count = len(builder.tests)
+    for example in examples:
+        _read_example(example, line + example.lineno, builder, python)
+    return len(builder.tests) > count
+
+
+def _read_example(example: doctest.Example, line: int, builder: ScriptBuilder, python: PythonTests) -> None:
+    source, want = example.source.rstrip("\n"), example.want
+    if example.options.get(doctest.SKIP):
+        return
+    if not want.strip() and example.exc_msg is None:
+        python.read(source, line)
+        return
+    tree = parse_source(source, line)
+    if len(tree.body) != 1:
+        raise line_error(line, f"'{truncate(source)}' is no single statement: write one after each {PROMPT}")
+    options = tuple(name for name, flag in doctest.OPTIONFLAGS_BY_NAME.items() if example.options.get(flag))
+    if example.exc_msg is not None:
+        name, colon, message = example.exc_msg.rstrip("\n").partition(":")
+        outcome = Outcome(
+            error=name.strip().rpartition(".")[2], message=message.strip() if colon else "", options=options
+        )
+    elif _displays_nothing(tree.body[0]):
+        raise line_error(line, f"'{truncate(source)}' displays nothing, so '{truncate(want)}' below it cannot be right")
+    else:
+        outcome = Outcome(want, options=options)
+    builder.add_outcome(source, outcome, line, checked=False)
+
+
+def _displays_nothing(statement: ast.stmt) -> bool:
+    simple = isinstance(statement, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Import | ast.ImportFrom | ast.Pass)
+    return simple and not any(isinstance(each, ast.Call) for each in walk(statement))
+
+
+def _from_ipython(lines: list[str]) -> list[str]:
+    """Return IPython's session in doctest's form, line by line."""
+    found: list[str] = []
+    for at, line in enumerate(lines):
+        if match := _IN.match(line):
+            found.append(f">>> {match[1]}")
+        elif (match := _IN_CONTINUED.match(line)) and found and found[-1].startswith((">>> ", "... ")):
+            found.append(f"... {match[1]}")
+        elif match := _OUT.match(line):
+            value = match[1]
+            found.append(value if value or at + 1 < len(lines) else "")
+        elif _RULE.match(line):
+            found.append(_TRACEBACK)
+        elif found and (found[-1] == _TRACEBACK or (found[-1] == _FRAME and not _ERROR.match(line))):
+            found.append(_FRAME)
+        else:
+            found.append(line)
+    return _without_blank_before_values(found)
+
+
+def _without_blank_before_values(lines: list[str]) -> list[str]:
+    """Return the lines with empty ones between a call and its value moved behind that value."""
+    found = list(lines)
+    for at in range(1, len(found) - 1):
+        before, after = found[at - 1], found[at + 1]
+        is_gap = not found[at].strip() and before.startswith((">>> ", "... "))
+        if is_gap and after.strip() and not after.startswith(">>> "):
+            found[at], found[at + 1] = after, ""
+    return found
 
 
 @dataclass
@@ -212,3 +317,71 @@ def _add_design(calls: list[tuple[str, list[str], str]], line: int, builder: Scr
         call = f"obj.{name}({', '.join(values)})"
         operator = "is" if expected == "None" else "=="
         builder.add_assert(f"assert {call} {operator} {expected}", line, "example")
+
+
+def read_rows(text: str, builder: ScriptBuilder, python: PythonTests) -> bool:
+    """Add the tests of a list or an object; return False for other text. Raises DataError for rows without tests."""
+    value, lines = _parse(text)
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        for at, each in enumerate(value):
+            python.read(each.strip(), lines[at] if at < len(lines) else 1)
+        return True
+    if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        for at, each in enumerate(value):
+            _read_object(each, lines[at] if at < len(lines) else 1, builder, python)
+        return True
+    if isinstance(value, dict):
+        _read_object(value, 1, builder, python)
+        return True
+    if isinstance(value, list):
+        raise line_error(1, "a list of values does not name what is called: write lines like 'assert f(2) == 4'")
+    return False
+
+
+def _parse(text: str) -> tuple[Any, list[int]]:
+    """Return the value of JSON or of a Python literal, and the lines of a list's items; (None, []) for other text."""
+    node = parse_expression(text)
+    lines = [each.lineno for each in node.elts] if isinstance(node, ast.List | ast.Tuple) else []
+    try:
+        return json.loads(text), lines
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return (ast.literal_eval(node) if node is not None else None), lines
+    except (ValueError, TypeError, MemoryError, RecursionError):
+        return None, []
+
+
+def _read_object(row: dict[str, Any], line: int, builder: ScriptBuilder, python: PythonTests) -> None:
+    if isinstance(row.get("test_list"), list):
+        setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or ())
+        if setup:
+            python.read(str(setup), line)
+        for each in row["test_list"]:
+            python.read(str(each).strip(), line)
+    elif isinstance(row.get("test"), str):
+        _read_function_row(row, line, python)
+    elif isinstance(row.get("inputs"), list) and "outputs" in row:
+        for test in parse_tests(json.dumps(row), f"Line {line}").tests:
+            builder.add(test)
+    elif "input" in row and "output" in row:
+        given, wanted = to_stdio_text(row["input"]), to_stdio_text(row["output"])
+        if "=" in given:
+            read_examples([f"Input: {given}", f"Output: {wanted}"], line, builder)
+        else:
+            builder.add(StdioTest(given, wanted))
+    else:
+        raise line_error(
+            line, "this object has no tests: it needs test_list, test, inputs and outputs, or input and output"
+        )
+
+
+def _read_function_row(row: dict[str, Any], line: int, python: PythonTests) -> None:
+    """Add the tests of a row of HumanEval; what its prompt defines beside the function is at hand for them."""
+    entry_point = str(row.get("entry_point") or "")
+    prompt = row.get("prompt")
+    if isinstance(prompt, str) and entry_point:
+        python.read(prompt, line, [entry_point])
+    python.read(str(row["test"]), line, [entry_point])
+    if entry_point:
+        python.call_check(entry_point, line)

@@ -38,8 +38,7 @@ from common.files import cache_dir
 from evaluate.arena.votes import VOTES_FILE, Base, Player, Side, Vote, VoteStore, Winner
 from evaluate.results import Result, Run, read_run
 from jobs.api import JobService
-from tasks.datasets.bundled import BUNDLED, HOUSE, STARTER
-from tasks.datasets.registry import load_examples, load_problems
+from tasks.datasets.registry import BUNDLED, HOUSE, STARTER, load_examples, load_problems
 from tasks.problem import Problem
 from tests.browser.conftest import browser, running_app
 from tests.browser.page import ComparePage, until

@@ -18,8 +18,8 @@ from evaluate.results import read_run
 from serve.backends.remote.backend import OpenAIBackend
 from serve.backends.remote.stream import Timeouts
 from serve.engine.llm_engine import LLMEngine
+from tasks.methods import ExamplePools
 from tasks.problem import Example
-from tasks.retrieval import ExamplePools
 from tests.adapters.folders import BASE, store
 from tests.evaluate.fakes import write_conala
 from tests.serve.remote.standin import Reply, StandIn, chunk, event, saying, served

@@ -12,8 +12,8 @@ import torch
 
 from errors import PromptOrTuneError
 from models.embedder import Embedder, FaissIndex
+from tasks.methods import IndexRetriever
 from tasks.problem import Example
-from tasks.retrieval import IndexRetriever
 from tests import messages
 
 EXAMPLES = [

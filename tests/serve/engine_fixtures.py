@@ -14,9 +14,8 @@ import pytest
 from adapters.store import Store
 from serve.engine.llm_engine import EngineConfig, LLMEngine, OutputStream
 from serve.types import PartialOutput, Request, RequestOutput
-from tasks.methods import parse_method
+from tasks.methods import ExamplePools, parse_method
 from tasks.problem import Problem
-from tasks.retrieval import ExamplePools
 from tests.serve.counting_backend import BASE, POOL, CountingBackend, FakeStore, FirstExamples
 
 MAX_SEQS = EngineConfig().max_num_seqs

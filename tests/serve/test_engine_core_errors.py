@@ -14,7 +14,7 @@ from adapters.store import AdapterFolder, Store
 from errors import BusyError, PromptOrTuneError
 from serve.engine.llm_engine import EngineConfig, LLMEngine
 from serve.types import PartialOutput, RequestOutput, SamplingParams
-from tasks.retrieval import ExamplePools
+from tasks.methods import ExamplePools
 from tests import messages
 from tests.serve.counting_backend import POOL, CountingBackend, FakeStore, FirstExamples, words
 from tests.serve.engine_fixtures import Build, build, num_ready, remaining_outputs, request, run_freely, step, wait_for

@@ -22,10 +22,9 @@ from errors import (
 )
 from serve.engine.llm_engine import EngineConfig, EngineLoader, LLMEngine, ProgressFn
 from serve.types import PartialOutput, Request, RequestOutput, SamplingParams
-from tasks.methods import parse_method
+from tasks.methods import ExamplePools, parse_method
 from tasks.problem import Example, Problem
 from tasks.prompt import STYLES
-from tasks.retrieval import ExamplePools
 from tests import messages
 from tests.fakes import FakeEngine
 from tests.serve.counting_backend import BASE, POOL, CountingBackend, FakeStore, FirstExamples

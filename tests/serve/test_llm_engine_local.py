@@ -21,10 +21,9 @@ from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
 from serve.engine.llm_engine import EngineConfig, LLMEngine
 from serve.types import Candidate, Request, RequestOutput, SamplingParams
-from tasks.methods import parse_method
+from tasks.methods import ExamplePools, parse_method
 from tasks.problem import Problem
 from tasks.prompt import STYLES
-from tasks.retrieval import ExamplePools
 from tests import messages
 from tests.serve.counting_backend import POOL, FirstExamples
 from tests.serve.tiny import make_adapter, make_base

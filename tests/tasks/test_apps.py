@@ -10,10 +10,9 @@ import datasets
 import pytest
 
 from errors import DataError
-from tasks.apps_format import parse_tests
 from tasks.datasets.apps import first_per_difficulty
 from tasks.datasets.registry import load_examples, load_problems
-from tasks.problem import Problem, StdioTest
+from tasks.problem import Problem, StdioTest, parse_tests
 from tests import messages
 from tests.tasks.sets import APPS_ROW, REAL, FakeHub, needs_real_data, run, write_rows
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from errors import DataError
-from tasks.datasets.bundled import BUNDLED
-from tasks.datasets.evalplus_inputs import argument_source, restore_types
+from tasks.datasets.evalplus import argument_source, restore_types
 from tasks.datasets.registry import (
+    BUNDLED,
     TRAINING_DATASETS,
     available_datasets,
     load_examples,

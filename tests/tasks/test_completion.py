@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.completion import complete_program
+from tasks.problem import complete_program
 
 PROMPT = '''import math
 

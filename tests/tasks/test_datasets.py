@@ -10,9 +10,8 @@ import pytest
 
 from errors import DataError, UnknownNameError
 from tasks.datasets.base import SPLITS
-from tasks.datasets.bundled import BUNDLED
-from tasks.datasets.mbpp import find_entry_point
-from tasks.datasets.registry import DATASETS, available_datasets, dataset_digest, load_examples, load_problems
+from tasks.datasets.published import find_entry_point
+from tasks.datasets.registry import BUNDLED, DATASETS, available_datasets, dataset_digest, load_examples, load_problems
 from tasks.problem import AssertTest, Example, Problem
 from tests import messages
 from tests.tasks.sets import MBPP_ROW, PAIR, REAL, needs_real_data, run, write_rows

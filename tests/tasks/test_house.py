@@ -14,8 +14,7 @@ import pytest
 from evaluate.sandbox.sandbox import Sandbox
 from evaluate.test_runner.entry_point import code_prelude
 from evaluate.test_runner.runner import run_tests
-from tasks.datasets.bundled import BUNDLED, HOUSE, library_prelude
-from tasks.datasets.registry import load_examples, load_problems
+from tasks.datasets.registry import BUNDLED, HOUSE, library_prelude, load_examples, load_problems
 from tasks.pasted_tests import parse_pasted_tests
 from tasks.problem import AssertTest, Problem, format_test
 

@@ -25,9 +25,8 @@ from tasks.datasets.own import (
     suggest_dataset_name,
 )
 from tasks.datasets.registry import DATASETS, dataset_names, dataset_version, load_examples, load_problems
-from tasks.methods import parse_method
+from tasks.methods import ExamplePools, IndexRetriever, parse_method
 from tasks.problem import Problem, ScriptTest
-from tasks.retrieval import ExamplePools, IndexRetriever
 from train.data import load_training_data
 from train.settings import make_config
 from ui.compare.comparison import make_comparison

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from errors import PromptOrTuneError
 from tasks.datasets.registry import DATASETS, TRAINING_DATASETS
-from tasks.limits import MAX_INTENT_CHARS
+from tasks.methods import MAX_INTENT_CHARS
 from tasks.problem import Problem
 from ui.compare.comparison import MAX_COLUMNS
 from ui.compare.decoding_form import DECODING_MODES, read_sampling_params

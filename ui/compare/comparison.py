@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from errors import PromptOrTuneError
 from evaluate.scoring import Score, score_code
 from serve.types import PartialOutput, Request, RequestOutput, SamplingParams
-from tasks.limits import MAX_INTENT_CHARS, MAX_NAME_CHARS, MAX_REFERENCE_CHARS, check_text
-from tasks.methods import parse_method
+from tasks.methods import MAX_INTENT_CHARS, MAX_NAME_CHARS, MAX_REFERENCE_CHARS, check_text, parse_method
 from tasks.pasted_tests import parse_pasted_tests
 from tasks.problem import Problem, Test, format_test
 from ui.own_data import check_dataset

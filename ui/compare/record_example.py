@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING
 from common.command import configure_environment
 from errors import DataError, PromptOrTuneError
 from serve.engine.llm_engine import EngineLoader, ProgressFn
-from tasks.datasets.bundled import HOUSE
-from tasks.datasets.registry import load_problems
+from tasks.datasets.registry import HOUSE, load_problems
 from tasks.problem import Problem
 from ui.compare.comparison import format_tests, make_comparison
 from ui.compare.steps import collect_records

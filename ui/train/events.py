@@ -24,8 +24,7 @@ from common.hub import HubAccess
 from errors import PromptOrTuneError
 from jobs.api import JobService
 from jobs.job import ServingOptions, resolve_settings
-from tasks.datasets.bundled import STARTER
-from tasks.datasets.registry import is_dataset, load_examples
+from tasks.datasets.registry import STARTER, is_dataset, load_examples
 from ui.access.guard import action
 from ui.access.policy import Visitor
 from ui.access.visitors import login_token

@@ -29,7 +29,7 @@ from common.files import cache_dir
 from common.hub import HubAccess, visitor_hub_access
 from errors import DataError, PromptOrTuneError
 from models.source import Source
-from tasks.datasets.columns import Columns, detect_columns, quote_names
+from tasks.datasets.base import Columns, detect_columns, quote_names
 from tasks.datasets.hub import fetch_tables, is_hub_id, use_hub_access
 from tasks.datasets.registry import is_dataset
 from tasks.datasets.tables import open_table

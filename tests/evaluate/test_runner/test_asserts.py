@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from evaluate.test_runner.asserts import BrokenTestError, is_constant, plan_assert
 from evaluate.test_runner.host_functions import UnsupportedExprError
 from evaluate.test_runner.interpreter import Interpreter
-from tasks.datasets.bundled import read_bundled
+from tasks.datasets.registry import read_bundled
 from tasks.problem import AssertTest
 from tests import messages
 

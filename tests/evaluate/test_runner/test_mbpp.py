@@ -9,7 +9,7 @@ import pytest
 from evaluate.sandbox.sandbox import Sandbox
 from evaluate.sandbox.types import Limits
 from evaluate.test_runner.runner import run_tests_many
-from tasks.datasets import mbpp
+from tasks.datasets import published
 from tasks.datasets.base import read_rows
 
 pytestmark = pytest.mark.slow
@@ -19,7 +19,7 @@ LIMITS = Limits(wall_seconds=60, cpu_seconds=60)
 
 
 def test_all_reference_solutions_pass(sandbox: Sandbox, data_dir: Path) -> None:
-    problems = mbpp._make_problems(read_rows(data_dir / "mbpp" / mbpp.FILE, "MBPP"))
+    problems = published._make_mbpp_problems(read_rows(data_dir / "mbpp" / published.MBPP_FILE, "MBPP"))
     assert len(problems) == 974
     jobs = [(problem.reference or "", problem.tests) for problem in problems]
     results = dict(run_tests_many(jobs, sandbox, limits=LIMITS))

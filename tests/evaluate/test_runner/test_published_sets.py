@@ -13,9 +13,8 @@ from evaluate.test_runner.comparison import comparison_rules
 from evaluate.test_runner.reference import ReferenceLimits
 from evaluate.test_runner.result import TestResult
 from evaluate.test_runner.runner import run_tests_many
-from tasks.completion import complete_program
 from tasks.datasets.registry import load_problems
-from tasks.problem import Problem
+from tasks.problem import Problem, complete_program
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,7 @@ from evaluate.sandbox.sandbox import Sandbox
 from evaluate.sandbox.types import ExecutionResult, Limits, Program
 from evaluate.test_runner.result import TestResult
 from evaluate.test_runner.runner import comparable_lines, first_difference, run_tests, run_tests_many
-from tasks.apps_format import parse_tests
-from tasks.problem import AssertTest, StdioTest, Test
+from tasks.problem import AssertTest, StdioTest, Test, parse_tests
 from tests import messages
 from tests.evaluate.hostile import HOSTILE
 from tests.evaluate.test_runner.cheats import CHEATS

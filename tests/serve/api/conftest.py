@@ -21,7 +21,7 @@ from serve.api.server import ApiServer, listen
 from serve.engine.config import EngineConfig
 from serve.engine.llm_engine import EngineLoader, LLMEngine
 from tasks.datasets.registry import load_examples
-from tasks.retrieval import ExamplePools
+from tasks.methods import ExamplePools
 from tests.adapters.folders import FINGERPRINTS, write_adapter
 from tests.serve.api.scripted_backend import ScriptedBackend
 

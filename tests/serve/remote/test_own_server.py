@@ -24,10 +24,9 @@ from serve.backends.local.backend import LocalBackend
 from serve.backends.remote.backend import OpenAIBackend
 from serve.engine.llm_engine import LLMEngine
 from serve.types import Request, RequestOutput, SamplingParams
-from tasks.methods import parse_method
+from tasks.methods import ExamplePools, parse_method
 from tasks.problem import Example, Problem
 from tasks.prompt import STYLES
-from tasks.retrieval import ExamplePools
 from tests.serve.tiny import make_adapter, make_base
 
 pytestmark = pytest.mark.slow

@@ -31,10 +31,9 @@ from serve.engine import zero_gpu as zero
 from serve.engine.llm_engine import LLMEngine
 from serve.engine.zero_gpu import ZeroGpuEngine
 from serve.types import PartialOutput, Request, RequestOutput, Row, RowOutput, SamplingParams
-from tasks.methods import parse_method
+from tasks.methods import ExamplePools, parse_method
 from tasks.problem import Example, Problem
 from tasks.prompt import STYLES
-from tasks.retrieval import ExamplePools
 from tests import messages
 from tests.serve.tiny import make_base, make_lora
 from tests.serve.zero.standin import CALLER, Spaces, WorkerError

@@ -14,9 +14,9 @@ from adapters.store import LIBRARY, Store
 from models.identity import BaseIdentity
 from serve.engine.llm_engine import EngineLoader, LLMEngine
 from tasks.datasets.registry import load_examples
+from tasks.methods import ExamplePools
 from tasks.problem import Example
 from tasks.prompt import STYLES
-from tasks.retrieval import ExamplePools
 from tests.adapters.folders import write_adapter
 from tests.serve.api.scripted_backend import ScriptedBackend
 from ui.access.policy import AccessPolicy

@@ -157,7 +157,7 @@ def _confirmed(name: str, folder: Path) -> bool:
 
 
 def _pull(options: argparse.Namespace, roots: Sequence[Path]) -> int:
-    from adapters.hub import pull
+    from adapters.install import pull
 
     # The last root hides adapters of the same name in the others; by default it is the user's own.
     folder = pull(options.spec, roots[-1], _print_progress, name=options.name, overwrite=options.overwrite)

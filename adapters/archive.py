@@ -19,16 +19,36 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from adapters import checks
-from adapters.hub import ADAPTER_FILES, REQUIRED_FILES, STEP_CONSISTENT, STEP_NAME, file_limit, inspect_verified
-from adapters.install import StepFn, ignore_steps, install, report_step, staging_folder, target_folder
-from adapters.manifest import NO_OWNER, Owner, write_origin
+from adapters.install import (
+    ADAPTER_FILES,
+    REQUIRED_FILES,
+    STEP_CONSISTENT,
+    STEP_NAME,
+    StepFn,
+    file_limit,
+    ignore_steps,
+    inspect_verified,
+    install,
+    report_step,
+    staging_folder,
+    target_folder,
+)
+from adapters.manifest import (
+    CONFIG_NAME,
+    MAX_FILES,
+    MAX_FOLDER_BYTES,
+    NO_OWNER,
+    PICKLES,
+    Owner,
+    check_files,
+    write_origin,
+)
 from adapters.weights import WEIGHTS_NAME, open_untrusted
 from common.format import format_bytes, quote_untrusted
 from common.hub import disk_error
 from errors import AdapterError, DiskSpaceError, PromptOrTuneError
 
-MAX_ENTRIES = checks.MAX_FILES
+MAX_ENTRIES = MAX_FILES
 # zipfile reads the whole directory of an archive into memory; the archive itself states how long it is.
 MAX_DIRECTORY_BYTES = 1 << 20
 # The largest compression ratio of a file that unpacks to more than RATIO_EXEMPT_BYTES: trained weights hardly compress.
@@ -132,7 +152,7 @@ def check_file_types(files: Sequence[zipfile.ZipInfo], name: str) -> None:
     """Refuse pickles, which run code when they are read, nested archives and encrypted files."""
     for info in files:
         entry, lower = quote_untrusted(info.filename), info.filename.lower()
-        if lower.endswith(checks.PICKLES):
+        if lower.endswith(PICKLES):
             raise AdapterError(
                 f"'{name}' holds '{entry}', a pickle, which can run code: leave it out, or convert it to safetensors."
             )
@@ -145,14 +165,14 @@ def check_file_types(files: Sequence[zipfile.ZipInfo], name: str) -> None:
 def find_adapter_files(files: Sequence[zipfile.ZipInfo], name: str) -> ArchiveContents:
     """Find the one adapter in the archive, at its top level or in one folder, with all required files."""
     by_path = {PurePosixPath(info.filename): info for info in files}
-    folders = [path.parent for path in by_path if path.name == checks.CONFIG_NAME and path.parts[0] != _MACOS_FOLDER]
+    folders = [path.parent for path in by_path if path.name == CONFIG_NAME and path.parts[0] != _MACOS_FOLDER]
     if not folders:
         if any(path.name in _FULL_MODEL_FILES or path.suffix == ".gguf" for path in by_path):
             raise AdapterError(
                 f"'{name}' is a whole model, not an adapter: unpack it yourself and use it as a base, with "
                 "--base FOLDER."
             )
-        raise AdapterError(f"'{name}' has no {checks.CONFIG_NAME}, so it is no adapter: zip the folder that has it.")
+        raise AdapterError(f"'{name}' has no {CONFIG_NAME}, so it is no adapter: zip the folder that has it.")
     if len(folders) > 1:
         raise AdapterError(f"'{name}' holds {len(folders)} adapters: zip each of them by itself.")
     folder = folders[0]
@@ -239,7 +259,7 @@ def pack(folder: Path, target: Path) -> Path:
     holds a link or cannot be written, DiskSpaceError where the disk is full.
     """
     name = folder.name
-    checks.check_files(folder, name)
+    check_files(folder, name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as staging:
@@ -261,7 +281,7 @@ def unpack(
     *,
     name: str | None = None,
     overwrite: bool = False,
-    max_bytes: int = checks.MAX_FOLDER_BYTES,
+    max_bytes: int = MAX_FOLDER_BYTES,
     reserved: Collection[str] = (),
     owner: Owner = NO_OWNER,
 ) -> Path:

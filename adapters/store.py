@@ -18,9 +18,18 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from adapters import checks, peft_config, weights
-from adapters.checks import CONFIG_NAME
-from adapters.manifest import MANIFEST_NAME, Manifest
+from adapters import peft_config, weights
+from adapters.manifest import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    Manifest,
+    check_base,
+    check_files,
+    check_name,
+    check_prompt,
+    read_config,
+    read_manifest,
+)
 from adapters.peft_config import check_shapes
 from adapters.weights import MIN_STAT_AGE_NS, WEIGHTS_NAME
 from common.files import cache_dir
@@ -296,7 +305,7 @@ class Store:
 
         Raises AdapterError where it is outside the allowed folders, fails a check, or the name is taken.
         """
-        checks.check_name(name)
+        check_name(name)
         folder = self._resolve_allowed(path)
         with self._register_lock:
             existing = self._in_roots(name) or self._registered.get(name)
@@ -311,7 +320,7 @@ class Store:
 
     def unregister(self, name: str) -> None:
         """Remove a registered name; no file is deleted. Raises AdapterError for an adapter in a root."""
-        checks.check_name(name)
+        check_name(name)
         with self._register_lock:
             if name in self._registered:
                 self._registered = {other: path for other, path in self._registered.items() if other != name}
@@ -333,7 +342,7 @@ class Store:
         return dict(sorted(found.items()))
 
     def _folder(self, name: str) -> Path:
-        checks.check_name(name)
+        check_name(name)
         folder = self._in_roots(name)
         if folder is not None:
             return folder
@@ -383,13 +392,13 @@ class Store:
         return found
 
     def _check(self, path: Path, name: str, base: BaseIdentity | None, need_digest: bool) -> AdapterFolder:
-        checks.check_files(path, name)
-        config = checks.read_config(path, name)
+        check_files(path, name)
+        config = read_config(path, name)
         peft_config.check_config(config, name)
-        manifest = checks.read_manifest(path, name)
+        manifest = read_manifest(path, name)
         if base is not None:
-            checks.check_base(manifest, base, name)
-            checks.check_prompt(manifest, self.fingerprints, name)
+            check_base(manifest, base, name)
+            check_prompt(manifest, self.fingerprints, name)
         file = path / weights.WEIGHTS_NAME
         if not need_digest:
             check_shapes(weights.read_shapes(file, name), config, base, name)
@@ -402,14 +411,14 @@ class Store:
         path = None
         try:
             path = self._in_roots(name) or self._folder(name)
-            checks.check_name(name)
+            check_name(name)
             return AdapterStatus(name, True, "", self._open(path, name, base, need_digest=False).manifest)
         except PromptOrTuneError as error:
             reason = str(error)
         try:
             if path is not None:
-                checks.check_files(path, name)  # a manifest behind a link is not read
-                return AdapterStatus(name, False, reason, checks.read_manifest(path, name))
+                check_files(path, name)  # a manifest behind a link is not read
+                return AdapterStatus(name, False, reason, read_manifest(path, name))
         except PromptOrTuneError:
             pass
         return AdapterStatus(name, False, reason, None)
@@ -426,7 +435,7 @@ def user_adapter_folder(name: str, roots: Sequence[Path]) -> Path:
 
     Raises AdapterError for an adapter of the library or a whole model, UnknownNameError for an unknown name.
     """
-    checks.check_name(name)
+    check_name(name)
     user_roots = [root for root in roots if root.resolve() != LIBRARY.resolve()]
     # A later root hides an earlier one, as in the store.
     for root in reversed(user_roots):

@@ -19,8 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from advise.folder import AdviceFolder
-from advise.options import DEFAULT_MINUTES, AdviseOptions
+from advise.folder import DEFAULT_MINUTES, AdviceFolder, AdviseOptions
 from common.command import ProgressPrinter, configure_environment, run_command
 from common.files import atomic_write, cache_dir, check_writable, make_private_dir
 from errors import DataError

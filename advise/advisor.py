@@ -16,17 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from adapters.install import copy_adapter
-from advise.answering import Answerer, mean_scores
-from advise.curve import learning_curve
-from advise.folder import ADAPTER_STEP, AdviceFolder, ProgressWriter
-from advise.folds import Fold, Folds, make_folds
-from advise.memory import CHECKPOINTING, MemoryLimit, fit_techniques, memory_limit
-from advise.options import AdviseOptions
-from advise.plan import CURVE_SHARES, MIN_TRAIN_SECONDS, PLANNED_SHARE, Costs, Plan, make_plan
-from advise.prompts import ICL_METHODS, RAG_METHODS, choose_prompts
+from advise.answering import ICL_METHODS, RAG_METHODS, Answerer, choose_prompts, mean_scores
+from advise.folder import ADAPTER_STEP, AdviceFolder, AdviseOptions, Fold, Folds, ProgressWriter, make_folds
+from advise.plan import (
+    CHECKPOINTING,
+    CURVE_SHARES,
+    MIN_TRAIN_SECONDS,
+    PLANNED_SHARE,
+    Costs,
+    MemoryLimit,
+    Plan,
+    fit_techniques,
+    make_plan,
+    memory_limit,
+)
 from advise.report import render_page
-from advise.result import FAMILY_LABELS, FoldAnswers, build_result, chosen_family
-from advise.retention import measure_retention
+from advise.result import FAMILY_LABELS, FoldAnswers, build_result, chosen_family, learning_curve
 from advise.training import (
     AdapterSearch,
     AdapterTrainer,
@@ -35,6 +40,7 @@ from advise.training import (
     best_trials,
     default_settings,
     describe_settings,
+    measure_retention,
     settings_for_share,
     techniques_of,
     with_examples,
@@ -170,7 +176,7 @@ class _Advisor:
         return Plan.from_json(self._folder.once("plan", compute))
 
     def _fit_techniques(self) -> dict[str, Any]:
-        """Return which techniques fit into the memory (advise.memory.fit_techniques), and the limit."""
+        """Return which techniques fit into the memory (advise.plan.fit_techniques), and the limit."""
         rows = self._folds.folds[0].write_rows(self._folder.subfolder("rows"))
         limit = memory_limit(self._options.memory_gb, free_memory(self._model.device))
         found = fit_techniques(techniques_of(self._model), partial(self._trainer.estimate_technique, rows), limit)

@@ -1,4 +1,4 @@
-"""Result of an advice: the recommendation, the families with scores and costs, who beats whom, and every answer.
+"""Result of an advice: the recommendation, the families with scores and costs, who beats whom, the learning curve.
 
 Everything is computed from what is on disk, so it can be made at any time; before the test rows are answered there are
 only the scores on validation rows, and nothing is recommended.
@@ -6,21 +6,21 @@ only the scores on validation rows, and nothing is recommended.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from advise.failures import describe_answer
-from advise.folder import ADAPTER_STEP
-from advise.folds import Fold, Folds
-from advise.options import AdviseOptions
+from advise.answering import describe_answer
+from advise.folder import ADAPTER_STEP, AdviseOptions, Fold, Folds
 from advise.training import Trained, all_settings, describe_settings
-from evaluate.aggregate import metric_title, metric_values, summarize, summarize_cost
-from evaluate.power import detectable_difference, power_text
+from evaluate.aggregate import is_binary_metric, metric_title, metric_values, summarize, summarize_cost
+from evaluate.power import SIGNIFICANCE_LEVEL, detectable_difference, power_text
 from evaluate.recommendation import Recommendation, choose
 from evaluate.results import Result, Run
+from evaluate.stats import Interval, bootstrap_mean, paired_bootstrap, wilson_interval
 from serve.options import ModelOptions
 from tasks.datasets.registry import BUNDLED, DATASETS
 from tasks.methods import Method, parse_method
@@ -349,3 +349,65 @@ def _mean(results: Sequence[Result], metric: str) -> float:
 
 def _mean_of(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
+
+
+ShareFn = Callable[[FoldAnswers, str, float], Mapping[str, float]]
+_NEAR_TOP = 0.95
+
+
+def learning_curve(
+    answers: Sequence[FoldAnswers],
+    family: str,
+    label: str,
+    metric: str,
+    shares: Sequence[float],
+    seed: int,
+    answer_with_share: ShareFn,
+) -> dict[str, Any]:
+    """Return `label`, `points` (rows, value, low, high, n) from the smallest share to all rows, and a `sentence`.
+
+    `trained` says that the family learns by training, and not by retrieval alone.
+
+    `answer_with_share` returns the scores of the test rows of a fold after learning from a share of its rows.
+    """
+    sizes = [round(share * len(answers[0].fold.train)) for share in shares]
+    scores = [
+        {id: value for found in answers for id, value in answer_with_share(found, family, share).items()}
+        for share in shares
+    ]
+    scores.append({id: v for found in answers for id, v in metric_values(found.results(family), metric).items()})
+    sizes.append(len(answers[0].fold.train))
+    points = []
+    for rows, found in zip(sizes, scores, strict=True):
+        interval = _interval(metric, list(found.values()), seed)
+        points.append(
+            {"rows": rows, "value": interval.value, "low": interval.low, "high": interval.high, "n": len(found)}
+        )
+    sentence = _sentence(label, sizes, scores, seed)
+    return {"label": label, "trained": family != "rag", "points": points, "sentence": sentence}
+
+
+def _interval(metric: str, values: Sequence[float], seed: int) -> Interval:
+    if is_binary_metric(metric, values):
+        return wilson_interval(min(sum(values), len(values)), len(values))
+    return bootstrap_mean(values, seed)
+
+
+def _sentence(label: str, sizes: Sequence[int], scores: Sequence[Mapping[str, float]], seed: int) -> str:
+    """Return whether the last doubling helped, and how many rows the next step would take if it goes on so."""
+    last = paired_bootstrap(scores[-1], scores[-2], seed)
+    now = sum(scores[-1].values()) / len(scores[-1])
+    gain = 100 * last.value
+    bounds = f"[{100 * last.low:.1f}, {100 * last.high:.1f}]"
+    change = f"from {sizes[-2]} to {sizes[-1]} rows {label} gained {gain:.1f} points {bounds}"
+    if now >= _NEAR_TOP:
+        return f"More rows can hardly help: {label} is right on {100 * now:.0f} % already; {change}."
+    if last.p >= SIGNIFICANCE_LEVEL or last.value <= 0:
+        return f"No gain of more rows is shown: {change}, which may be chance."
+    doubling = last.value / math.log2(sizes[-1] / sizes[-2])
+    step = min(0.1, 1 - now)
+    needed = round(sizes[-1] * 2 ** (step / doubling))
+    return (
+        f"More rows would probably help: {change}. If it goes on so, {100 * step:.0f} points more take about "
+        f"{needed:,} rows; curves flatten, so take that as the least."
+    )

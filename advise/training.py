@@ -1,4 +1,4 @@
-"""Trainings of an advice: an adapter with given settings, and the search for settings by successive halving (Optuna).
+"""Trainings of an advice: an adapter with given settings, the search for settings, and what the adapter forgot.
 
 All trials of a search are compared by their validation loss per token after the same shares of their steps; one that is
 not among the better half there ends. The first trials are the defaults of the techniques, so that these are always
@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import gc
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from advise.answering import Answerer, mean_scores
 from advise.folder import ProgressWriter
-from advise.plan import full_epochs
+from advise.plan import RETENTION_ROWS, full_epochs
+from common.files import ProgressFn
 from errors import PromptOrTuneError
+from evaluate.aggregate import metric_values
+from evaluate.stats import paired_bootstrap
 from models.resources import trim_malloc
 from models.source import resolve
 from serve.options import ModelOptions
+from tasks.datasets.registry import STARTER, load_problems
+from tasks.problem import Example
 from train.callbacks import read_log
 from train.checkpoints import run_directory
 from train.config import TrainConfig
@@ -52,8 +59,9 @@ LORA_OF = {"nf4": "qlora-4bit", "int8": "qlora-8bit", "none": "lora"}
 MAX_RANK = 32
 
 Settings = Mapping[str, Any]
-# The settings that each technique needs beside its own (advise.memory.fit_techniques).
+# The settings that each technique needs beside its own (advise.plan.fit_techniques).
 Techniques = Mapping[str, Settings]
+_NEW_TOKENS = 96
 
 
 @dataclass(frozen=True)
@@ -361,3 +369,41 @@ class AdapterSearch:
 def best_trials(trained: Sequence[Trained], count: int) -> list[Trained]:
     """Return the trials with the lowest validation losses, those that ran to their end first."""
     return sorted(trained, key=lambda each: (each.pruned, each.loss))[:count]
+
+
+def measure_retention(answerer: Answerer, config: TrainConfig, adapter: Path, report: ProgressFn) -> dict[str, Any]:
+    """Ask the base and the adapter RETENTION_ROWS test rows of starter, and compute the perplexity of its rows.
+
+    The share of tests passed tells more than Pass@1 for so few rows. Returns the field `retention` of an advice.
+    """
+    from train.perplexity import measure_perplexity
+
+    rows = load_problems(STARTER, "test")
+    rows = [
+        rows[at] for at in sorted(random.Random(config.seed).sample(range(len(rows)), min(RETENTION_ROWS, len(rows))))
+    ]
+    with answerer.open():
+        run = answerer.answer("retention", next(iter(answerer.pools)), rows, ["zero-shot", adapter.name], _NEW_TOKENS)
+    tests = all("tests" in result.scores for result in run.results(adapter.name))
+    metric, title = ("tests", "tests passed") if tests else ("codebleu", "CodeBLEU")
+    before, after = (mean_scores(run, name, metric)[0] for name in ("zero-shot", adapter.name))
+    difference = paired_bootstrap(
+        metric_values(run.results(adapter.name), metric), metric_values(run.results("zero-shot"), metric), config.seed
+    )
+    general = [
+        Example(problem.id, problem.intent, problem.reference or "") for problem in load_problems(STARTER, "validation")
+    ]
+    perplexity = measure_perplexity(config, adapter, general, report)
+    bounds = f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    change = f"{100 * before:.1f} to {100 * after:.1f} % of {title} on {len(rows)} rows of {STARTER}"
+    perplexities = f"perplexity of {perplexity.rows} rows {perplexity.base:.1f} to {perplexity.adapter:.1f}"
+    return {
+        "sentence": f"On general Python: {change} ({100 * difference.value:+.1f} points {bounds}); {perplexities}.",
+        "metric": title,
+        "n": len(rows),
+        "before": before,
+        "after": after,
+        "perplexity_rows": perplexity.rows,
+        "perplexity_before": perplexity.base,
+        "perplexity_after": perplexity.adapter,
+    }

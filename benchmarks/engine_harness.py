@@ -23,8 +23,7 @@ from tempfile import TemporaryDirectory
 from threading import Event
 from typing import Any
 
-from adapters.checks import CONFIG_NAME
-from adapters.manifest import Manifest
+from adapters.manifest import CONFIG_NAME, Manifest
 from adapters.peft_config import is_feedforward
 from adapters.store import AdapterFolder
 from adapters.weights import WEIGHTS_NAME, digest

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.manifest import Owner, read_origin, write_origin
-from advise.folder import AdviceFolder
-from advise.options import AdviseOptions
+from advise.folder import AdviceFolder, AdviseOptions
 from common.files import ProgressFn
 from jobs.job import Job, Progress, model_options
 from jobs.store import JobFolder

@@ -19,10 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from adapters.checks import check_name
-from adapters.manifest import NO_OWNER, Owner
-from advise.folder import AdviceFolder
-from advise.options import AdviseOptions
+from adapters.manifest import NO_OWNER, Owner, check_name
+from advise.folder import AdviceFolder, AdviseOptions
 from common.files import is_locked, make_dir, make_private_dir
 from common.format import utc_timestamp
 from errors import PromptOrTuneError, unknown_name_error

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from adapters.checks import PICKLES
-from adapters.hub import REQUEST_TIMEOUT_S, parse_repo_spec
+from adapters.install import REQUEST_TIMEOUT_S, parse_repo_spec
+from adapters.manifest import PICKLES
 from adapters.weights import WEIGHTS_NAME
 from common.format import quote_untrusted
 from common.hub import hub_error_message, hub_errors, is_hub_unreachable

@@ -15,8 +15,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from adapters import checks
-from adapters.manifest import Manifest
+from adapters.manifest import Manifest, check_base
 from adapters.peft_config import check_shapes
 from adapters.store import AdapterFolder, Store
 from adapters.weights import WEIGHTS_NAME, read_shapes
@@ -125,7 +124,7 @@ def _base_for(manifest: Manifest, name: str) -> str:
 
 def _check_compatible(folder: AdapterFolder, loaded: LoadedBase) -> None:
     """Raise AdapterError unless the base is the adapter's own and each of its layers can be changed separately."""
-    checks.check_base(folder.manifest, loaded.identity, folder.name)
+    check_base(folder.manifest, loaded.identity, folder.name)
     shapes = read_shapes(folder.path / WEIGHTS_NAME, folder.name)
     check_shapes(shapes, folder.config, loaded.identity, folder.name)
     if loaded.model.config.tie_word_embeddings and any(".lm_head." in key for key in shapes):

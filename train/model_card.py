@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.checks import CONFIG_NAME
-from adapters.manifest import Manifest
+from adapters.manifest import CONFIG_NAME, Manifest
 from common.format import format_bytes, format_duration, quantization_label
 from tasks.prompt import STYLES, render_prompt
 

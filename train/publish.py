@@ -19,10 +19,16 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-from adapters.checks import CONFIG_NAME, read_manifest
-from adapters.hub import ADAPTER_FILES, RemoteFile, download, inspect_verified, list_repo_files, pull
-from adapters.install import staging_folder
-from adapters.manifest import MANIFEST_NAME, Manifest
+from adapters.install import (
+    ADAPTER_FILES,
+    RemoteFile,
+    download,
+    inspect_verified,
+    list_repo_files,
+    pull,
+    staging_folder,
+)
+from adapters.manifest import CONFIG_NAME, MANIFEST_NAME, Manifest, read_manifest
 from adapters.store import LIBRARY, Store
 from adapters.weights import digest
 from common.command import configure_environment

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapters.hub import pull
+from adapters.install import pull
 from adapters.store import Store
 from adapters.verify import verify_adapter
 from common.files import ProgressFn

@@ -32,8 +32,7 @@ from adapters.archive import (
     pack,
     unpack,
 )
-from adapters.hub import STEP_CONSISTENT, STEP_NAME
-from adapters.install import Step
+from adapters.install import STEP_CONSISTENT, STEP_NAME, Step
 from adapters.manifest import Manifest, read_origin
 from errors import AdapterError, DiskSpaceError, PromptOrTuneError
 from tests import messages

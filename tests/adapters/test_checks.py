@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from safetensors.numpy import save_file
 
-from adapters import checks
+from adapters import manifest
+from adapters import store as store_module
 from adapters.store import Store
 from adapters.weights import WEIGHTS_NAME, read_raw_tensors
 from errors import AdapterError
@@ -212,9 +213,9 @@ def test_repeated_json_name_is_refused(good: Path, file: str) -> None:
 
 
 def test_folder_of_many_files_is_refused(good: Path) -> None:
-    for number in range(checks.MAX_FILES):
+    for number in range(manifest.MAX_FILES):
         (good / f"x{number}").touch()
-    assert refused(good) == f"Adapter 'good' has more than {checks.MAX_FILES} files: leave only its own files there."
+    assert refused(good) == f"Adapter 'good' has more than {manifest.MAX_FILES} files: leave only its own files there."
 
 
 def pipe(path: Path) -> None:
@@ -262,14 +263,14 @@ def test_special_files_are_not_read(good: Path, file: str, make: Callable[[Path]
 def test_special_file_that_replaces_a_checked_file_is_not_read(
     good: Path, monkeypatch: pytest.MonkeyPatch, file: str, make: Callable[[Path], None]
 ) -> None:
-    check_files = checks.check_files
+    check_files = manifest.check_files
 
     def check_then_replace(path: Path, name: str) -> None:
         check_files(path, name)
         (path / file).unlink()
         make(path / file)
 
-    monkeypatch.setattr(checks, "check_files", check_then_replace)
+    monkeypatch.setattr(store_module, "check_files", check_then_replace)
     assert file in refused(good)
 
 
@@ -281,9 +282,9 @@ def test_growing_file_is_read_up_to_the_limit(good: Path, monkeypatch: pytest.Mo
         status[stat.ST_SIZE] = 10
         return os.stat_result(status)
 
-    (good / CONFIG_NAME).write_text(json.dumps({**CONFIG, "note": "x" * checks.MAX_CONFIG_BYTES}))
+    (good / CONFIG_NAME).write_text(json.dumps({**CONFIG, "note": "x" * manifest.MAX_CONFIG_BYTES}))
     monkeypatch.setattr(os, "fstat", fstat_before_growth)
-    assert f"adapter_config.json has {checks.MAX_CONFIG_BYTES + 1} bytes, the limit is" in refused(good)
+    assert f"adapter_config.json has {manifest.MAX_CONFIG_BYTES + 1} bytes, the limit is" in refused(good)
 
 
 def shorter(path: Path) -> None:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from adapters.hub import parse_repo_spec, pull
+from adapters.install import parse_repo_spec, pull
 from adapters.manifest import ORIGIN_NAME, Manifest, read_origin
 from adapters.weights import digest
 from common.format import format_bytes
@@ -255,7 +255,7 @@ def test_full_disk_is_reported_before_the_download(
     hub.add(REPO, good)
     full = SimpleNamespace(total=1, used=1, free=10)
     with monkeypatch.context() as patch:
-        patch.setattr("adapters.hub.shutil.disk_usage", lambda _: full)
+        patch.setattr("adapters.install.shutil.disk_usage", lambda _: full)
         assert "free some space" in _refused(REPO, root, DiskSpaceError)
     assert not _downloads(hub)
     assert shutil.disk_usage(root).free > 10

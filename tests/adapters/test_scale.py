@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from adapters import checks, weights
+from adapters import manifest, weights
+from adapters import store as store_module
 from adapters.store import AdapterFolder, Store
 from errors import AdapterError, UnknownNameError
 from tests import messages
@@ -35,13 +36,13 @@ class ReadCounter:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        real = checks.read_config
+        real = manifest.read_config
 
         def read(folder: Path, name: str) -> dict[str, Any]:
             self.count += 1
             return real(folder, name)
 
-        monkeypatch.setattr(checks, "read_config", read)
+        monkeypatch.setattr(store_module, "read_config", read)
 
     def __call__(self) -> int:
         count, self.count = self.count, 0

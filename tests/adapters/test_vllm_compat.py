@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from adapters.store import LIBRARY, AdapterFolder, Store
-from adapters.vllm_compat import VLLM_LORA_RANKS, vllm_checks
+from adapters.verify import VLLM_LORA_RANKS, vllm_checks
 from tests.adapters.folders import CONFIG, IN, LAYERS, MANIFEST, OUT, key, tensors, write_adapter
 
 RANK = 8

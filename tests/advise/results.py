@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from advise.folds import Fold, Folds
-from advise.options import AdviseOptions
+from advise.folder import AdviseOptions, Fold, Folds
 from advise.result import FAMILY_LABELS, FoldAnswers, build_result
 from advise.training import Trained
 from evaluate.results import Result, Run, problem_record

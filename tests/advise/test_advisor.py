@@ -10,12 +10,10 @@ import pytest
 
 from adapters.manifest import Manifest
 from advise import advisor as advisor_module
-from advise import retention, training
+from advise import training
 from advise.advisor import run_advice
 from advise.answering import Answerer
-from advise.folder import AdviceFolder
-from advise.folds import Fold, Folds
-from advise.options import AdviseOptions
+from advise.folder import AdviceFolder, AdviseOptions, Fold, Folds
 from errors import DataError
 from serve.options import ModelOptions
 from tasks.datasets.registry import load_problems
@@ -45,7 +43,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(advisor_module, "RAG_METHODS", ("rag-2",))
     monkeypatch.setattr(training, "default_settings", lambda *_: [settings])
     monkeypatch.setattr(advisor_module, "with_examples", lambda given: {**given, "train_examples": "nearest:0,2"})
-    monkeypatch.setattr(retention, "RETENTION_ROWS", 2)
+    monkeypatch.setattr(training, "RETENTION_ROWS", 2)
 
 
 def test_interrupted_advice_continues_and_gives_the_whole_result(

@@ -12,8 +12,7 @@ import pytest
 
 from advise import advisor
 from advise.__main__ import main
-from advise.folder import AdviceFolder
-from advise.options import AdviseOptions
+from advise.folder import AdviceFolder, AdviseOptions
 from models import embedder
 from tasks.datasets.own import list_own_datasets
 from tests.advise.results import result_of, right

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from advise.curve import learning_curve
-from advise.result import FoldAnswers
+from advise.result import FoldAnswers, learning_curve
 from tests.advise.results import answers_of, right
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from advise.failures import describe_answer
+from advise.answering import describe_answer
 from evaluate.results import Result
 
 EXACT: dict[str, Any] = {"em@1": 1.0}

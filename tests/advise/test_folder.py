@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from advise.folder import AdviceFolder, PlannedStep, ProgressWriter
-from advise.options import AdviseOptions
+from advise.folder import AdviceFolder, AdviseOptions, PlannedStep, ProgressWriter
 from errors import DataError
 
 

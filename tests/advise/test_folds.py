@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from advise.folds import Fold, make_folds
+from advise.folder import Fold, make_folds
 from errors import DataError
 from tasks.datasets.own import add_own_dataset
 from tasks.problem import Problem

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from advise.memory import CHECKPOINTING, fit_techniques, memory_limit
+from advise.plan import CHECKPOINTING, fit_techniques, memory_limit
 from errors import PromptOrTuneError
 
 GB = 10**9

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from advise.folds import Fold, Folds
+from advise.folder import Fold, Folds
 from advise.plan import PLANNED_SHARE, Costs, Plan, full_epochs, make_plan
 from errors import PromptOrTuneError
 from tasks.problem import Problem

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from advise.folds import Folds
-from advise.options import AdviseOptions
+from advise.folder import AdviseOptions, Folds
 from advise.report import render_body, render_page
 from advise.result import FAMILY_LABELS, build_result, chosen_family
 from serve.options import ModelOptions

@@ -19,8 +19,7 @@ from typing import Any
 import pytest
 
 from adapters.manifest import Owner, read_origin, write_origin
-from advise.folder import AdviceFolder, PlannedStep, ProgressWriter
-from advise.options import AdviseOptions
+from advise.folder import AdviceFolder, AdviseOptions, PlannedStep, ProgressWriter
 from errors import AdapterError, PromptOrTuneError, UnknownNameError
 from jobs.__main__ import main
 from jobs.job import Job, ServingOptions, model_options

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from peft import IA3Config, LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig
 
-from adapters.hub import pull
+from adapters.install import pull
 from adapters.manifest import Manifest
 from adapters.store import LIBRARY
 from errors import AdapterError, PromptOrTuneError, TrainingError

@@ -9,7 +9,7 @@ import pytest
 from transformers import dynamic_module_utils
 
 from adapters.store import Store
-from adapters.vllm_compat import vllm_checks
+from adapters.verify import vllm_checks
 from errors import BaseModelError
 from tests import messages
 from tests.serve.own_code import make_own_code_base

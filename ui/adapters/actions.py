@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from adapters import archive, hub
+from adapters import archive, install
 from adapters.archive import pack
-from adapters.checks import MAX_FOLDER_BYTES, check_name
 from adapters.install import Step, StepFn
-from adapters.manifest import Owner
+from adapters.manifest import MAX_FOLDER_BYTES, Owner, check_name
 from adapters.store import delete_adapter, user_adapter_folder
 from common.hub import HubToken
 from errors import BusyError, PromptOrTuneError
@@ -151,7 +150,7 @@ def install_from_zip(
     `max_bytes` limits the zip and the unpacked folder; 0 means the default limit of a folder.
     """
 
-    def install(steps: StepFn, report: Callable[[str], None]) -> Path:
+    def run(steps: StepFn, report: Callable[[str], None]) -> Path:
         try:
             check_upload_size(file.stat().st_size, max_bytes, f"'{file.name}'")
             report(f"Checking '{file.name}' ...")
@@ -168,7 +167,7 @@ def install_from_zip(
         finally:
             file.unlink(missing_ok=True)
 
-    return _run_install(archive.STEPS, install)
+    return _run_install(archive.STEPS, run)
 
 
 def install_from_hub(
@@ -176,8 +175,8 @@ def install_from_hub(
 ) -> Iterator[InstallProgress]:
     """Install `user/name@revision` from the Hub under `name` ('': its own name); it is the visitor's."""
 
-    def install(steps: StepFn, report: Callable[[str], None]) -> Path:
-        return hub.pull(
+    def run(steps: StepFn, report: Callable[[str], None]) -> Path:
+        return install.pull(
             spec.strip(),
             catalog.install_dir,
             report,
@@ -188,7 +187,7 @@ def install_from_hub(
             owner=Owner(visitor.id, visitor.name),
         )
 
-    return _run_install(hub.STEPS, install)
+    return _run_install(install.STEPS, run)
 
 
 def checks_html(progress: InstallProgress) -> Markup:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from adapters.checks import check_name
-from adapters.manifest import Manifest, Origin, read_origin
+from adapters.manifest import Manifest, Origin, check_name, read_origin
 from adapters.store import LIBRARY, AdapterStatus, Store, looks_like_adapter
 from adapters.weights import WEIGHTS_NAME
 from errors import PromptOrTuneError

@@ -16,8 +16,7 @@ from typing import Any
 
 import gradio as gr
 
-from adapters.checks import check_name
-from adapters.manifest import Manifest
+from adapters.manifest import Manifest, check_name
 from adapters.store import AdapterStatus, Store
 from adapters.weights import read_limited
 from common.format import format_bytes, quantization_label, quote_untrusted

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from advise.options import DEFAULT_MINUTES
+from advise.folder import DEFAULT_MINUTES
 from ui.access.guard import action
 from ui.advise.events import AdviceActions
 

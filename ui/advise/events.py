@@ -17,8 +17,7 @@ from typing import Any
 from markupsafe import Markup
 
 from adapters.manifest import Owner
-from advise.folder import AdviceFolder, AdviceProgress
-from advise.options import AdviseOptions
+from advise.folder import AdviceFolder, AdviceProgress, AdviseOptions
 from errors import DataError, PromptOrTuneError
 from jobs.job import Job, JobKind
 from ui.access.policy import Visitor

@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from advise.options import DEFAULT_MINUTES, MAX_MINUTES, MIN_MINUTES
+from advise.folder import DEFAULT_MINUTES, MAX_MINUTES, MIN_MINUTES
 from errors import PromptOrTuneError
 from jobs.api import JobService
 from jobs.job import Job

@@ -11,8 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from advise.folder import AdviceProgress, Curve, StepProgress
-from advise.options import AdviseOptions
+from advise.folder import AdviceProgress, AdviseOptions, Curve, StepProgress
 from common.format import format_duration
 from errors import PromptOrTuneError
 from jobs.job import Job

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapters.store import AdapterFolder
-from adapters.vllm_compat import vllm_checks
+from adapters.verify import vllm_checks
 from common.format import quote_untrusted
 from errors import AdapterError, PromptOrTuneError, unknown_name_error
 from serve.backends.remote.client import ServerClient, error_message

@@ -7,8 +7,7 @@ import math
 from typing import Any
 
 from adapters.manifest import Owner
-from advise.folder import AdviceFolder, Curve, PlannedStep, ProgressWriter
-from advise.options import AdviseOptions
+from advise.folder import AdviceFolder, AdviseOptions, Curve, PlannedStep, ProgressWriter
 from common.format import utc_timestamp
 from jobs.api import JobService
 from jobs.job import Job, ServingOptions

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from advise.folder import AdviceProgress, Curve, StepProgress
-from advise.options import AdviseOptions
+from advise.folder import AdviceProgress, AdviseOptions, Curve, StepProgress
 from errors import PromptOrTuneError, UnknownNameError
 from jobs.job import Job, ServingOptions
 from serve.engine.llm_engine import EngineLoader

@@ -475,7 +475,7 @@ class _Advisor:
                 [method],
                 self._new_tokens(),
             )
-        from evaluate.aggregate import metric_values
+        from evaluate.stats import metric_values
 
         return metric_values(run.results(method), self._metric)
 

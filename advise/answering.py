@@ -16,7 +16,6 @@ from typing import Any
 
 from common.files import ProgressFn
 from common.parsing import dotted_name, parse_python
-from evaluate.aggregate import metric_values
 from evaluate.generate import (
     EvaluationPlan,
     generate_results,
@@ -28,6 +27,7 @@ from evaluate.generate import (
 from evaluate.results import Result, Run, open_run, problem_record
 from evaluate.sandbox.sandbox import Sandbox
 from evaluate.scoring import score_run
+from evaluate.stats import metric_values
 from serve.engine.build import build_private_engine
 from serve.engine.llm_engine import LLMEngine
 from serve.options import ModelOptions

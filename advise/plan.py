@@ -11,7 +11,7 @@ from advise.answering import FIRST_SHARE, ICL_METHODS, MIN_ROWS_FOR_HALVING, RAG
 from advise.folder import Fold, Folds, PlannedStep
 from common.format import format_bytes, format_duration
 from errors import PromptOrTuneError
-from evaluate.power import power_text
+from evaluate.stats import power_text
 
 CHECKPOINTING = {"gradient_checkpointing": True}
 

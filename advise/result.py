@@ -16,11 +16,22 @@ from typing import Any
 from advise.answering import describe_answer
 from advise.folder import ADAPTER_STEP, AdviseOptions, Fold, Folds
 from advise.training import Trained, all_settings, describe_settings
-from evaluate.aggregate import is_binary_metric, metric_title, metric_values, summarize, summarize_cost
-from evaluate.power import SIGNIFICANCE_LEVEL, detectable_difference, power_text
-from evaluate.recommendation import Recommendation, choose
 from evaluate.results import Result, Run
-from evaluate.stats import Interval, bootstrap_mean, paired_bootstrap, wilson_interval
+from evaluate.stats import (
+    SIGNIFICANCE_LEVEL,
+    Interval,
+    bootstrap_mean,
+    detectable_difference,
+    is_binary_metric,
+    metric_title,
+    metric_values,
+    paired_bootstrap,
+    power_text,
+    summarize,
+    summarize_cost,
+    wilson_interval,
+)
+from evaluate.table import Recommendation, choose
 from serve.options import ModelOptions
 from tasks.datasets.registry import BUNDLED, DATASETS
 from tasks.methods import Method, parse_method

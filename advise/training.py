@@ -21,8 +21,7 @@ from advise.folder import ProgressWriter
 from advise.plan import RETENTION_ROWS, full_epochs
 from common.files import ProgressFn
 from errors import PromptOrTuneError
-from evaluate.aggregate import metric_values
-from evaluate.stats import paired_bootstrap
+from evaluate.stats import metric_values, paired_bootstrap
 from models.resources import trim_malloc
 from models.source import resolve
 from serve.options import ModelOptions

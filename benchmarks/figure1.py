@@ -23,7 +23,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from evaluate.study import published
+from evaluate.study import schema
 from evaluate.study.config import KNOWN_ARCHITECTURES, Architecture
 from evaluate.study.plan import MICRO_BATCHES
 from train.estimate import estimate
@@ -54,7 +54,7 @@ class Comparison:
 
 def main() -> int:
     """Print the comparisons; return 1 if one of a Llama base is off by more than the tolerance."""
-    runs = [compare(model, technique) for model, technique in published.published_peak_memory()]
+    runs = [compare(model, technique) for model, technique in schema.published_peak_memory()]
     settings = {"batch": _BATCH_SIZE, "tokens_a_row": _PROMPT_TOKENS + _RESPONSE_TOKENS, "tolerance": TOLERANCE}
     print(json.dumps(settings | {"runs": [asdict(run) for run in runs]}))
     return int(any(run.is_llama and abs(run.ratio - 1) > TOLERANCE for run in runs))
@@ -62,9 +62,9 @@ def main() -> int:
 
 def compare(model: str, technique: str) -> Comparison:
     """Estimate a run with the largest micro-batch that fits the study's GPU."""
-    paper_gb = published.published_peak_memory()[model, technique]
+    paper_gb = schema.published_peak_memory()[model, technique]
     sizes = {batch: _estimated_memory(KNOWN_ARCHITECTURES[model], technique, batch) for batch in MICRO_BATCHES}
-    micro_batch = next((batch for batch, size in sizes.items() if size <= published.GPU_BYTES), MICRO_BATCHES[-1])
+    micro_batch = next((batch for batch, size in sizes.items() if size <= schema.GPU_BYTES), MICRO_BATCHES[-1])
     size = sizes[micro_batch]
     return Comparison(model, technique, micro_batch, round(size / 1e9, 2), paper_gb, round(size / 1e9 / paper_gb, 2))
 

@@ -34,7 +34,7 @@ from common.command import configure_environment
 from errors import PromptOrTuneError
 from evaluate.metrics import codebleu as ours
 from evaluate.sandbox.sandbox import SandboxUnavailableError, open_sandbox
-from evaluate.sandbox.types import Program
+from evaluate.sandbox.spec import Program
 from evaluate.test_runner.asserts import plan_assert
 from tasks.datasets.registry import load_problems
 from tasks.problem import AssertTest, Problem

@@ -23,8 +23,8 @@ from adapters.manifest import MANIFEST_NAME, Manifest
 from common.files import cache_dir
 from common.format import format_gigabytes, format_percent, format_share, text_table
 from errors import PromptOrTuneError
-from evaluate.aggregate import metric_title
 from evaluate.results import Result, Run, read_run
+from evaluate.stats import metric_title
 from evaluate.table import (
     MethodRow,
     apply_holm_correction,

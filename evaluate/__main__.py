@@ -31,9 +31,8 @@ from typing import TYPE_CHECKING, Any
 from common.command import EXIT_INTERRUPTED, run_command
 from common.files import atomic_write
 from errors import PromptOrTuneError
-from evaluate.code_again import read_code_again
 from evaluate.generate import EvaluationPlan, ProgressBar, generate_results, package_versions, parse_methods
-from evaluate.inspection import check_command, extract_command
+from evaluate.inspection import check_command, extract_command, read_code_again
 from evaluate.options import (
     build_engine_from_options,
     reference_limits_from_options,

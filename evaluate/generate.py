@@ -19,8 +19,8 @@ from typing import Any, Protocol, TextIO
 
 from common.format import format_duration
 from errors import EngineError, PromptOrTuneError, unknown_name_error
+from evaluate.failures import DEFAULT_RETRIES, Retries, RetryPolicy, call_with_retries
 from evaluate.results import Result, Run
-from evaluate.retry import DEFAULT_RETRIES, Retries, RetryPolicy, call_with_retries
 from models.identity import BaseIdentity
 from models.resources import PeakMemory
 from serve.types import Request, RequestOutput, SamplingParams

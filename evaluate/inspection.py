@@ -1,4 +1,4 @@
-"""Commands `extract` and `check`: the code of one answer and the test results of one program, as JSON.
+"""Commands `extract` and `check`: the code of one answer and the test results of one program, as JSON; code read again.
 
 Both call what scoring calls (tasks.extract, evaluate.test_runner), load no model and print one JSON object.
 """
@@ -14,11 +14,12 @@ from typing import Any
 from common.command import ArgumentParser
 from common.files import read_utf8
 from errors import PromptOrTuneError
-from evaluate.test_runner.comparison import EXACT, RULES
-from tasks.extract import extract_code_with_reason, is_valid_python
+from evaluate.results import Run
+from evaluate.test_runner.result import EXACT, RULES
+from tasks.extract import EXTRACTION_VERSION, extract_code, extract_code_with_reason, is_valid_python
 from tasks.pasted_tests import parse_pasted_tests
 from tasks.problem import AssertTest, ScriptTest, Test, format_test
-from tasks.prompt import get_style
+from tasks.prompt import STYLES, get_style
 
 _DEFAULT_STYLE = "chat"
 
@@ -107,3 +108,28 @@ def _describe_test(test: Test) -> dict[str, Any]:
 
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, indent=2))  # noqa: T201 - the command's output
+
+
+def read_code_again(run: Run) -> int:
+    """Read the code of answers that an earlier extraction read; return how many candidates have other code now.
+
+    The new code and the version of the extraction are stored in the run's file, so that scores of the old code no
+    longer apply. Methods without a stored prompt style are left as they are. Raises PromptOrTuneError if the file
+    cannot be written; a packed file is refused only where code changes.
+    """
+    changed = 0
+    old = [name for name, values in run.methods.items() if values.get("extraction") != EXTRACTION_VERSION]
+    for method in old:
+        style = STYLES.get(run.methods[method].get("style", ""))
+        if style is None:
+            continue
+        for result in run.results(method):
+            candidates = [{**each, "code": extract_code(each["text"], style)} for each in result.candidates]
+            count = sum(new["code"] != each["code"] for new, each in zip(candidates, result.candidates, strict=True))
+            if count:
+                run.replace_candidates(method, result.problem, candidates)
+                changed += count
+        run.update_method(method, {"extraction": EXTRACTION_VERSION})
+    if changed:
+        run.rewrite()
+    return changed

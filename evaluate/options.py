@@ -9,8 +9,8 @@ from pathlib import Path
 from common.command import configure_environment
 from errors import PromptOrTuneError
 from evaluate.generate import DECODING_MODES, EngineProtocol, make_sampling_params
-from evaluate.test_runner.comparison import RULES
 from evaluate.test_runner.reference import ReferenceLimits
+from evaluate.test_runner.result import RULES
 from serve.engine.config import EngineConfig
 from serve.options import add_model_options, parse_model_options
 from serve.types import SamplingParams

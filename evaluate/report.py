@@ -12,23 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from common.format import format_bytes, records_csv
 from errors import PromptOrTuneError
-from evaluate.aggregate import metric_title
-from evaluate.completeness import (
-    engine_failures_note,
-    missing_counts,
-    missing_note,
-    require_any_complete,
-    require_scored,
-)
-from evaluate.recommendation import recommend
+from evaluate.failures import engine_failures_note, missing_counts, missing_note, require_any_complete, require_scored
 from evaluate.results import Run
 from evaluate.scoring import has_tests
+from evaluate.stats import metric_title
 from evaluate.table import (
     MethodComparison,
     MethodRow,
     compare_methods,
     compare_runs,
     method_rows,
+    recommend,
     render_comparisons,
     render_methods,
     table_footnote,

@@ -26,8 +26,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from errors import PromptOrTuneError, is_prompt_error
-from evaluate.journal import Journal, read_records
-from evaluate.settings import diff_settings, settings_digest, settings_error, to_json_types
+from evaluate.journal import Journal, diff_settings, read_records, settings_digest, settings_error, to_json_types
 from tasks.problem import AssertTest, Problem, ReferenceTest, ScriptTest, StdioTest, Test, parse_test
 
 ScoreKind = Literal["text", "tests"]

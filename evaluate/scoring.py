@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from errors import SandboxError
-from evaluate.completeness import count_unscored, require_scored
+from evaluate.failures import DEFAULT_RETRIES, Retries, RetryPolicy, count_unscored, require_scored
 from evaluate.metrics.basic import (
     exact_match,
     exact_match_at_k,
@@ -27,7 +27,6 @@ from evaluate.metrics.basic import (
 )
 from evaluate.metrics.codebleu import codebleu, codebleu_package_score
 from evaluate.results import Result, Run, ScoreFile, ScoreKind, tests_of
-from evaluate.retry import DEFAULT_RETRIES, Retries, RetryPolicy
 from tasks.problem import Test, complete_program
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ def score_tests(
     and, for each candidate that ran, the list of test records. Raises SandboxError if a program could not be run;
     results that are not yielded yet are lost then.
     """
-    from evaluate.test_runner.comparison import comparison_rules
+    from evaluate.test_runner.result import comparison_rules
     from evaluate.test_runner.runner import run_tests_many
 
     pending: dict[int, tuple[Result, int, list[TestRecords | None]]] = {}  # by the index of the first program

@@ -59,7 +59,7 @@ def model_options(serving: ServingOptions) -> ModelOptions:
 class Job:
     """One job. `config` has TrainConfig's fields by name (train.settings.make_config reads it).
 
-    A job of the kind "advise" answers whether to prompt, to retrieve or to fine-tune (jobs.advice): its `config` is
+    A job of the kind "advise" answers whether to prompt, to retrieve or to fine-tune (jobs.api): its `config` is
     what `AdviseOptions.to_json` wrote, and `adapter` the name of the adapter that it may make.
 
     `owner` is the id of the visitor who submitted it, '' for a job from the command line, and `owner_name` the name of

@@ -26,7 +26,7 @@ from common.files import ProgressFn, acquire_lock, atomic_write
 from common.format import utc_timestamp
 from common.hub import HubAccess, visitor_hub_access
 from errors import PromptOrTuneError, TrainingError
-from jobs.advice import (
+from jobs.api import (
     advice_folder,
     advice_message,
     advice_progress,

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.files import ProgressFn
 from errors import PromptOrTuneError
-from evaluate.aggregate import metric_title, metric_values, summarize
-from evaluate.completeness import require_complete
+from evaluate.failures import DEFAULT_RETRIES, RetryPolicy, require_complete
 from evaluate.generate import (
     EngineProtocol,
     EvaluationPlan,
@@ -26,13 +25,20 @@ from evaluate.generate import (
     package_versions,
     parse_methods,
 )
+from evaluate.journal import diff_settings, to_json_types
 from evaluate.metrics.basic import add_in_order
-from evaluate.power import SIGNIFICANCE_LEVEL, power_text
 from evaluate.results import Run, open_run, problem_record, read_run, scores_path
-from evaluate.retry import DEFAULT_RETRIES, RetryPolicy
 from evaluate.scoring import score_run
-from evaluate.settings import diff_settings, to_json_types
-from evaluate.stats import PairedDifference, holm_correction, paired_bootstrap
+from evaluate.stats import (
+    SIGNIFICANCE_LEVEL,
+    PairedDifference,
+    holm_correction,
+    metric_title,
+    metric_values,
+    paired_bootstrap,
+    power_text,
+    summarize,
+)
 from jobs.job import ScoreComparison, ServingOptions, Verdict, model_options
 from serve.engine.build import build_private_engine
 from tasks.datasets.registry import dataset_digest

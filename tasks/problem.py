@@ -170,7 +170,7 @@ class Problem:
     """An intent in words, with reference code and tests where the data set has them.
 
     `entry_point` names the function that the tests call (MBPP, starter, house); `difficulty` is APPS's level;
-    `comparison` names the rules of its data set by which asserts compare values (evaluate.test_runner.comparison).
+    `comparison` names the rules of its data set by which asserts compare values (evaluate.test_runner.result).
     `prompt` is the beginning of a program that an answer may continue or repeat (HumanEval's signature;
     tasks.problem).
     """

@@ -10,7 +10,7 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 from common.format import records_csv
-from evaluate.settings import to_json_types
+from evaluate.journal import to_json_types
 from models.identity import BaseIdentity
 from tasks.methods import FixedExamples, Method, NearestExamples
 from tasks.problem import Problem, parse_test

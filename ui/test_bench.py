@@ -9,12 +9,11 @@ from queue import Empty, SimpleQueue
 from threading import Event
 
 from errors import PromptOrTuneError, SandboxError
-from evaluate.retry import Retries, RetryPolicy
+from evaluate.failures import Retries, RetryPolicy
 from evaluate.sandbox.sandbox import Sandbox, open_sandbox
-from evaluate.sandbox.types import Limits
+from evaluate.sandbox.spec import Limits
 from evaluate.scoring import sandbox_errors
-from evaluate.test_runner.comparison import comparison_rules
-from evaluate.test_runner.result import TestResult
+from evaluate.test_runner.result import TestResult, comparison_rules
 from evaluate.test_runner.runner import run_tests_many
 from tasks.problem import Problem, complete_program
 from ui.admission_queue import AdmissionQueue

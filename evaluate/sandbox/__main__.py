@@ -17,9 +17,9 @@ from pathlib import Path
 
 from common.command import run_command
 from common.files import read_utf8
-from evaluate.sandbox import probe
+from evaluate.sandbox import sandbox
 from evaluate.sandbox.sandbox import SandboxUnavailableError, open_sandbox
-from evaluate.sandbox.types import MEBIBYTE, ExecutionResult, Limits, Program
+from evaluate.sandbox.spec import MEBIBYTE, ExecutionResult, Limits, Program
 
 DEFAULT_LIMITS = Limits()
 
@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _probe_command(options: argparse.Namespace) -> int:
-    found = probe.probe_all_layers()
-    print(json.dumps([asdict(result) for result in found], indent=2) if options.json else probe.probe_table(found))
+    found = sandbox.probe_all_layers()
+    print(json.dumps([asdict(result) for result in found], indent=2) if options.json else sandbox.probe_table(found))
     return 0 if any(result.works for result in found) else 1
 
 

@@ -1,6 +1,4 @@
-"""ChildSpec: what the sandbox's child is given for a program and a layer; the command that starts it; its scratch
-folder.
-"""
+"""Input and output of the sandbox, and ChildSpec: what its child is given, the command that starts it, its folder."""
 
 from __future__ import annotations
 
@@ -18,13 +16,16 @@ import struct
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
+from errors import PromptOrTuneError, SandboxClosedError, SandboxError
 from evaluate.sandbox import isolation, seccomp
-from evaluate.sandbox.types import MEBIBYTE, Program
 
+ExecutionStatus = Literal["ok", "error", "timeout", "memory", "output", "killed", "refused"]
+MEBIBYTE = 1024 * 1024
 SANDBOX_LAYERS = ("bubblewrap", "landlock")
 UNSAFE_LAYER = "unsafe-rlimits"
 STACK_BYTES = 64 * MEBIBYTE  # of the first thread; the program may raise it
@@ -44,6 +45,71 @@ BOOTSTRAP = (
     "f=open(spec,'rb');code=marshal.load(f);job=marshal.load(f);f.close();"
     "space={'__name__':'sandbox'};exec(code,space);space['main'](job,ready)"
 )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Resource limits of one program. Raises PromptOrTuneError for a limit that is not a positive number."""
+
+    wall_seconds: float = 10.0
+    """From the program's first line to its end, without the time for which it waits for a processor. On a busy machine
+    the clock may show up to 10 times as much."""
+    cpu_seconds: float = 10.0
+    """Processor time of all its threads; rounded up, because the kernel counts whole seconds."""
+    memory_bytes: int = 512 * MEBIBYTE
+    """Address space (RLIMIT_AS). numpy needs about half of the default."""
+    processes: int = 128
+    """Threads, including the first: a program cannot start processes."""
+    output_bytes: int = MEBIBYTE
+    """Of stdout and stderr together."""
+    file_bytes: int = 8 * MEBIBYTE
+    """Of any file it writes, and of all of them together, deleted files included that it still uses."""
+    files: int = 256
+    """Files and folders that exist at a time."""
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            value = getattr(self, limit.name)
+            if not (value > 0 and math.isfinite(value)):
+                raise PromptOrTuneError(f"The sandbox's limit {limit.name} is {value}: give a number above 0.")
+
+
+@dataclass(frozen=True)
+class Program:
+    """Python source, its stdin, and its limits."""
+
+    code: str
+    stdin: str = ""
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class ExecutionResult:
+    """How a program ended.
+
+    `status` is one of: ok (exit status 0), error (an exception or another exit status), timeout, memory, output (it
+    printed or wrote too much), killed (ended by a signal: a crash, its own kill, too many threads), refused (it was not
+    started; `stderr` says why). `stdout` and `stderr` hold at most `Limits.output_bytes` together, with undecodable
+    bytes replaced. `seconds` is wall time from the program's first line, waiting for a processor included. `limit`
+    describes the limit that was exceeded or the signal that ended it, '' otherwise.
+    """
+
+    status: ExecutionStatus
+    stdout: str
+    stderr: str
+    layer: str
+    seconds: float
+    limit: str = ""
+
+
+def require_run(result: ExecutionResult) -> ExecutionResult:
+    """Return the result of a program that ran; raise SandboxError if the sandbox did not start it or was closed."""
+    reason = result.stderr.removeprefix("The program was not started: ").rstrip(".")
+    if result.limit == "stopped from outside" or (result.status == "refused" and reason == "the sandbox is closed"):
+        raise SandboxClosedError("The sandbox was closed before all tests had run.")
+    if result.status == "refused":
+        raise SandboxError(f"The sandbox could not start a program ({reason}).")
+    return result
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,18 @@ from common.command import EXIT_INTERRUPTED, run_command
 from errors import PromptOrTuneError
 from evaluate.generate import ProgressBar
 from evaluate.scoring import has_tests, score_run
-from evaluate.study.cells import CollectedRuns, collect_jobs, has_unscored, read_runs, require_results
 from evaluate.study.config import RESEARCH_QUESTIONS
 from evaluate.study.generate import check_base_revisions, engine_opener, generate_missing, missing_jobs
-from evaluate.study.jobs import StudyJob, limit_problems, study_jobs
+from evaluate.study.jobs import (
+    CollectedRuns,
+    StudyJob,
+    collect_jobs,
+    has_unscored,
+    limit_problems,
+    read_runs,
+    require_results,
+    study_jobs,
+)
 from evaluate.study.plan import AdapterToTrain, build_plan, render_plan
 from evaluate.study.read_config import read_study_config, resolve_config_path
 from evaluate.study.report import write_report

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from evaluate.aggregate import metric_title
-from evaluate.study import published
-from evaluate.study.cells import CollectedRuns, FinishedJob, datasets_present
+from evaluate.stats import metric_title
+from evaluate.study import schema
 from evaluate.study.config import DEFAULT_LORA_ALPHA, DEFAULT_LORA_RANK, METHOD_TITLES, StudyConfig, StudyModel
 from evaluate.study.drawing import (
     COLORS,
@@ -31,6 +30,7 @@ from evaluate.study.drawing import (
     render_png,
 )
 from evaluate.study.findings import LORA_TECHNIQUES, best_job, headline_metric
+from evaluate.study.jobs import CollectedRuns, FinishedJob, datasets_present
 from evaluate.study.tables import memory_rows
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def draw_figure7(collected: CollectedRuns, datasets: Sequence[str]) -> bytes | N
             label = f"{'best ' if item.job.examples else ''}{item.job.title}: {100 * value:.1f}"
             axes.axhline(100 * value, color=COLORS[index + 1], linestyle=styles[index % 4], linewidth=1.6, label=label)
         stated = [
-            (label, published.published_em10(bars[0].job.model.beside, bars[0].job.data.name, kind))
+            (label, schema.published_em10(bars[0].job.model.beside, bars[0].job.data.name, kind))
             for label, kind in (("LoRA", "lora"), ("best RAG", "rag"), ("best ICL", "icl"))
         ]
         words = ", ".join(f"{label} {value:g}" for label, value in stated if value is not None)
@@ -243,7 +243,7 @@ def _draw_figure1(collected: CollectedRuns) -> bytes | None:
             axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7, color=MUTED_COLOR)
         axes.axvline(24, color=MUTED_COLOR, linewidth=1, linestyle=":", label="24 GB, what the study had")
         axes.set_yticks(
-            range(len(rows)), [f"{row[0]} · {published.TABLE3_TECHNIQUES[row[1]]}" for row in rows], fontsize=8
+            range(len(rows)), [f"{row[0]} · {schema.TABLE3_TECHNIQUES[row[1]]}" for row in rows], fontsize=8
         )
         axes.invert_yaxis()
         axes.margins(x=0.08, y=0.03)
@@ -273,7 +273,7 @@ def _draw_figure3(collected: CollectedRuns, datasets: Sequence[str]) -> bytes | 
 def _published_label(model: StudyModel, data: str) -> str:
     """Return the published values for this model, or for the one beside it, as the end of a label."""
     kinds = (("zero-shot", "zero-shot"), ("best ICL", "icl"))
-    stated = [(label, published.published_em10(model.beside, data, kind)) for label, kind in kinds]
+    stated = [(label, schema.published_em10(model.beside, data, kind)) for label, kind in kinds]
     words = ", ".join(f"{label} {value:g}" for label, value in stated if value is not None)
     whose = "" if model.beside == model.name else f", {model.beside}"
     return f" (the study{whose}: {words})" if words else ""
@@ -301,8 +301,8 @@ def _draw_figure4(collected: CollectedRuns, datasets: Sequence[str]) -> bytes | 
 def _draw_published_points(axes: Axes, data: str) -> None:
     """Draw the published points with numbers, because names would overlap."""
     points: dict[tuple[float, float], list[str]] = {}
-    for model in published.published_models(data):
-        row = published.published_score(model, "lora", data)
+    for model in schema.published_models(data):
+        row = schema.published_score(model, "lora", data)
         if row:
             points.setdefault((row.em10, row.codebleu), []).append(model)
     for number, ((x, y), models) in enumerate(points.items(), start=1):
@@ -325,7 +325,7 @@ def _draw_figure5(collected: CollectedRuns, datasets: Sequence[str]) -> bytes | 
         models = list(dict.fromkeys(item.job.model.name for item in finished))
         names = [
             *models,
-            *(name for name in theirs if published.published_quantized_em10(name, data, "qlora-4bit") is not None),
+            *(name for name in theirs if schema.published_quantized_em10(name, data, "qlora-4bit") is not None),
         ]
         for index, technique in enumerate(LORA_TECHNIQUES):
             ours = {item.job.model.name: item for item in finished if item.job.technique == technique}
@@ -340,7 +340,7 @@ def _draw_figure5(collected: CollectedRuns, datasets: Sequence[str]) -> bytes | 
                 METHOD_TITLES[technique],
             )
             stated = [
-                (position, published.published_quantized_em10(names[position], data, technique))
+                (position, schema.published_quantized_em10(names[position], data, technique))
                 for position in range(len(models), len(names))
             ]
             published_points = [(position + shift, value) for position, value in stated if value is not None]

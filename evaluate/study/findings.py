@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from evaluate.aggregate import metric_title
-from evaluate.power import SIGNIFICANCE_LEVEL
-from evaluate.stats import Interval, holm_correction
-from evaluate.study import published
-from evaluate.study.cells import CollectedRuns, FinishedJob
+from evaluate.stats import SIGNIFICANCE_LEVEL, Interval, holm_correction, metric_title
+from evaluate.study import schema
 from evaluate.study.config import METHOD_TITLES, WEIGHT_BITS_LABELS, StudyConfig
+from evaluate.study.jobs import CollectedRuns, FinishedJob
 from evaluate.table import compare_results
 
 LORA_TECHNIQUES = ("lora", "qlora-8bit", "qlora-4bit")
@@ -273,13 +271,13 @@ def _published_values(finding: Finding) -> str:
     job, beside = finding.a.job, finding.a.job.model.beside
     if finding.metric in ("tests", "pass@5"):
         rows = [
-            published.published_apps_scores("" if role == "zero-shot" else role, finding.difficulty)
+            schema.published_apps_scores("" if role == "zero-shot" else role, finding.difficulty)
             for role in finding.roles
         ]
         values = [row.get(finding.metric) for row in rows] if finding.a.is_apps_test_split else [None]
         beside = "CodeLlama-7B-Instruct"
     else:
-        values = [published.published_em10(beside, job.data.name, role) for role in finding.roles] if beside else [None]
+        values = [schema.published_em10(beside, job.data.name, role) for role in finding.roles] if beside else [None]
     if any(value is None for value in values):
         return ""
     return f" (the study, {beside}: {values[0]:.2f} against {values[1]:.2f})"

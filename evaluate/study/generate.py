@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from common.command import configure_environment
 from common.files import ProgressFn
 from errors import PromptOrTuneError
+from evaluate.failures import DEFAULT_RETRIES, RetryPolicy
 from evaluate.generate import (
     EngineProtocol,
     EvaluationPlan,
@@ -26,11 +27,9 @@ from evaluate.generate import (
     parse_methods,
 )
 from evaluate.results import Run, open_run, problem_record, read_run
-from evaluate.retry import DEFAULT_RETRIES, RetryPolicy
 from evaluate.scoring import score_run
-from evaluate.study.cells import TRAINING_KEY
 from evaluate.study.config import StudyConfig
-from evaluate.study.jobs import StudyJob, required_adapters, run_path, training_facts
+from evaluate.study.jobs import TRAINING_KEY, StudyJob, required_adapters, run_path, training_facts
 
 if TYPE_CHECKING:
     from evaluate.sandbox.sandbox import Sandbox

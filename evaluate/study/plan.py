@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.format import format_duration, text_table
-from evaluate.study.cells import CollectedRuns
 from evaluate.study.config import METHOD_TITLES, Architecture, HardwareSpec, StudyConfig
 from evaluate.study.jobs import (
     TRAIN_BATCH_SIZE,
+    CollectedRuns,
     RequiredAdapter,
     StudyJob,
     format_train_command,

@@ -30,7 +30,6 @@ from evaluate.study.config import (
     TrainingSpec,
 )
 from evaluate.study.jobs import study_jobs
-from evaluate.study.published import published_models
 from evaluate.study.schema import (
     ArchitectureSection,
     DatasetSection,
@@ -38,6 +37,7 @@ from evaluate.study.schema import (
     QuestionSection,
     StudyFile,
     UnknownNameValueError,
+    published_models,
 )
 from tasks.datasets.registry import TRAINING_DATASETS
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from common.files import atomic_write
 from common.format import csv_text
-from evaluate.completeness import engine_failures_note, require_scored
+from evaluate.failures import engine_failures_note, require_scored
 from evaluate.results import Run
-from evaluate.study.cells import CollectedRuns, FinishedJob
 from evaluate.study.config import StudyConfig
 from evaluate.study.figures import build_figures
 from evaluate.study.findings import Finding, check_claims, compute_findings
+from evaluate.study.jobs import CollectedRuns, FinishedJob
 from evaluate.study.tables import build_tables
 
 QUESTION_TEXTS = {

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.format import csv_text, format_percent, text_table
-from evaluate.aggregate import metric_title, metric_values, summarize_cost
-from evaluate.stats import Interval
-from evaluate.study import published
-from evaluate.study.cells import CollectedRuns, FinishedJob
+from evaluate.stats import Interval, metric_title, metric_values, summarize_cost
+from evaluate.study import schema
 from evaluate.study.config import DEFAULT_LORA_ALPHA, DEFAULT_LORA_RANK, KNOWN_ARCHITECTURES, StudyConfig
 from evaluate.study.findings import headline_metric
+from evaluate.study.jobs import CollectedRuns, FinishedJob
 from evaluate.study.plan import fit_training
 
 CellValue = str | float | Interval | None
@@ -152,11 +151,11 @@ def _published_values(finished_job: FinishedJob) -> list[CellValue]:
     row = (
         None
         if job.examples or not job.model.beside
-        else published.published_score(job.model.beside, job.technique, job.data.name)
+        else schema.published_score(job.model.beside, job.technique, job.data.name)
     )
     if row:
         return [row.parameters, row.em1, row.em10, row.codebleu]
-    stated = None if job.examples else published.published_em10(job.model.beside, job.data.name, job.kind)
+    stated = None if job.examples else schema.published_em10(job.model.beside, job.data.name, job.kind)
     return [None, None, stated, None]
 
 
@@ -197,7 +196,7 @@ def _tests_table(data: str, jobs: Sequence[FinishedJob]) -> StudyTable:
         if len(parts) > 1:
             parts["all"] = None
         for difficulty, problems in parts.items():
-            theirs = published.published_apps_scores(item.job.technique, difficulty) if item.is_apps_test_split else {}
+            theirs = schema.published_apps_scores(item.job.technique, difficulty) if item.is_apps_test_split else {}
             count = float(len(metric_values(item.results_for(problems), "tests")))
             values = [item.interval(metric, problems) for metric in metrics]
             head: list[CellValue] = [item.job.model.name, item.job.title, item.job.quantization, difficulty, count]
@@ -307,10 +306,8 @@ def memory_rows(collected: CollectedRuns) -> list[tuple[str, str, float | None, 
     rows: list[tuple[str, str, float | None, float | None, float | None]] = []
     measured = dict(_measured_memory(collected.finished.values()))
     quantization = {"full": "none", "lora": "none", "qlora-8bit": "int8", "qlora-4bit": "nf4"}
-    for (model, technique), theirs in sorted(published.published_peak_memory().items(), key=lambda item: item[1]):
-        fit = fit_training(
-            KNOWN_ARCHITECTURES[model], technique, quantization[technique], "conala", published.GPU_BYTES
-        )
+    for (model, technique), theirs in sorted(schema.published_peak_memory().items(), key=lambda item: item[1]):
+        fit = fit_training(KNOWN_ARCHITECTURES[model], technique, quantization[technique], "conala", schema.GPU_BYTES)
         rows.append((model, technique, theirs, fit.memory / 1e9, measured.pop((model, technique), None)))
     return [*rows, *((model, technique, None, None, value) for (model, technique), value in measured.items())]
 
@@ -331,7 +328,7 @@ def _memory_table(collected: CollectedRuns) -> StudyTable:
         TableColumn("measured here", "hundredths"),
     ]
     rows: list[list[CellValue]] = [
-        [model, published.TABLE3_TECHNIQUES[technique], theirs, guess, measured]
+        [model, schema.TABLE3_TECHNIQUES[technique], theirs, guess, measured]
         for model, technique, theirs, guess, measured in memory_rows(collected)
     ]
     note = (

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from common.format import format_bytes
 from evaluate.sandbox.sandbox import Sandbox
-from evaluate.sandbox.types import ExecutionResult, Limits, Program, require_run
+from evaluate.sandbox.spec import ExecutionResult, Limits, Program, require_run
 from evaluate.test_runner import child
 from evaluate.test_runner.result import MAX_TEXT, end_reason, printable, strip_python_path
 from evaluate.test_runner.values import InvalidValueError, decode_value, parse_json_line

@@ -12,10 +12,18 @@ from common.parsing import dotted_name
 from evaluate.test_runner.asserts import AssertPlan, Placeholder, SourcedExpr, is_constant
 from evaluate.test_runner.calls import CallResult, ChildCall
 from evaluate.test_runner.child import MAX_VALUE_CHARACTERS
-from evaluate.test_runner.comparison import EXACT, ComparisonRules
 from evaluate.test_runner.host_functions import OpaqueArithmeticError, UnknownValueError, UnsupportedExprError
 from evaluate.test_runner.interpreter import Interpreter
-from evaluate.test_runner.result import MAX_MESSAGE_TEXT, TestResult, contrast, format_value, one_line, shorten
+from evaluate.test_runner.result import (
+    EXACT,
+    MAX_MESSAGE_TEXT,
+    ComparisonRules,
+    TestResult,
+    contrast,
+    format_value,
+    one_line,
+    shorten,
+)
 from evaluate.test_runner.values import LargeValue, OpaqueValue, SubclassValue
 
 # APPS's calls go through a helper in the test's set-up (tasks/problem.py), which messages leave out.

@@ -30,12 +30,11 @@ from typing import Any
 from common.files import atomic_write, cache_dir, make_dir
 from errors import DataError, PromptOrTuneError
 from evaluate.sandbox.sandbox import Sandbox
-from evaluate.sandbox.types import MEBIBYTE, Limits
+from evaluate.sandbox.spec import MEBIBYTE, Limits
 from evaluate.test_runner.calls import CallResult, ChildCall, run_calls
 from evaluate.test_runner.child import ValueWriter
-from evaluate.test_runner.comparison import ComparisonRules
 from evaluate.test_runner.explain import joined_error
-from evaluate.test_runner.result import TestResult, contrast, format_value, one_line, shorten
+from evaluate.test_runner.result import ComparisonRules, TestResult, contrast, format_value, one_line, shorten
 from evaluate.test_runner.values import InvalidValueError, LargeValue, OpaqueValue, decode_value
 from tasks.problem import ReferenceTest, Test
 

@@ -32,14 +32,13 @@ from functools import partial
 
 from common.parsing import parse_python
 from evaluate.sandbox.sandbox import Sandbox
-from evaluate.sandbox.types import ExecutionResult, Limits, Program, require_run
+from evaluate.sandbox.spec import ExecutionResult, Limits, Program, require_run
 from evaluate.test_runner.asserts import AssertPlan, BrokenTestError, plan_assert
 from evaluate.test_runner.calls import CallResult, ChildCall, run_calls
-from evaluate.test_runner.comparison import EXACT, ComparisonRules
 from evaluate.test_runner.entry_point import NoEntryPointError, code_prelude, resolve_entry_point
 from evaluate.test_runner.explain import explain_assert, explain_whole_assert, run_split_asserts
 from evaluate.test_runner.reference import ReferenceLimits, run_reference_test
-from evaluate.test_runner.result import TestResult, contrast, end_reason, one_line, shorten
+from evaluate.test_runner.result import EXACT, ComparisonRules, TestResult, contrast, end_reason, one_line, shorten
 from evaluate.test_runner.script import run_script
 from tasks.problem import CALL_HELPERS, CODE_PRELUDE, AssertTest, ReferenceTest, ScriptTest, StdioTest, Test
 

@@ -23,11 +23,13 @@ from jobs.hf_jobs.follow import (
     PollIntervals,
     RemoteJobState,
     RemoteLog,
+    check_hardware,
+    failure_message,
     follow_job,
+    hf_jobs_errors,
     read_remote_state,
     write_remote_state,
 )
-from jobs.hf_jobs.hardware import check_hardware, failure_message, hf_jobs_errors
 from jobs.hf_jobs.submit import check_can_run_remotely, find_job, start_job, upload_job
 from jobs.job import Job
 from train.settings import make_config

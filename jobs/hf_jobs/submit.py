@@ -22,8 +22,14 @@ from common.files import ProgressFn
 from common.format import format_bytes
 from common.hub import is_hub_unreachable
 from errors import TrainingError
-from jobs.hf_jobs.follow import RemoteJobState, RemoteLog, write_remote_state
-from jobs.hf_jobs.hardware import DEFAULT_HARDWARE, MAX_HOURS, hf_jobs_errors
+from jobs.hf_jobs.follow import (
+    DEFAULT_HARDWARE,
+    MAX_HOURS,
+    RemoteJobState,
+    RemoteLog,
+    hf_jobs_errors,
+    write_remote_state,
+)
 from jobs.job import Job, ServingOptions
 from tasks.datasets.own import datasets_dir, is_own_dataset
 from tasks.datasets.registry import BUNDLED, DATASETS, available_datasets, is_dataset

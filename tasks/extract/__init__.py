@@ -36,7 +36,7 @@ from tasks.extract.marks import END_MARKS, OPENS_THINKING, code_in_json
 from tasks.extract.scan import PYTHON, Block, Scanner, find_mark, may_have_ended, prompt_end
 from tasks.prompt import PromptStyle
 
-# Increase when other code can be read from the same text: stored answers are then read again (evaluate/code_again.py).
+# Increase when other code can be read from the same text: stored answers are then read again (evaluate/inspection.py).
 EXTRACTION_VERSION = 2
 
 __all__ = [

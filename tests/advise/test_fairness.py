@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 
 from advise.result import FAMILY_LABELS
-from evaluate.power import detectable_difference
-from evaluate.recommendation import choose
+from evaluate.stats import detectable_difference
+from evaluate.table import choose
 from tasks.methods import parse_method
 from tests.advise.results import FINALISTS, TRIAL
 

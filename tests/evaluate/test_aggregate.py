@@ -8,18 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.aggregate import (
+from evaluate.metrics.basic import parses_score
+from evaluate.results import Result
+from evaluate.scoring import score_candidates
+from evaluate.stats import (
     available_metrics,
+    bootstrap_mean,
     count_generated_tokens,
     metric_title,
     metric_values,
     summarize,
     summarize_cost,
+    wilson_interval,
 )
-from evaluate.metrics.basic import parses_score
-from evaluate.results import Result
-from evaluate.scoring import score_candidates
-from evaluate.stats import bootstrap_mean, wilson_interval
 from tests.evaluate.hostile import HOSTILE
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from errors import PromptOrTuneError
-from evaluate.code_again import read_code_again
 from evaluate.generate import ProgressBar
+from evaluate.inspection import read_code_again
 from evaluate.results import Result, open_run, problem_record, read_run
 from evaluate.scoring import score_run
 from tasks.extract import EXTRACTION_VERSION

@@ -225,7 +225,7 @@ def test_a_failing_engine_makes_no_style_worse(
             return [replace(output, error="It broke.", candidates=()) if failed else output for output in outputs]
 
     waits: list[float] = []
-    monkeypatch.setattr("evaluate.retry.time", argparse.Namespace(sleep=waits.append))
+    monkeypatch.setattr("evaluate.failures.time", argparse.Namespace(sleep=waits.append))
     engines.append(Failing())
     output = tmp_path / "styles.json"
     assert prompt_style_search.main(arguments(data, output, "--styles", "chat,plain")) == 2

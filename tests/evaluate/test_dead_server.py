@@ -40,7 +40,7 @@ def no_index(*_: object) -> Any:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return the waits between tries, none of which is slept."""
     seconds: list[float] = []
-    monkeypatch.setattr("evaluate.retry.time", SimpleNamespace(sleep=seconds.append))
+    monkeypatch.setattr("evaluate.failures.time", SimpleNamespace(sleep=seconds.append))
     return seconds
 
 

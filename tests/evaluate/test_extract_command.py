@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from evaluate.__main__ import main
-from evaluate.sandbox.probe import probe_layer
+from evaluate.sandbox.sandbox import probe_layer
 from evaluate.sandbox.spec import SANDBOX_LAYERS
 from tasks.extract import extract_code
 from tasks.prompt import STYLES

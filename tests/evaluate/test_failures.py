@@ -20,12 +20,11 @@ from errors import (
     is_prompt_error,
     says_context_exceeded,
 )
-from evaluate.completeness import engine_failures_note, missing_counts, missing_note
+from evaluate.failures import RetryPolicy, call_with_retries, engine_failures_note, missing_counts, missing_note
 from evaluate.generate import generate_results, parse_methods
 from evaluate.journal import read_records
 from evaluate.report import json_report, metrics_csv, plot_report_png, text_report
 from evaluate.results import read_run, scores_path
-from evaluate.retry import RetryPolicy, call_with_retries
 from evaluate.table import compare_methods, compare_runs, method_rows
 from serve.types import Request, RequestOutput, SamplingParams
 from tests import messages

@@ -5,8 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluate.power import detectable_difference, needed_problems, power_text, smallest_significant_wins
-from evaluate.stats import holm_correction, mcnemar_test
+from evaluate.stats import (
+    detectable_difference,
+    holm_correction,
+    mcnemar_test,
+    needed_problems,
+    power_text,
+    smallest_significant_wins,
+)
 
 
 def p_of(wins: int, n: int) -> float:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from evaluate.power import detectable_difference
-from evaluate.recommendation import Recommendation, choose, family, recommend
 from evaluate.results import Result, Run
+from evaluate.stats import detectable_difference
+from evaluate.table import Recommendation, choose, family, recommend
 from tasks.methods import parse_method
 
 NAMES = ("zero-shot", "icl-8", "rag-2", "rag-8", "lora-mine", "lora-mine+rag-8")

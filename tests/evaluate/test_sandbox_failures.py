@@ -20,14 +20,13 @@ import pytest
 
 from errors import PromptOrTuneError, SandboxClosedError, SandboxError
 from evaluate import __main__ as command
-from evaluate.completeness import count_unscored
+from evaluate.failures import RetryPolicy, count_unscored
 from evaluate.generate import ProgressBar
 from evaluate.journal import read_records
 from evaluate.report import metrics_csv, text_report
 from evaluate.results import Run, is_sandbox_failure, read_run, scores_path
-from evaluate.retry import RetryPolicy
 from evaluate.sandbox.sandbox import Sandbox, SandboxUnavailableError, open_sandbox
-from evaluate.sandbox.types import Program, require_run
+from evaluate.sandbox.spec import Program, require_run
 from evaluate.scoring import score_run
 from evaluate.table import compare_methods, compare_runs
 from evaluate.test_runner.result import TestResult
@@ -205,7 +204,7 @@ def test_the_check_command_has_a_sentence_and_no_results(
 def test_a_sandbox_that_cannot_be_opened_has_a_sentence(
     monkeypatch: pytest.MonkeyPatch, broken: Break, reason: str
 ) -> None:
-    monkeypatch.setattr("evaluate.sandbox.probe._WORKING_LAYERS", {})
+    monkeypatch.setattr("evaluate.sandbox.sandbox._WORKING_LAYERS", {})
     broken(monkeypatch)
     with pytest.raises(SandboxUnavailableError) as caught:
         open_sandbox("landlock")
@@ -217,9 +216,9 @@ EXHAUSTED = """
 import os, resource, sys
 from evaluate import __main__ as command
 from evaluate.scoring import score_run
-import evaluate.retry
+import evaluate.failures
 from types import SimpleNamespace
-evaluate.retry.time = SimpleNamespace(sleep=lambda _: None)
+evaluate.failures.time = SimpleNamespace(sleep=lambda _: None)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 held = []
 def exhaust(*arguments, **options):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from errors import EngineError, PromptOrTuneError
+from evaluate.failures import RetryPolicy
 from evaluate.generate import max_new_tokens_for
 from evaluate.results import Result, Run
-from evaluate.retry import RetryPolicy
 from jobs.job import ScoreComparison, Verdict
 from jobs.scoring import (
     MAX_ROWS,

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from evaluate.retry import RetryPolicy
+from evaluate.failures import RetryPolicy
 from evaluate.sandbox.sandbox import Sandbox, SandboxUnavailableError, open_sandbox
-from evaluate.sandbox.types import ExecutionResult, Program
+from evaluate.sandbox.spec import ExecutionResult, Program
 from serve.engine.llm_engine import EngineLoader
 from tasks.problem import AssertTest, Problem, ReferenceTest
 from tests.fakes import FakeEngine

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from common.files import make_dir, make_private_dir
 from common.format import format_duration
 from errors import BusyError, PromptOrTuneError
+from evaluate.failures import RetryPolicy
 from evaluate.generate import (
     EvaluationPlan,
     generate_results,
@@ -31,7 +32,6 @@ from evaluate.generate import (
     parse_methods,
 )
 from evaluate.results import Run, open_run, problem_record, read_run
-from evaluate.retry import RetryPolicy
 from evaluate.sandbox.sandbox import Sandbox, SandboxUnavailableError
 from evaluate.scoring import has_tests, score_run
 from models.identity import BaseIdentity

@@ -11,9 +11,9 @@ from typing import Any
 import gradio as gr
 
 from errors import PromptOrTuneError
-from evaluate.completeness import count_unscored, missing_counts
-from evaluate.recommendation import ADVICE
+from evaluate.failures import count_unscored, missing_counts
 from evaluate.results import Run
+from evaluate.table import ADVICE
 from ui import components
 from ui.access.guard import action
 from ui.compare.decoding_form import MAX_NEW_TOKENS

@@ -20,9 +20,16 @@ import gradio as gr
 
 from common.files import cache_dir
 from errors import PromptOrTuneError, UnknownNameError
-from evaluate.recommendation import Recommendation, recommend
 from evaluate.results import Result, Run, read_run
-from evaluate.table import MethodComparison, MethodRow, compare_methods, compare_runs, method_rows
+from evaluate.table import (
+    MethodComparison,
+    MethodRow,
+    Recommendation,
+    compare_methods,
+    compare_runs,
+    method_rows,
+    recommend,
+)
 from tasks.datasets.registry import DATASETS
 from ui import components
 from ui.labels import method_label
@@ -167,7 +174,7 @@ def cached_pairs(run: Run) -> list[MethodComparison]:
 
 
 def cached_recommendation(run: Run) -> Recommendation | None:
-    """Return the recommendation of a scored run, None where there is none (evaluate.recommendation.recommend)."""
+    """Return the recommendation of a scored run, None where there is none (evaluate.table.recommend)."""
     recommendation: Recommendation | None = _compute_cached("recommendation", (run,), lambda: recommend(run))
     return recommendation
 

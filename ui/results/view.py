@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.format import format_gigabytes
-from evaluate.aggregate import metric_title
-from evaluate.completeness import count_unscored, engine_failures_note, missing_note
+from evaluate.failures import count_unscored, engine_failures_note, missing_note
 from evaluate.results import Result, Run
-from evaluate.stats import Interval
+from evaluate.stats import Interval, metric_title
 from evaluate.table import MethodRow, render_comparisons, table_footnote, table_metrics
 from ui.compare.test_results import format_count_of_tests
 from ui.compare.verdict import best_indices, verdict_text

@@ -16,7 +16,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from errors import PromptOrTuneError
-from jobs.hf_jobs.hardware import (
+from jobs.hf_jobs.follow import (
     DEFAULT_HARDWARE,
     MAX_HOURS,
     RemoteHardware,

@@ -16,8 +16,7 @@ from codebleu.weighted_ngram_match import corpus_bleu as weighted_corpus_bleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.metrics.codebleu import bleu_scores, codebleu, codebleu_package_score, count_ngrams
-from evaluate.metrics.lexer import python_tokens
+from evaluate.metrics.codebleu import bleu_scores, codebleu, codebleu_package_score, count_ngrams, python_tokens
 from tests.conftest import ROOT
 from tests.evaluate.hostile import HOSTILE
 

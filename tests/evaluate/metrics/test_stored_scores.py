@@ -13,10 +13,9 @@ from codebleu.parser import DFG_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.metrics.codebleu import PYTHON_KEYWORDS, codebleu
+from evaluate.metrics.codebleu import PYTHON_KEYWORDS, _Lexer, _LexError, codebleu, python_tokens
 from evaluate.metrics.codebleu_trees import _parser, _TreeWalker, tree_features
 from evaluate.metrics.data_flow import _DataFlowRules
-from evaluate.metrics.lexer import _Lexer, _LexError, python_tokens
 from evaluate.results import attach_scores, read_run
 from tests.conftest import ROOT
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evaluate.sandbox.types import Limits
+from evaluate.sandbox.spec import Limits
 
 PRELUDE = """
 import ctypes, errno, fcntl, gc, glob, json, mmap, os, resource, signal, socket, stat, subprocess, sys, threading, time

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from evaluate.sandbox import probe, spec
+from evaluate.sandbox import sandbox, spec
 from evaluate.sandbox.spec import SANDBOX_LAYERS
 
 
@@ -15,7 +15,7 @@ from evaluate.sandbox.spec import SANDBOX_LAYERS
 def layer(request: pytest.FixtureRequest) -> str:
     """Return each layer in turn; skip those that are not available."""
     name = str(request.param)
-    found = probe.probe_layer(name)
+    found = sandbox.probe_layer(name)
     if not found.works:
         pytest.skip(f"The sandbox layer '{name}' does not work here: {found.reason}.")
     return name

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluate.sandbox.types import ExecutionResult
+from evaluate.sandbox.spec import ExecutionResult
 from tests.conftest import ROOT
 
 ORIGINAL = "unchanged"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evaluate.sandbox.types import Limits
+from evaluate.sandbox.spec import Limits
 
 LIMITS = Limits(
     wall_seconds=4, cpu_seconds=2, memory_bytes=512 << 20, output_bytes=20_000, file_bytes=1 << 20, files=50

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 
 import pytest
 
+from evaluate.sandbox.launch import BUSY_FACTOR
 from evaluate.sandbox.sandbox import Sandbox, open_sandbox
-from evaluate.sandbox.types import ExecutionResult, Program
-from evaluate.sandbox.watchers import BUSY_FACTOR
+from evaluate.sandbox.spec import ExecutionResult, Program
 from tests.evaluate.sandbox.attacks import ATTACKS, Attack
 from tests.evaluate.sandbox.harmless import HARMLESS, HarmlessProgram
 from tests.evaluate.sandbox.host import Host, gone

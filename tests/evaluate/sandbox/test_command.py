@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.sandbox import probe
+from evaluate.sandbox import sandbox
 from evaluate.sandbox.__main__ import main
 from tests.conftest import ROOT
 
@@ -47,7 +47,7 @@ def test_without_a_layer_the_best_one_is_used(program: Path, capsys: pytest.Capt
     printed = json.loads(capsys.readouterr().out)
     assert printed["status"] == "error"
     assert printed["stderr"].endswith("EOFError: EOF when reading a line\n")
-    assert printed["layer"] == ("bubblewrap" if probe.probe_layer("bubblewrap").works else "landlock")
+    assert printed["layer"] == ("bubblewrap" if sandbox.probe_layer("bubblewrap").works else "landlock")
 
 
 def test_rlimits_need_the_unsafe_flag(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +64,7 @@ def test_rlimits_need_the_unsafe_flag(program: Path, capsys: pytest.CaptureFixtu
 def test_layer_that_does_not_work_gives_status_refused(
     program: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing = probe.ProbeResult("bubblewrap", False, {}, "there is no bwrap program")
+    missing = sandbox.ProbeResult("bubblewrap", False, {}, "there is no bwrap program")
     monkeypatch.setattr("evaluate.sandbox.sandbox.probe_layer", lambda layer: missing)
     assert main(["run", str(program), "--layer", "bubblewrap"]) == 1
     printed = json.loads(capsys.readouterr().out)
@@ -99,18 +99,18 @@ def test_probe_prints_what_each_layer_prevents(capsys: pytest.CaptureFixture[str
     found = {each["layer"]: each for each in json.loads(capsys.readouterr().out)}
     assert set(found) == {"bubblewrap", "landlock", "unsafe-rlimits"}
     assert found[layer]["works"]
-    assert set(found[layer]["stops"]) == {*probe.ATTACK_LABELS, *probe.LIMIT_LABELS}
+    assert set(found[layer]["stops"]) == {*sandbox.ATTACK_LABELS, *sandbox.LIMIT_LABELS}
     assert all(found[layer]["stops"].values())
     assert not found["unsafe-rlimits"]["works"]
 
 
 def test_columns_of_the_probe_table_are_aligned() -> None:
-    leaks = {name: name != "network" for name in (*probe.ATTACK_LABELS, *probe.LIMIT_LABELS)}
-    table = probe.probe_table(
+    leaks = {name: name != "network" for name in (*sandbox.ATTACK_LABELS, *sandbox.LIMIT_LABELS)}
+    table = sandbox.probe_table(
         [
-            probe.ProbeResult("bubblewrap", True, dict.fromkeys(leaks, True)),
-            probe.ProbeResult("landlock", False, {}, "there is none"),
-            probe.ProbeResult("unsafe-rlimits", False, leaks, "it leaks"),
+            sandbox.ProbeResult("bubblewrap", True, dict.fromkeys(leaks, True)),
+            sandbox.ProbeResult("landlock", False, {}, "there is none"),
+            sandbox.ProbeResult("unsafe-rlimits", False, leaks, "it leaks"),
         ]
     )
     lines = table.splitlines()

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from evaluate.sandbox.launch import BUSY_FACTOR, ProgramClock
 from evaluate.sandbox.sandbox import open_sandbox
-from evaluate.sandbox.types import Limits, Program
-from evaluate.sandbox.watchers import BUSY_FACTOR, ProgramClock
+from evaluate.sandbox.spec import Limits, Program
 from tests.conftest import ROOT
 from tests.evaluate.sandbox.host import processes_with
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from evaluate.sandbox.sandbox import open_sandbox
-from evaluate.sandbox.types import ExecutionResult, Program
+from evaluate.sandbox.spec import ExecutionResult, Program
 from tests.evaluate.sandbox.programs import LIMITS, PROGRAMS, STDIN, SandboxedProgram
 
 pytestmark = pytest.mark.slow

@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from errors import PromptOrTuneError, UnknownNameError
-from evaluate.sandbox import isolation, probe, spec
+from evaluate.sandbox import isolation, spec
+from evaluate.sandbox import sandbox as sandbox_module
 from evaluate.sandbox.sandbox import Sandbox, SandboxUnavailableError, open_sandbox
-from evaluate.sandbox.types import Limits, Program
+from evaluate.sandbox.spec import Limits, Program
 from tests import messages
 from tests.conftest import ROOT
 from tests.evaluate.sandbox.host import gone, processes_with
@@ -239,8 +240,8 @@ def test_unknown_layer_raises() -> None:
         open_sandbox("landlok")
 
 
-def finding(layer: str, works: bool) -> probe.ProbeResult:
-    return probe.ProbeResult(layer, works, {}, "" if works else f"{layer} is missing")
+def finding(layer: str, works: bool) -> sandbox_module.ProbeResult:
+    return sandbox_module.ProbeResult(layer, works, {}, "" if works else f"{layer} is missing")
 
 
 def test_weaker_layer_is_used_with_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -261,7 +262,7 @@ def test_no_program_runs_without_a_layer(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_probe_reports_what_a_layer_does_not_prevent() -> None:
     """The probe checks the effects on the host, not the errors of its programs."""
-    found = probe.probe_layer("unsafe-rlimits")
+    found = sandbox_module.probe_layer("unsafe-rlimits")
     assert not found.works
     assert not found.stops["network"]
     assert not found.stops["writing"]
@@ -269,11 +270,11 @@ def test_probe_reports_what_a_layer_does_not_prevent() -> None:
 
 
 def test_missing_requirements_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "_WORKING_LAYERS", {})
+    monkeypatch.setattr(sandbox_module, "_WORKING_LAYERS", {})
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert probe.probe_layer("bubblewrap").reason == "there is no bwrap program (apt install bubblewrap)"
+    assert sandbox_module.probe_layer("bubblewrap").reason == "there is no bwrap program (apt install bubblewrap)"
     monkeypatch.setattr("evaluate.sandbox.isolation.landlock_abi_version", lambda: 0)
-    assert "no Landlock" in probe.probe_layer("landlock").reason
+    assert "no Landlock" in sandbox_module.probe_layer("landlock").reason
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
     monkeypatch.setattr("evaluate.sandbox.isolation.landlock_abi_version", lambda: 7)
-    assert probe.probe_layer("landlock").reason == "there is no table of system calls for riscv64"
+    assert sandbox_module.probe_layer("landlock").reason == "there is no table of system calls for riscv64"

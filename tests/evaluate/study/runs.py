@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.results import Result, Run, open_run, problem_record
-from evaluate.study.cells import TRAINING_KEY
 from evaluate.study.config import StudyConfig
-from evaluate.study.jobs import StudyJob, run_path
+from evaluate.study.jobs import TRAINING_KEY, StudyJob, run_path
 from tasks.problem import AssertTest, Problem
 
 # Probability of a right answer by the job's kind; the differences are large enough to be significant.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from evaluate.study import published
+from evaluate.study import schema
 from evaluate.study.config import KNOWN_ARCHITECTURES, Architecture, HardwareSpec
 from evaluate.study.plan import (
     DATASET_LENGTHS,
@@ -19,15 +19,15 @@ from evaluate.study.plan import (
 
 TABLE_3 = [
     (model, technique)
-    for model in published.published_models()
+    for model in schema.published_models()
     for technique in ("full", "lora", "ia3", "prompt-tuning", "prefix-tuning")
-    if published.published_score(model, technique, "conala")
+    if schema.published_score(model, technique, "conala")
 ]
 
 
 @pytest.mark.parametrize(("model", "technique"), TABLE_3)
 def test_trainable_parameters_equal_table_3(model: str, technique: str) -> None:
-    row = published.published_score(model, technique, "conala")
+    row = schema.published_score(model, technique, "conala")
     assert row is not None
     theirs = float(row.parameters.removesuffix("M")) * 1e6
     ours = KNOWN_ARCHITECTURES[model].trainable_parameters(
@@ -94,11 +94,11 @@ def test_quantization_and_checkpointing_reduce_the_memory() -> None:
     assert saved < 23.59e9 < plain
 
 
-@pytest.mark.parametrize(("model", "technique"), published.published_peak_memory())
+@pytest.mark.parametrize(("model", "technique"), schema.published_peak_memory())
 def test_fit_of_the_studys_runs(model: str, technique: str) -> None:
-    base, paper_bytes = KNOWN_ARCHITECTURES[model], published.published_peak_memory()[model, technique] * 1e9
+    base, paper_bytes = KNOWN_ARCHITECTURES[model], schema.published_peak_memory()[model, technique] * 1e9
     quantization = "nf4" if technique == "qlora-4bit" else "none"
-    fit = fit_training(base, technique, quantization, "conala", published.GPU_BYTES)
+    fit = fit_training(base, technique, quantization, "conala", schema.GPU_BYTES)
     assert (fit.batch, fit.checkpointing) == (2 if model == "CodeLlama-34B-Python" else 8, False)
     if base.family == "llama":
         assert fit.memory == pytest.approx(paper_bytes, rel=0.15)

@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
-from evaluate.aggregate import metric_values
-from evaluate.stats import Interval, holm_correction
-from evaluate.study.cells import CollectedRuns, collect_jobs, read_runs
+from evaluate.stats import Interval, holm_correction, metric_values
 from evaluate.study.config import StudyConfig
 from evaluate.study.findings import Finding, best_job, check_claims, compute_findings
-from evaluate.study.jobs import StudyJob, study_jobs
+from evaluate.study.jobs import CollectedRuns, StudyJob, collect_jobs, read_runs, study_jobs
 from tests.evaluate.study.runs import made_problems, write_runs
 
 pytestmark = pytest.mark.slow

@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from errors import EngineError, PromptOrTuneError
+from evaluate.failures import RetryPolicy
 from evaluate.results import read_run
-from evaluate.retry import RetryPolicy
-from evaluate.study.cells import collect_jobs, read_runs
 from evaluate.study.config import StudyConfig
 from evaluate.study.generate import EngineOpener, check_base_revisions, generate_missing, missing_jobs
-from evaluate.study.jobs import StudyJob, limit_problems, run_path, study_jobs
+from evaluate.study.jobs import StudyJob, collect_jobs, limit_problems, read_runs, run_path, study_jobs
 from evaluate.study.read_config import read_study_config, resolve_config_path
 from evaluate.study.report import write_report
 from models.identity import BaseIdentity

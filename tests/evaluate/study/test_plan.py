@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.study.cells import CollectedRuns, collect_jobs, read_runs
 from evaluate.study.config import StudyConfig
-from evaluate.study.jobs import StudyJob, required_adapters, study_jobs
+from evaluate.study.jobs import CollectedRuns, StudyJob, collect_jobs, read_runs, required_adapters, study_jobs
 from evaluate.study.plan import StudyPlan, build_plan, expected_prompt_tokens, generation_seconds, render_plan
 from evaluate.study.read_config import read_study_config, resolve_config_path
 from tests.evaluate.study.conftest import add_adapter

@@ -14,13 +14,12 @@ import pytest
 from PIL import Image
 
 from errors import PromptOrTuneError
-from evaluate.aggregate import metric_values
 from evaluate.results import read_run
-from evaluate.study import published
+from evaluate.stats import metric_values
+from evaluate.study import schema
 from evaluate.study.__main__ import main
-from evaluate.study.cells import CollectedRuns, collect_jobs, read_runs, require_results
 from evaluate.study.config import StudyConfig
-from evaluate.study.jobs import StudyJob, run_path, study_jobs
+from evaluate.study.jobs import CollectedRuns, StudyJob, collect_jobs, read_runs, require_results, run_path, study_jobs
 from evaluate.study.read_config import read_study_config
 from evaluate.study.report import write_report
 from evaluate.study.tables import build_tables
@@ -72,7 +71,7 @@ def test_scores_have_intervals_and_published_values(config: StudyConfig, folder:
     assert float(lora["EM@1"]) == pytest.approx(100 * sum(values.values()) / len(values))
     assert float(lora["EM@1 low"]) < float(lora["EM@1"]) < float(lora["EM@1 high"])
     assert float(lora["parameters"]) == 1290240
-    row = published.published_score("CodeLlama-7B", "lora", "conala")
+    row = schema.published_score("CodeLlama-7B", "lora", "conala")
     assert row is not None
     assert (float(lora["study EM@1"]), float(lora["study EM@10"])) == (row.em1, row.em10) == (20.07, 39.31)
     assert set(rows) == {("zero-shot", "nf4"), ("zero-shot", "none"), ("LoRA", "none"), ("QLoRA-4bit", "nf4")}

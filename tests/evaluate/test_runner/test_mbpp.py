@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evaluate.sandbox.sandbox import Sandbox
-from evaluate.sandbox.types import Limits
+from evaluate.sandbox.spec import Limits
 from evaluate.test_runner.runner import run_tests_many
 from tasks.datasets import published
 from tasks.datasets.base import read_rows

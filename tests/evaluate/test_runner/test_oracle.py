@@ -11,9 +11,16 @@ import pytest
 
 from errors import UnknownNameError
 from evaluate.sandbox.sandbox import Sandbox
-from evaluate.sandbox.types import ExecutionResult, Limits, Program
-from evaluate.test_runner.comparison import EVALPLUS, EXACT, ComparisonRules, comparison_rules
-from evaluate.test_runner.result import MAX_REASON, TestResult, contrast
+from evaluate.sandbox.spec import ExecutionResult, Limits, Program
+from evaluate.test_runner.result import (
+    EVALPLUS,
+    EXACT,
+    MAX_REASON,
+    ComparisonRules,
+    TestResult,
+    comparison_rules,
+    contrast,
+)
 from evaluate.test_runner.runner import run_tests
 from tasks.problem import AssertTest, StdioTest, Test
 from tests import messages

@@ -9,9 +9,8 @@ import pytest
 
 from errors import DataError
 from evaluate.sandbox.sandbox import Sandbox
-from evaluate.test_runner.comparison import comparison_rules
 from evaluate.test_runner.reference import ReferenceLimits
-from evaluate.test_runner.result import TestResult
+from evaluate.test_runner.result import TestResult, comparison_rules
 from evaluate.test_runner.runner import run_tests_many
 from tasks.datasets.registry import load_problems
 from tasks.problem import Problem, complete_program

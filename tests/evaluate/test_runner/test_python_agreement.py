@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from evaluate.sandbox.sandbox import Sandbox
-from evaluate.sandbox.types import Limits
+from evaluate.sandbox.spec import Limits
 from evaluate.test_runner.runner import run_tests
 from tasks.pasted_tests import parse_pasted_tests
 from tasks.problem import AssertTest

@@ -16,12 +16,11 @@ from errors import DataError, PromptOrTuneError
 from evaluate.generate import ProgressBar
 from evaluate.results import Result, Run, problem_record, read_run
 from evaluate.sandbox.sandbox import Sandbox
-from evaluate.sandbox.types import Limits
+from evaluate.sandbox.spec import Limits
 from evaluate.scoring import score_run
 from evaluate.test_runner import reference
-from evaluate.test_runner.comparison import EVALPLUS, EXACT, ComparisonRules
 from evaluate.test_runner.reference import ReferenceLimits, compute_answers, missing_answers
-from evaluate.test_runner.result import TestResult
+from evaluate.test_runner.result import EVALPLUS, EXACT, ComparisonRules, TestResult
 from evaluate.test_runner.runner import run_tests
 from tasks.datasets.registry import load_problems
 from tasks.problem import Problem, ReferenceTest

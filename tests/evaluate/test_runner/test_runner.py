@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from errors import SandboxClosedError
 from evaluate.sandbox.sandbox import Sandbox
-from evaluate.sandbox.types import ExecutionResult, Limits, Program
+from evaluate.sandbox.spec import ExecutionResult, Limits, Program
 from evaluate.test_runner.result import TestResult
 from evaluate.test_runner.runner import comparable_lines, first_difference, run_tests, run_tests_many
 from tasks.problem import AssertTest, StdioTest, Test, parse_tests

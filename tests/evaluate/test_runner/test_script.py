@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 
 from evaluate.sandbox.sandbox import Sandbox
-from evaluate.sandbox.types import Limits
+from evaluate.sandbox.spec import Limits
 from evaluate.test_runner.result import TestResult
 from evaluate.test_runner.runner import run_tests
 from tasks.pasted_tests import parse_pasted_tests

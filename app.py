@@ -32,7 +32,7 @@ from errors import PromptOrTuneError
 from jobs.job import ServingOptions
 from models.source import EMBEDDED
 from serve.api.app import Api
-from serve.api.origins import WebAccess, read_web_access
+from serve.api.auth import WebAccess, read_web_access
 from serve.api.server import ApiOptions, add_api_options, read_api_options
 from serve.options import ModelOptions, add_model_options, parse_model_options
 from space.settings import SpaceSettings, space_settings

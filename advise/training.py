@@ -27,9 +27,7 @@ from models.source import resolve
 from serve.options import ModelOptions
 from tasks.datasets.registry import STARTER, load_problems
 from tasks.problem import Example
-from train.callbacks import read_log
-from train.checkpoints import run_directory
-from train.config import TrainConfig
+from train.config import TrainConfig, run_directory
 from train.data import load_training_data
 from train.estimate import Estimate, try_estimate
 from train.preflight import load_tokenizer_info
@@ -37,12 +35,13 @@ from train.run import TrainingStoppedError, train
 from train.settings import make_config
 from train.techniques import get_technique
 from train.tokenize import tokenize_data
+from train.trainer import read_log
 
 if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import Trial
 
-    from train.callbacks import Evaluation
+    from train.trainer import Evaluation
 
 EVALUATIONS = 8  # in one training
 _MAX_FAILED_TRIALS = 5
@@ -375,7 +374,7 @@ def measure_retention(answerer: Answerer, config: TrainConfig, adapter: Path, re
 
     The share of tests passed tells more than Pass@1 for so few rows. Returns the field `retention` of an advice.
     """
-    from train.perplexity import measure_perplexity
+    from train.model import measure_perplexity
 
     rows = load_problems(STARTER, "test")
     rows = [

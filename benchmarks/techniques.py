@@ -33,7 +33,7 @@ from evaluate.table import (
     render_comparisons,
     table_footnote,
 )
-from train.checkpoints import RunDirectory
+from train.config import RunDirectory
 from train.save import record_scores
 from train.techniques import TECHNIQUES
 

@@ -159,8 +159,8 @@ def _train_with_trl(options: argparse.Namespace) -> dict[str, Any]:
     from models.resources import PeakMemory
     from tasks.datasets.registry import load_examples
     from tasks.prompt import format_completion, get_style, render_prompt
-    from train.callbacks import ThroughputCallback, ThroughputMeter
     from train.techniques import attention_target_modules
+    from train.trainer import ThroughputCallback, ThroughputMeter
 
     loaded = load_base(options.base, "none", "cpu", lambda line: print(line, file=sys.stderr), training=True)
     style = get_style("plain")

@@ -17,8 +17,7 @@ from serve.options import ModelOptions
 from tasks.datasets.hub import is_hub_id
 from tasks.datasets.registry import TRAINING_DATASETS, is_dataset, require_training
 from tasks.datasets.tables import FORMATS
-from train.checkpoints import RunDirectory
-from train.config import TrainConfig
+from train.config import RunDirectory, TrainConfig
 from train.settings import FIELDS, make_config
 
 # queued: waits for the worker. running: has a process. stopping: a person asked it to stop, and it saves a checkpoint.

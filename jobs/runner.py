@@ -47,7 +47,7 @@ from jobs.store import (
     remove_leftovers,
 )
 from tasks.datasets.hub import use_hub_access
-from train.checkpoints import run_directory
+from train.config import run_directory
 
 if TYPE_CHECKING:
     from train.config import TrainConfig

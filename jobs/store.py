@@ -26,8 +26,7 @@ from common.files import atomic_write, file_lock, is_locked, make_private_dir
 from errors import PromptOrTuneError, UnknownNameError
 from evaluate.journal import read_records
 from jobs.job import Job, JobStage, JobStatus, Progress, ScoreComparison, ServingOptions, Verdict, job_config
-from train.checkpoints import RunDirectory, run_directory
-from train.config import TrainConfig
+from train.config import RunDirectory, TrainConfig, run_directory
 
 _JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9]{6}-[0-9a-f]{6}")
 _LOCK_TIMEOUT_SECONDS = 60.0  # a change of state takes milliseconds

@@ -7,7 +7,7 @@ prompt can be hidden from it, and if the cache of its rows can be joined, reorde
 - states (convolution, state space, linear attention) have no mask, so their prompts are read without padding;
 - other caches, and state that a model keeps elsewhere, cannot be joined.
 
-What a configuration does not show, serve/backends/local/trial.py finds by running the base.
+What a configuration does not show, serve/backends/local/hf_runner.py finds by running the base.
 """
 
 from __future__ import annotations

@@ -1,21 +1,117 @@
-"""Training configuration: the settings of one run, under the names that transformers and TRL use."""
+"""Training configuration, under the names that transformers and TRL use, and the directory of a run.
+
+Examples in training prompts: other rows, retrieved as `rag-k` retrieves them, before the question. An adapter that
+never saw examples in training is confused by them (retrieval-augmented fine-tuning: Zhang et al. 2024, arXiv
+2403.10131). With `train_examples` each row's prompt gets a random number of the nearest training rows, so that one
+adapter answers with and without them. `nearest:0+1-8` trains each row twice an epoch, once without examples and once
+with 1 to 8, so that the plain questions lose no row to the others. A row is never its own example, and neither is a
+twin of it, which has its intent or its code.
+
+Run directory: settings, log and checkpoints of an unfinished run. It is `.<name>.run` beside the adapter's folder in
+the store; the store ignores hidden folders. It is removed when the adapter has been written.
+"""
 
 from __future__ import annotations
 
+import json
+import random
 import re
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from common.files import cache_dir, make_dir
 from errors import TrainingError, unknown_name_error
+from tasks.datasets.split import normalize_code, normalize_intent
+from tasks.methods import MAX_EXAMPLES, Retriever
+from tasks.problem import Example
 from tasks.prompt import get_style
-from train.prompt_examples import parse_train_examples
 
+_PREFIX = "nearest:"
+_PART = re.compile(r"(\d{1,4})-(\d{1,4})|(\d{1,4}(?:,\d{1,4})*)")
+# The most prompts of one row.
+_MAX_PARTS = 4
+# So many more rows are searched than needed, because the row itself and its twins are left out.
+_MORE = 16
+
+# The examples of each prompt of a row.
+SelectFn = Callable[[Example], Sequence[Sequence[Example]]]
+Counts = tuple[int, ...]
 OPTIMIZERS = ("adafactor", "adamw_torch")
 VIRTUAL_TOKENS_INIT_METHODS = ("examples", "vocabulary", "random")
 _ADAPTER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 # Settings that are only valid on this machine or concern what happens with the result; they are not published.
 _LOCAL_SETTINGS = ("data_dir", "output_dir", "overwrite", "push_to_hub", "hub_model_id", "hub_private_repo")
+# Settings that may differ when a run is continued: the output and the location of the data on this machine.
+_IGNORED_SETTINGS = ("data_dir", "output_dir", "overwrite", "push_to_hub", "hub_model_id", "hub_private_repo", "device")
+
+
+def parse_train_examples(text: str) -> tuple[Counts, ...]:
+    """Return, for each prompt of a row, the numbers of examples that are drawn from with equal chances; () for ''.
+
+    `nearest:0-8` is each number from 0 to 8, `nearest:4` always 4, and `nearest:0,0,1,4` one of these. `+` is between
+    the prompts of a row: `nearest:0+1-8` makes two, one without examples and one with 1 to 8. Raises TrainingError for
+    anything else.
+    """
+    if not text:
+        return ()
+    compact = text.replace(" ", "")
+    matches = [_PART.fullmatch(part) for part in compact.removeprefix(_PREFIX).split("+")]
+    if not compact.startswith(_PREFIX) or not all(matches) or len(matches) > _MAX_PARTS:
+        raise TrainingError(
+            f"train_examples '{text[:60]}' is not understood: write nearest:0-8 for 0 to 8 examples before each "
+            "question, nearest:0,0,4 for one of these numbers, nearest:0+1-8 to train each row without and with them."
+        )
+    parts = tuple(_counts(match) for match in matches if match)
+    if any(not counts or max(counts) > MAX_EXAMPLES for counts in parts):
+        raise TrainingError(
+            f"train_examples '{text[:60]}' must go from the smaller number to the larger, at most {MAX_EXAMPLES}."
+        )
+    return parts
+
+
+def _counts(match: re.Match[str]) -> Counts:
+    if match[3]:
+        return tuple(int(number) for number in match[3].split(","))
+    return tuple(range(int(match[1]), int(match[2]) + 1))
+
+
+class PromptExamples:
+    """Selects the examples of each row's prompts. The same seed and rows give the same examples."""
+
+    def __init__(self, parts: Sequence[Counts], retriever: Retriever, seed: int) -> None:
+        self._parts = parts
+        self._retriever = retriever
+        self._seed = seed
+
+    def select(self, row: Example) -> list[list[Example]]:
+        """Return the examples for each prompt of a training or a validation row, nearest first."""
+        # By the row, not by its place, so that the draw does not depend on the rows before it.
+        draw = random.Random(f"{self._seed} {row.id} {row.intent}")
+        numbers = [draw.choice(counts) for counts in self._parts]
+        if not any(numbers):
+            return [[] for _ in numbers]
+        found = self._retriever.nearest(row.intent, max(numbers) + _MORE)
+        examples = [example for example in found if not _is_twin(example, row)]
+        return [examples[:number] for number in numbers]
+
+
+def _is_twin(example: Example, row: Example) -> bool:
+    return (
+        example.id == row.id
+        or normalize_intent(example.intent) == normalize_intent(row.intent)
+        or normalize_code(example.code) == normalize_code(row.code)
+    )
+
+
+def nearest_retriever(pool: Sequence[Example]) -> Retriever:
+    """Return a retriever over the training rows, by the embedding model that comes with the program."""
+    from models.embedder import Embedder, FaissIndex
+    from tasks.methods import IndexRetriever
+
+    return IndexRetriever(pool, FaissIndex(Embedder(), [example.intent for example in pool], None))
 
 
 @dataclass(frozen=True)
@@ -153,3 +249,117 @@ def _file_name(value: Any) -> Any:
     if isinstance(value, str) and "/" in value and (value.startswith(("/", ".", "~")) or Path(value).exists()):
         return Path(value).name
     return value.name if isinstance(value, Path) else value
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of one run. `target` is the finished adapter's folder."""
+
+    target: Path
+
+    @property
+    def folder(self) -> Path:
+        """The unfinished run's folder."""
+        return self.target.parent / f".{self.target.name}.run"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of Trainer's checkpoint-N folders."""
+        return self.folder / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        """The log: one JSON object for each step and each evaluation."""
+        return self.folder / "log.jsonl"
+
+    @property
+    def settings(self) -> Path:
+        """The file with the settings that the run started with."""
+        return self.folder / "settings.json"
+
+    def last_checkpoint(self) -> Path | None:
+        """Find the latest complete checkpoint. One without trainer_state.json, written last, is incomplete."""
+        found = [path.parent for path in self.checkpoints.glob("checkpoint-*/trainer_state.json")]
+        return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+    def best_checkpoint(self) -> Path | None:
+        """Find the complete checkpoint with the lowest validation loss so far, else the latest one."""
+        last = self.last_checkpoint()
+        if last is None:
+            return None
+        state = json.loads((last / "trainer_state.json").read_text(encoding="utf-8"))
+        # Only the name is used: the folder may have been moved since.
+        best = self.checkpoints / Path(state.get("best_model_checkpoint") or last).name
+        return best if (best / "trainer_state.json").is_file() else last
+
+    def last_step(self) -> int:
+        """Return the step of the latest checkpoint, 0 without one."""
+        last = self.last_checkpoint()
+        return int(last.name.rsplit("-", 1)[1]) if last else 0
+
+    @property
+    def rows(self) -> Path:
+        """The file with the digest of the rows that the run started with."""
+        return self.folder / "rows.txt"
+
+    def create(self, config: TrainConfig, rows_digest: str) -> None:
+        """Create an empty run directory with settings and digest; remove what an earlier run left there."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        make_dir(self.checkpoints)
+        self.rows.write_text(rows_digest + "\n", encoding="utf-8")
+        self.settings.write_text(json.dumps(_json_settings(config), indent=1) + "\n", encoding="utf-8")
+
+    def check_settings(self, config: TrainConfig) -> None:
+        """Raise TrainingError when the run on disk was started with other settings, and so cannot be continued."""
+        before, now = self.saved_settings(), _json_settings(config)
+        changed = [name for name in now if name not in _IGNORED_SETTINGS and before.get(name, now[name]) != now[name]]
+        if changed:
+            name = changed[0]
+            raise TrainingError(
+                f"The run of '{config.adapter_name}' was begun with {name} = {before[name]}, not {now[name]}: continue "
+                "it as it was (--resume with the name alone suffices), or begin anew with --overwrite."
+            )
+
+    def check_rows(self, config: TrainConfig, rows_digest: str) -> None:
+        """Raise TrainingError when the run on disk was started with other rows: it would go on in the wrong place."""
+        try:
+            before = self.rows.read_text(encoding="utf-8").strip()
+        except OSError:  # a run of an earlier version
+            return
+        if before != rows_digest:
+            raise TrainingError(
+                f"The rows of {config.dataset_name} changed since the run of '{config.adapter_name}' began: restore "
+                "them, make an adapter of its best checkpoint with --finish, or begin anew with --overwrite."
+            )
+
+    def saved_settings(self) -> dict[str, Any]:
+        """Read the settings that the run started with. Raises TrainingError when there is no such run."""
+        try:
+            values = json.loads(self.settings.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise TrainingError(
+                f"There is no unfinished run of '{self.target.name}' in {self.target.parent}: "
+                "begin it without --resume."
+            ) from error
+        return dict(values)
+
+    def remove(self) -> None:
+        """Delete the run directory."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def run_directory(config: TrainConfig) -> RunDirectory:
+    """Return the run directory in `output_dir`, by default in the user's own store."""
+    return RunDirectory(adapter_store_dir(config.output_dir) / config.adapter_name)
+
+
+def adapter_store_dir(output_dir: Path | None) -> Path:
+    """Return the folder for finished adapters."""
+    return output_dir or cache_dir() / "adapters"
+
+
+def _json_settings(config: TrainConfig) -> dict[str, Any]:
+    return {
+        key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(config).items()
+    }

@@ -1,4 +1,4 @@
-"""PEFT model, initial values of virtual tokens, completion-only loss, and the Trainer of a run.
+"""PEFT model, initial values of virtual tokens, completion-only loss, the Trainer of a run, and perplexity of rows.
 
 Virtual tokens train badly from PEFT's random values: PEFT's own comparison has 0.057 on GSM8K for Prompt tuning from
 random values and 0.343 from sampled vocabulary (docs/training.md has ours). By default they start from the text of
@@ -10,25 +10,35 @@ small base they cost as much as several layers, and most tokens of a sample are 
 
 from __future__ import annotations
 
+import math
 import random
 import types
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from common.files import ProgressFn
-from models.loader import LoadedBase, import_bitsandbytes
-from train.checkpoints import RunDirectory
-from train.config import TrainConfig
+from models.loader import LoadedBase, import_bitsandbytes, load_base
+from models.resources import release_thread_pool
+from tasks.problem import Example
+from train.config import RunDirectory, TrainConfig
 from train.techniques import get_technique
-from train.tokenize import IGNORE_INDEX, TokenizedData, TokenizedExample
+from train.tokenize import (
+    IGNORE_INDEX,
+    ExampleTokenizer,
+    TokenizedData,
+    TokenizedExample,
+    TokenizerInfo,
+    build_example_tokenizer,
+)
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from train.callbacks import Evaluation, StopOnSignal
-    from train.trainer import CompletionTrainer
+    from train.trainer import CompletionTrainer, Evaluation, StopOnSignal
 
 
 def init_virtual_tokens(model: Any, config: TrainConfig, samples: Sequence[TokenizedExample]) -> None:
@@ -152,7 +162,8 @@ def build_trainer(
     """Build the Trainer with its callbacks, and return it with the callback that knows whether a signal stopped it."""
     from transformers import EarlyStoppingCallback, PrinterCallback
 
-    from train.callbacks import (
+    from train.trainer import (
+        CompletionTrainer,
         EvaluationHook,
         GradientCheck,
         JsonlLogger,
@@ -161,7 +172,6 @@ def build_trainer(
         ThroughputCallback,
         ThroughputMeter,
     )
-    from train.trainer import CompletionTrainer
 
     meter, stop = ThroughputMeter(), StopOnSignal(report)
     arguments = _training_arguments(config, len(dataset.train.selected_indices), run_dir, model)
@@ -333,3 +343,60 @@ def _prepend_virtual_tokens(
     embedded = base.get_input_embeddings()(input_ids)
     prompts = model.get_prompt(batch_size=samples).to(embedded.dtype)
     return {"inputs_embeds": torch.cat((prompts, embedded), dim=1), "attention_mask": mask, "use_cache": False}
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean loss per token of the code, over `rows` rows: of the base, and with the adapter."""
+
+    rows: int
+    tokens: int
+    base: float
+    adapter: float
+
+
+def measure_perplexity(
+    config: TrainConfig, adapter: Path, examples: Sequence[Example], report: ProgressFn
+) -> Perplexity:
+    """Compute the perplexity of the code of `examples`, each after its prompt, without examples in the prompt.
+
+    `config` says how the adapter in the folder was trained; the base has its quantization. Raises BaseModelError.
+    """
+    from peft import PeftModel
+
+    loaded = load_base(config.base, config.quantization, config.device, report, config.trust_remote_code, training=True)
+    identity = loaded.identity
+    info = TokenizerInfo(identity.id, loaded.tokenizer, identity.is_encoder_decoder, identity.context_length)
+    tokenizer = build_example_tokenizer(config, info)
+    samples = [tokenizer.to_features(tokenizer.tokenize(example)) for example in examples]
+    samples = [sample for sample in samples if len(sample["input_ids"]) <= identity.context_length]
+    model = PeftModel.from_pretrained(loaded.model, str(adapter)).eval()
+    cast_outputs(model, loaded.model.dtype)
+    patch_loss(model)
+    limit = max_tokens_per_forward(config, identity.device)
+    try:
+        with_adapter, tokens = _mean_loss(model, tokenizer, samples, limit)
+        with model.disable_adapter():
+            base, _ = _mean_loss(model, tokenizer, samples, limit)
+    finally:
+        release_thread_pool()
+    return Perplexity(len(samples), tokens, math.exp(base), math.exp(with_adapter))
+
+
+def _mean_loss(
+    model: Any, tokenizer: ExampleTokenizer, samples: Sequence[dict[str, list[int]]], limit: int
+) -> tuple[float, int]:
+    """Return the mean loss over all label tokens, and their number."""
+    total, tokens = 0.0, 0
+    ordered = sorted(samples, key=lambda sample: len(sample["input_ids"]))
+    while ordered:
+        longest = max(len(ordered[0]["input_ids"]), 1)
+        count = max(1, limit // longest)
+        while count > 1 and len(ordered[min(count, len(ordered)) - 1]["input_ids"]) * count > limit:
+            count -= 1
+        batch, ordered = ordered[:count], ordered[count:]
+        rows = {name: tensor.to(model.device) for name, tensor in tokenizer.collate(batch).items()}
+        with torch.no_grad():
+            total += float(model(**rows, num_items_in_batch=1)["loss"])
+        tokens += sum(label != -100 for row in batch for label in row["labels"])
+    return total / max(tokens, 1), tokens

@@ -39,7 +39,7 @@ from errors import AdapterError, TrainingError, unknown_name_error
 from models.source import resolve
 from serve.types import PartialOutput, Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES, get_style, render_prompt
-from train.checkpoints import adapter_store_dir
+from train.config import adapter_store_dir
 from train.hub_access import check_access, check_base_access, find_token
 from train.model_card import PLACEHOLDER, write_model_card
 

@@ -12,8 +12,7 @@ from models.loader import LoadedBase, load_base
 from models.source import resolve
 from serve.backends.local.backend import check_base
 from tasks.datasets.registry import dataset_digest
-from train.checkpoints import RunDirectory, run_directory
-from train.config import TrainConfig
+from train.config import RunDirectory, TrainConfig, run_directory
 from train.data import TrainingData, load_training_data
 from train.estimate import Estimate, compare_with_actual, try_estimate
 from train.model import build_peft_model, build_trainer
@@ -22,7 +21,7 @@ from train.techniques import get_technique
 from train.tokenize import TokenizedData, TokenizerInfo, tokenize_data
 
 if TYPE_CHECKING:
-    from train.callbacks import Evaluation
+    from train.trainer import Evaluation
 
 
 class TrainingStoppedError(PromptOrTuneError):
@@ -136,7 +135,7 @@ def _train_model(
     go_on: Callable[[Evaluation], bool] | None,
 ) -> tuple[Any, TrainingResult]:
     from models.resources import PeakMemory
-    from train.callbacks import read_log
+    from train.trainer import read_log
 
     run_dir = run_directory(config)
     memory = PeakMemory(loaded.identity.device)

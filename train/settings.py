@@ -15,8 +15,7 @@ from typing import Any
 
 from errors import TrainingError, unknown_name_error
 from models.loader import DEVICES, QUANTIZATIONS
-from train.checkpoints import RunDirectory, adapter_store_dir
-from train.config import OPTIMIZERS, VIRTUAL_TOKENS_INIT_METHODS, TrainConfig
+from train.config import OPTIMIZERS, VIRTUAL_TOKENS_INIT_METHODS, RunDirectory, TrainConfig, adapter_store_dir
 from train.techniques import PRESETS, TECHNIQUES, get_technique
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(TrainConfig)}

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from errors import TrainingError
 from tasks.problem import Example
 from tasks.prompt import Message, PromptStyle, format_completion, get_style, render_prompt
-from train.config import TrainConfig
+from train.config import PromptExamples, SelectFn, TrainConfig, nearest_retriever, parse_train_examples
 from train.data import TrainingData
-from train.prompt_examples import PromptExamples, SelectFn, nearest_retriever, parse_train_examples
 from train.techniques import get_technique
 
 if TYPE_CHECKING:

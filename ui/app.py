@@ -17,8 +17,8 @@ from markupsafe import Markup
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
-from serve.api.connections import connection_limits
-from serve.api.origins import WebAccess
+from serve.api.auth import WebAccess
+from serve.api.server import connection_limits
 from serve.engine.llm_engine import EngineLoader
 from ui import components
 from ui.access.bodies import StoredUploads
@@ -79,7 +79,7 @@ def build_header(context: Context) -> tuple[gr.HTML, gr.HTML, gr.Timer]:
 
 # No usage data is sent. Gradio reads this when it is imported.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-# uvicorn would believe X-Forwarded-For of any program on this machine; serve/api/origins.py reads it where it may.
+# uvicorn would believe X-Forwarded-For of any program on this machine; serve/api/auth.py reads it where it may.
 os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
 
 

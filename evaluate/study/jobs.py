@@ -248,7 +248,7 @@ def format_train_command(arguments: Iterable[str]) -> str:
 
 
 def has_unfinished_run(name: str) -> bool:
-    """Return whether train/checkpoints.py has left a checkpoint of an unfinished run of that name."""
+    """Return whether train/config.py has left a checkpoint of an unfinished run of that name."""
     folder = user_root() / f".{name}.run"
     return (folder / "settings.json").is_file() and any(folder.glob("checkpoints/checkpoint-*/trainer_state.json"))
 

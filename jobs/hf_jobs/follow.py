@@ -37,7 +37,7 @@ _STATE_FILE = "remote.json"
 _LOG_NAME = "remote.log"
 _ENDED_STAGES = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
 _LAST_LINES = 50
-# A progress line as train.callbacks.ProgressReporter prints it.
+# A progress line as train.trainer.ProgressReporter prints it.
 _LOG_LINE = re.compile(
     r"\s*step (?P<step>\d+)/(?P<steps>\d+)  epoch [\d.]+  (?P<what>validation loss|loss) (?P<value>\S+)"
     r"  (?P<speed>\d+) tokens/s  (?P<minutes>\d+):(?P<seconds>\d\d) gone, about \S+ left"
@@ -192,7 +192,7 @@ class JobEnd:
 
 
 def parse_log_line(line: str, epochs: float) -> dict[str, Any] | None:
-    """Return the log.jsonl entry that train.callbacks wrote for this progress line; None for any other line.
+    """Return the log.jsonl entry that train.trainer wrote for this progress line; None for any other line.
 
     `epochs` is the length of the training. The epoch is computed from it, because the one in the line is rounded.
     """

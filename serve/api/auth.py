@@ -1,17 +1,28 @@
-"""API keys, their rights, and rate limits per caller."""
+"""Access to the API: keys, rights, rate limits per caller, names of the server, and origins of pages that may use it.
+
+Names under which a server answers, and the origins of the pages that may use it. The pages (ui/access/middleware.py)
+and the API check both, so that no other web site acts in the name of a person who visits it: neither by a request of
+its own, nor by a name of its own that it lets resolve to this machine.
+"""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import hmac
 import ipaddress
+import os
 import re
+import socket
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from common.command import read_secrets
 from errors import PromptOrTuneError
@@ -22,6 +33,13 @@ MIN_KEY_LENGTH = 16
 _MAX_OWNERS = 10_000
 _NAME = re.compile(r"[\w.@-]{1,64}")
 _ENTRY_FORMAT = "name:key, name:key:rows-per-minute or name:key:rows-per-minute:admin"
+HOSTS_VARIABLE = "PROMPT_OR_TUNE_ALLOW_HOST"
+ORIGINS_VARIABLE = "PROMPT_OR_TUNE_ALLOW_ORIGIN"
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[\w.]+)?\]|[A-Za-z0-9_.-]+)(?::(\d{1,5}))?")
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(.+)")
+_PREFLIGHT_SECONDS = "600"
 
 
 @dataclass(frozen=True)
@@ -185,3 +203,200 @@ class RateLimiter:
                 break
             self._quotas.popitem(last=False)
         return quota
+
+
+@dataclass(frozen=True)
+class WebAccess:
+    """What a server answers to.
+
+    `hosts` are names in lower case beside 'localhost' and addresses, which are always answered. `origins` are those of
+    other sites whose pages may call the server, without cookies. With `trust_proxy` the headers X-Forwarded-For and
+    X-Forwarded-Host count, so that only a proxy may reach the server. With `frame` the pages are shown in a frame of
+    the Hub. `public_name` is the address or the name by which others reach the server, '' if only this machine does.
+    """
+
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    trust_proxy: bool = False
+    frame: bool = False
+    public_name: str = ""
+
+    def host_refusal(self, headers: Headers) -> str | None:
+        """Return why the request's Host is not answered (status 421); None if it is."""
+        given = headers.getlist("host")
+        if len(given) == 1 and self.is_answered(given[0]):
+            return None
+        name = _printable(given[0]) if given else ""
+        return (
+            f"This server does not answer to the name '{name}': start it with --allow-host and the name, or ask its "
+            "address."
+        )
+
+    def is_answered(self, host: str) -> bool:
+        """Return whether `host`, the value of a Host header, names this server."""
+        name = _split_host(host)[0]
+        return name == "localhost" or name in self.hosts or _is_address(name)
+
+    def origin_refusal(self, headers: Headers, https: bool, navigable: bool = False) -> str | None:
+        """Return why the page that sent the request may not do so (status 403); None if it may, or if no page did.
+
+        `https` tells whether the browser certainly used TLS. A `navigable` request may also be a link of another page:
+        it opens in a window of its own (or in the frame of the Hub), which the other page cannot read.
+        """
+        origins = headers.getlist("origin")
+        if self.allowed_origin(headers):
+            return None
+        if origins and not (len(origins) == 1 and self._is_own(origins[0], headers.get("host", ""), https)):
+            return _origin_refusal(origins[0])
+        site = headers.get("sec-fetch-site")
+        if site in (None, "same-origin", "none") or (navigable and not origins and self._opens_page(headers)):
+            return None
+        return _origin_refusal("another site")
+
+    def allowed_origin(self, headers: Headers) -> str:
+        """Return the request's origin if it is one of `origins`; '' otherwise."""
+        given = headers.getlist("origin")
+        return given[0] if len(given) == 1 and given[0] in self.origins else ""
+
+    def cors_headers(self, headers: Headers) -> dict[str, str]:
+        """Return the headers with which a page of an allowed origin may read the response; {} for other pages."""
+        origin = self.allowed_origin(headers)
+        return {"access-control-allow-origin": origin, "vary": "Origin"} if origin else {}
+
+    def preflight_headers(self, headers: Headers) -> dict[str, str] | None:
+        """Return the headers that answer a preflight request, also {} to refuse it; None if it is not one."""
+        if "access-control-request-method" not in headers or "origin" not in headers:
+            return None
+        allowed = self.cors_headers(headers)
+        if not allowed:
+            return {}
+        return allowed | {
+            "access-control-allow-methods": "GET, POST",
+            "access-control-allow-headers": headers.get("access-control-request-headers", ""),
+            "access-control-max-age": _PREFLIGHT_SECONDS,
+        }
+
+    def _is_own(self, origin: str, host: str, https: bool) -> bool:
+        match = _ORIGIN.fullmatch(origin)
+        if match is None or match[1] not in (("https",) if https else _DEFAULT_PORTS):
+            return False
+        default = _DEFAULT_PORTS[match[1]]
+        name, port = _split_host(match[2])
+        own_name, own_port = _split_host(host)
+        return bool(name) and (name, port or default) == (own_name, own_port or default)
+
+    def _opens_page(self, headers: Headers) -> bool:
+        destinations = ("document", "iframe") if self.frame else ("document",)
+        return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") in destinations
+
+
+def add_web_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `read_web_access` reads."""
+    group = parser.add_argument_group("names and origins")
+    group.add_argument(
+        "--allow-host",
+        action="append",
+        metavar="NAME",
+        help=f"a name under which browsers and programs reach this server (repeatable; or {HOSTS_VARIABLE})",
+    )
+    group.add_argument(
+        "--allow-origin",
+        action="append",
+        metavar="ORIGIN",
+        help=f"https://site whose pages may call this server, without cookies (repeatable; or {ORIGINS_VARIABLE})",
+    )
+    group.add_argument(
+        "--trust-proxy",
+        action="store_true",
+        help="only a proxy reaches this server, and it sets X-Forwarded-For: clients are told apart by that",
+    )
+
+
+def read_web_access(args: argparse.Namespace, host: str, environ: Mapping[str, str] = os.environ) -> WebAccess:
+    """Return the access that the options give a server on `host`; raises PromptOrTuneError for a bad value."""
+    names = [*(args.allow_host or ()), *_listed(environ, HOSTS_VARIABLE)]
+    for name in names:
+        if _split_host(name) != (name.rstrip(".").lower(), 0):
+            raise PromptOrTuneError(f"--allow-host '{name}' is no name: give it alone, as in --allow-host example.org.")
+    origins = [*(args.allow_origin or ()), *_listed(environ, ORIGINS_VARIABLE)]
+    space = bool(environ.get("SPACE_ID"))
+    hosts = {*names, host, *(_listed(environ, "SPACE_HOST") if space else ())}
+    public_name = names[0] if names else "this server by its proxy" if args.trust_proxy else ""
+    if not is_loopback(host):
+        public_name = host
+        machine = socket.gethostname()
+        hosts |= {machine, machine.partition(".")[0], f"{machine.partition('.')[0]}.local"}
+    return WebAccess(
+        frozenset(name.rstrip(".").lower() for name in hosts),
+        frozenset(map(_checked_origin, origins)),
+        bool(args.trust_proxy) or space,
+        space,
+        public_name,
+    )
+
+
+def _listed(environ: Mapping[str, str], variable: str) -> list[str]:
+    return [value.strip() for value in environ.get(variable, "").split(",") if value.strip()]
+
+
+def _checked_origin(origin: str) -> str:
+    match = _ORIGIN.fullmatch(origin.rstrip("/").lower())
+    name, port = _split_host(match[2]) if match else ("", 0)
+    if match is None or not name:
+        raise PromptOrTuneError(
+            f"--allow-origin '{origin}' is no origin: give scheme and name, as in --allow-origin https://example.org."
+        )
+    # Browsers leave out the default port.
+    return f"{match[1]}://{match[2].rpartition(':')[0]}" if port == _DEFAULT_PORTS.get(match[1], -1) else match[0]
+
+
+def _split_host(host: str) -> tuple[str, int]:
+    """Return the name of a Host header in lower case without brackets, and its port (0: none); ('', 0) if it is bad."""
+    match = _HOST.fullmatch(host)
+    if match is None:
+        return "", 0
+    return match[1].strip("[]").rstrip(".").lower(), int(match[2] or 0)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _origin_refusal(origin: str) -> str:
+    return (
+        f"Pages of {_printable(origin)} may not use this server: open its own page, or start it with --allow-origin "
+        "and the origin."
+    )
+
+
+def _printable(text: str) -> str:
+    return "".join(letter for letter in text[:100] if letter.isprintable())
+
+
+def is_https(scope: Scope) -> bool:
+    """Return whether the client certainly used TLS, to this server or to a proxy in front of it."""
+    return bool(scope.get("scheme") == "https" or Headers(scope=scope).get("x-forwarded-proto", "").startswith("https"))
+
+
+def client_network(address: str) -> str:
+    """Return the /64 network of an IPv6 address, within which anybody has any address; other addresses as they are.
+
+    Limits count by it.
+    """
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return address
+    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))
+
+
+def client_address(scope: Scope, web: WebAccess) -> str:
+    """Return the address of the client, behind a trusted proxy the one that the proxy appended; '' if unknown."""
+    forwarded = Headers(scope=scope).get("x-forwarded-for", "") if web.trust_proxy else ""
+    return forwarded.rpartition(",")[2].strip() or str((scope.get("client") or ("",))[0])

@@ -21,8 +21,7 @@ from errors import PromptOrTuneError
 from serve.api.errors import ApiError, internal_error, to_api_error
 from serve.api.protocol import OpenAIRequest
 from serve.api.serving import ClientGoneError, output_error
-from serve.generated_text import stable_prefix
-from serve.types import Candidate, PartialOutput, RequestOutput, TokenLogprob
+from serve.types import Candidate, PartialOutput, RequestOutput, TokenLogprob, stable_prefix
 
 _log = logging.getLogger(__name__)
 

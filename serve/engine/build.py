@@ -65,14 +65,13 @@ def build_private_engine(
 
 
 def build_zero_gpu_engine(options: ModelOptions, report: ProgressFn = lambda _: None) -> LLMEngine:
-    """Return the engine for ZeroGPU, which assigns a GPU to single calls (serve/backends/zero_gpu.py).
+    """Return the engine for ZeroGPU, which assigns a GPU to single calls (serve/engine/zero_gpu.py).
 
     Call it in the main thread, before anything uses CUDA and before the pages are launched. Raises PromptOrTuneError.
     """
     from models.resources import release_thread_pool
     from serve.backends.local.backend import LocalBackend
-    from serve.backends.zero_gpu import gpu_function, import_spaces, load_base_for_gpu
-    from serve.engine.zero_gpu import ZeroGpuEngine
+    from serve.engine.zero_gpu import ZeroGpuEngine, gpu_function, import_spaces, load_base_for_gpu
 
     spaces = import_spaces()
     loaded = load_base_for_gpu(options.base or EMBEDDED, options.quantization, report, options.trust_remote_code)

@@ -21,8 +21,8 @@ from typing import TypeVar
 from weakref import WeakSet
 
 from errors import BusyError, PromptOrTuneError
+from serve.engine.config import Metrics, Outcome
 from serve.engine.input_processor import PreparedRequest
-from serve.engine.metrics import Metrics, Outcome
 from serve.engine.output_stream import OutputEvent, OutputQueue, OutputStream
 from serve.engine.scheduler import BatchMode, RequestBatch, RequestQueue, ScheduledRequest
 from serve.types import Backend, Batch, PartialOutput, Request, RequestOutput, RowOutput, SamplingParams

@@ -15,10 +15,9 @@ from adapters.store import Store
 from errors import AdapterError, PromptOrTuneError
 from models.identity import BaseIdentity
 from serve.engine.adapter_cache import AdapterCache
-from serve.engine.config import EngineConfig, EngineStatus
+from serve.engine.config import EngineConfig, EngineStatus, Metrics
 from serve.engine.engine_core import EngineCoreClient
 from serve.engine.input_processor import InputProcessor
-from serve.engine.metrics import Metrics
 from serve.engine.output_stream import OutputStream
 from serve.engine.scheduler import RequestQueue
 from serve.types import Backend, PartialOutput, Request, RequestOutput, SamplingParams

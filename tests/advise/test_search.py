@@ -21,8 +21,8 @@ from advise.training import (
     settings_for_share,
 )
 from errors import TrainingError
-from train.callbacks import Evaluation
 from train.run import TrainingStoppedError
+from train.trainer import Evaluation
 
 ROWS = (Path("train.jsonl"), Path("validation.jsonl"))
 STEPS = 8

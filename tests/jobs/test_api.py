@@ -21,7 +21,7 @@ from jobs.queue import open_queue
 from jobs.store import JobFolder, exclusive
 from tests import messages
 from tests.jobs.service import ServiceWithoutWorker, submit_named
-from train.checkpoints import run_directory
+from train.config import run_directory
 from train.settings import make_config
 
 HOSTILE = ["", ".", "..", "../x", "/etc/passwd", "20261122-180012-123456-abcdef/../..", "x" * 5000, "\0", "%2e%2e"]

@@ -16,7 +16,7 @@ import gradio as gr
 import httpx
 
 from jobs.api import JobService
-from serve.api.origins import add_web_options, read_web_access
+from serve.api.auth import add_web_options, read_web_access
 from tests.ui.adapters.sample_home import ready_context
 from ui.access.options import AccessOptions, add_access_options, parse_access_options
 from ui.access.visitors import COOKIE_NAME

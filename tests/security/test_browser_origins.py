@@ -13,8 +13,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from serve.api.app import Api, ApiSettings
-from serve.api.auth import ApiKeys
-from serve.api.origins import WebAccess
+from serve.api.auth import ApiKeys, WebAccess
 from serve.engine.llm_engine import EngineLoader
 from tests.browser.conftest import browser
 from tests.browser.fake_app import make_engine

@@ -10,8 +10,8 @@ import httpx
 import pytest
 import uvicorn.config
 
-from serve.api import connections
-from serve.api.connections import AddressLimitProtocol
+from serve.api import server
+from serve.api.server import AddressLimitProtocol
 from tests.browser.fake_app import make_engine, serve
 from tests.browser.page import until
 
@@ -31,7 +31,7 @@ def connect(url: str, source: str = "127.0.0.1") -> socket.socket:
 
 def test_connections_of_one_address_are_limited(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another address is answered, and the first one again when its connections have ended."""
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS_PER_ADDRESS", 20)
+    monkeypatch.setattr(server, "MAX_CONNECTIONS_PER_ADDRESS", 20)
     until(lambda: AddressLimitProtocol._open["127.0.0.1"] == 0)
     with ExitStack() as stack:
         opened = [stack.enter_context(connect(url)) for _ in range(20)]
@@ -46,7 +46,7 @@ def test_connections_of_one_address_are_limited(url: str, monkeypatch: pytest.Mo
 
 
 def test_connections_that_send_no_head_are_closed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEADER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(server, "HEADER_TIMEOUT_S", 0.3)
     for partial_head in (b"", b"GET / HTT", b"GET / HTTP/1.1\r\nHost: localhost\r\nA: b\r\n"):
         with connect(url) as client:
             client.sendall(partial_head)

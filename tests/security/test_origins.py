@@ -13,8 +13,7 @@ from starlette.datastructures import Headers
 
 from errors import PromptOrTuneError
 from serve.api.app import ApiSettings
-from serve.api.auth import ApiKeys
-from serve.api.origins import WebAccess, add_web_options, client_address, client_network, read_web_access
+from serve.api.auth import ApiKeys, WebAccess, add_web_options, client_address, client_network, read_web_access
 from tests import messages
 from tests.serve.api.conftest import Served, serving
 

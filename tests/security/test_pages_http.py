@@ -16,8 +16,7 @@ import httpx
 import pytest
 
 from serve.api.app import Api, ApiSettings
-from serve.api.auth import ApiKeys
-from serve.api.origins import WebAccess
+from serve.api.auth import ApiKeys, WebAccess
 from serve.engine.llm_engine import EngineLoader
 from tests.browser.fake_app import make_engine
 from tests.browser.page import until

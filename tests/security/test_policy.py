@@ -16,8 +16,7 @@ from gradio.helpers import special_args
 from starlette.requests import Request
 
 from serve.api.app import Api
-from serve.api.auth import ApiKey, ApiKeys
-from serve.api.origins import HOSTS_VARIABLE
+from serve.api.auth import HOSTS_VARIABLE, ApiKey, ApiKeys
 from serve.engine.llm_engine import EngineLoader
 from tests.conftest import ROOT
 from tests.fakes import FakeEngine

@@ -10,10 +10,9 @@ from zlib import crc32
 
 import torch
 
-from serve.backends.local.batch import SamplingBatch, run_to_end
+from serve.backends.local.batch import PromptInput, SamplingBatch, run_to_end
 from serve.backends.local.beam_search import BeamSearchBatch
-from serve.backends.local.detokenizer import Detokenizer
-from serve.backends.local.model_runner import PromptInput
+from serve.backends.local.sampler import Detokenizer
 from serve.types import PartialOutput, Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.tiny import tokenizer

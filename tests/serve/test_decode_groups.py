@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from serve.backends.local.decode_groups import MAX_PADDING_TOKENS, SPARE_COLUMNS, DecodeBatch
+from serve.backends.local.fused_runner import MAX_PADDING_TOKENS, SPARE_COLUMNS, DecodeBatch
 
 HEADS, SIZE = 2, 4
 

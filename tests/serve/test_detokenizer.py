@@ -12,9 +12,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from serve.backends.local.batch import run_to_end
-from serve.backends.local.detokenizer import Detokenizer, IncrementalDetokenizer
-from serve.generated_text import dedupe_candidates, find_stop, stable_prefix
-from serve.types import Candidate, PartialOutput, Row, RowOutput, SamplingParams
+from serve.backends.local.sampler import Detokenizer, IncrementalDetokenizer
+from serve.types import (
+    Candidate,
+    PartialOutput,
+    Row,
+    RowOutput,
+    SamplingParams,
+    dedupe_candidates,
+    find_stop,
+    stable_prefix,
+)
 from tasks.prompt import INSTRUCTION, STYLES
 from tests.serve.scripted_runner import END, Bench, saying, vocabulary
 from tests.serve.tiny import tokenizer

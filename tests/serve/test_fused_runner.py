@@ -16,10 +16,10 @@ from adapters.store import Store
 from errors import PromptOrTuneError
 from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
+from serve.backends.local.batch import PromptInput
 from serve.backends.local.fused_runner import FusedModelRunner
+from serve.backends.local.lora.adapter import AppliedAdapter
 from serve.backends.local.lora.batch import BatchedAdapters
-from serve.backends.local.lora.registry import AppliedAdapter
-from serve.backends.local.model_runner import PromptInput
 from serve.types import Row, RowOutput, SamplingParams
 from tests import messages
 from tests.serve.test_techniques import FINGERPRINTS, PLAIN, TOKENS, greedy, text

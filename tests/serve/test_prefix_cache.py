@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from serve.backends.local.lora.registry import AppliedAdapter, LoadedAdapter
-from serve.backends.local.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache
+from serve.backends.local.lora.adapter import AppliedAdapter, LoadedAdapter
+from serve.backends.local.prefill import MIN_PREFIX_TOKENS, PrefixCache
 
 PREFIX = tuple(range(100, 100 + 2 * MIN_PREFIX_TOKENS))
 

@@ -19,7 +19,7 @@ from adapters.weights import WEIGHTS_NAME
 from errors import AdapterError
 from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
-from serve.backends.local.lora.prompt_learning import prefix_tuning
+from serve.backends.local.lora.adapter import prefix_tuning
 from serve.types import Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests import messages

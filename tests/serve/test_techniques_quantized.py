@@ -18,9 +18,8 @@ from peft.utils.integrations import dequantize_module_weight
 from adapters.store import Store
 from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
-from serve.backends.local.lora.layers import weight_norm
-from serve.backends.local.lora.registry import AppliedAdapter
-from serve.backends.local.model_runner import PromptInput
+from serve.backends.local.batch import PromptInput
+from serve.backends.local.lora.adapter import AppliedAdapter, weight_norm
 from serve.types import Candidate, Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.test_techniques import FINGERPRINTS, PROMPTS, configs

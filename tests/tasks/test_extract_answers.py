@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.generated_text import stable_prefix
+from serve.types import stable_prefix
 from tasks.datasets.registry import load_problems
 from tasks.extract import answer_end, extract_code, extract_code_with_reason, may_have_ended, prompt_opens_thinking
 from tasks.prompt import STYLES

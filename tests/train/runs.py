@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from train.callbacks import read_log
 from train.config import TrainConfig
 from train.settings import make_config
+from train.trainer import read_log
 
 
 def tiny_config(folder: Path, **changes: Any) -> TrainConfig:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.serve.tiny import make_base
 from train.__main__ import main
-from train.callbacks import read_log
+from train.trainer import read_log
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from tasks.problem import Example
 from tasks.prompt import STYLES, render_prompt
 from tests.serve.tiny import make_base, tokenizer
 from tests.train.runs import tiny_config
-from train.prompt_examples import PromptExamples, parse_train_examples
+from train.config import PromptExamples, parse_train_examples
 from train.run import train
 from train.tokenize import ExampleTokenizer, tokenize_split
 

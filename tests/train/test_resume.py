@@ -18,8 +18,7 @@ from errors import DiskSpaceError, TrainingError
 from tests import messages
 from tests.serve.tiny import make_base
 from tests.train.runs import losses, tiny_config
-from train.checkpoints import run_directory
-from train.config import TrainConfig
+from train.config import TrainConfig, run_directory
 from train.run import TrainingStoppedError, train
 
 pytestmark = pytest.mark.slow

@@ -20,8 +20,8 @@ from tests import messages
 from tests.serve.tiny import make_base
 from tests.train.runs import losses, tiny_config
 from train.__main__ import main
-from train.callbacks import read_log
 from train.run import train
+from train.trainer import read_log
 
 pytestmark = pytest.mark.slow
 

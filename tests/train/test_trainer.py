@@ -13,7 +13,7 @@ from tests import messages
 from tests.serve.tiny import make_base
 from tests.train.runs import losses, tiny_config
 from train import model as train_model
-from train.checkpoints import run_directory
+from train.config import run_directory
 from train.run import train
 
 pytestmark = pytest.mark.slow

@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.format import format_bytes
-from serve.api.origins import WebAccess, client_address, client_network, is_https
+from serve.api.auth import WebAccess, client_address, client_network, is_https
 from ui.access.bodies import (
     MAX_JSON_BYTES,
     MAX_LOGIN_BYTES,

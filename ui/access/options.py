@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.command import read_secrets
 from errors import PromptOrTuneError, unknown_name_error
-from serve.api.origins import WebAccess
+from serve.api.auth import WebAccess
 from space.settings import SpaceSettings
 from ui.access.policy import AccessPolicy, TrainingAccess
 from ui.access.quota import VisitorLimits

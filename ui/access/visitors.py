@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from serve.api.origins import client_network
+from serve.api.auth import client_network
 from ui.access.policy import AccessPolicy, Visitor
 from ui.access.quota import VisitorQuota
 

@@ -13,16 +13,15 @@ from models.loader import LoadedBase
 from models.resources import single_thread, trim_malloc
 from serve.backends.local.fused_llama import FusedLlama, can_fuse
 from serve.backends.local.fused_runner import FusedModelRunner, share_model
-from serve.backends.local.hf_runner import HFCausalRunner, HFSeq2SeqRunner
-from serve.backends.local.prefix_cache import PrefixCache
-from serve.backends.local.trial import check_batch
+from serve.backends.local.hf_runner import HFCausalRunner, HFSeq2SeqRunner, check_batch
+from serve.backends.local.prefill import PrefixCache
 from serve.types import Batch, PartialOutput, Row, RowOutput, SamplingParams
 from tasks.prompt import Message, get_style
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from serve.backends.local.model_runner import ModelRunner
+    from serve.backends.local.batch import ModelRunner
 
 
 class LocalBackend:
@@ -32,9 +31,9 @@ class LocalBackend:
     """
 
     def __init__(self, loaded: LoadedBase) -> None:
-        from serve.backends.local.detokenizer import Detokenizer
-        from serve.backends.local.lora.registry import AdapterRegistry
-        from serve.backends.local.prefix_cache import PrefixCache
+        from serve.backends.local.lora.adapter import AdapterRegistry
+        from serve.backends.local.prefill import PrefixCache
+        from serve.backends.local.sampler import Detokenizer
 
         check_trained_style(loaded.identity)
         self._model: Any = loaded.model
@@ -78,7 +77,7 @@ class LocalBackend:
 
     def load_adapter(self, folder: AdapterFolder) -> None:
         """Load the adapter's tensors, all or none, in any thread; the base itself does not change."""
-        from serve.backends.local.lora.registry import load_adapter
+        from serve.backends.local.lora.adapter import load_adapter
 
         with single_thread():
             adapter = load_adapter(folder, self._model, self._modules)
@@ -102,7 +101,7 @@ class LocalBackend:
         """Return why the adapter cannot be applied at that scale; None if it can."""
         if folder is None or scale == 1:
             return None
-        from serve.backends.local.lora.registry import cannot_scale_message
+        from serve.backends.local.lora.adapter import cannot_scale_message
 
         config = folder.config
         scalable = config.get("peft_type") in ("LORA", "IA3") and not config.get("use_dora")

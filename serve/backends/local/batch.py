@@ -1,4 +1,8 @@
-"""Continuous batching: queue, chunked prefill, one token per sequence and step, removal.
+"""Continuous batching: queue, chunked prefill, one token per sequence and step, removal; the interface of runners.
+
+ModelRunner: the interface between decoding and a base's forward with its KV cache. One runner holds the state of one
+batch. Each kind of base has its own runner (`make_runner_factory` in backend.py chooses it), so that greedy decoding,
+sampling and beam search need not know the base's architecture.
 
 `ContinuousBatch` holds what greedy decoding, sampling and beam search (beam_search.py) share: the waiting rows, the
 rows whose prompts are being prefilled, the order of the running sequences in the model runner, and the cleanup after
@@ -12,22 +16,89 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
 from errors import PromptError
 from models.resources import release_thread_pool, trim_malloc
-from serve.backends.local.detokenizer import Detokenizer, GeneratedText, IncrementalDetokenizer
-from serve.backends.local.lora.registry import AppliedAdapter
-from serve.backends.local.model_runner import ModelRunner, PromptInput
-from serve.backends.local.sampler import SampledToken, SequenceSampling, make_generator, sample
-from serve.generated_text import dedupe_candidates, find_stop, stable_prefix
-from serve.types import Batch, Candidate, PartialOutput, Row, RowOutput, SamplingParams, TokenLogprob
+from serve.backends.local.lora.adapter import AppliedAdapter
+from serve.backends.local.sampler import (
+    Detokenizer,
+    GeneratedText,
+    IncrementalDetokenizer,
+    SampledToken,
+    SequenceSampling,
+    make_generator,
+    sample,
+)
+from serve.types import (
+    Batch,
+    Candidate,
+    PartialOutput,
+    Row,
+    RowOutput,
+    SamplingParams,
+    TokenLogprob,
+    dedupe_candidates,
+    find_stop,
+    stable_prefix,
+)
 
 Events = list[PartialOutput | RowOutput]
 # glibc does not return the memory of freed prompts of different lengths by itself: call malloc_trim every so many rows.
 ROWS_BETWEEN_MALLOC_TRIM = 8
+
+
+@dataclass(frozen=True)
+class PromptInput:
+    """A prompt to prefill, and the adapter of its sequence."""
+
+    tokens: tuple[int, ...]
+    applied_adapter: AppliedAdapter | None = None
+
+
+class ModelRunner(Protocol):
+    """Forward passes and KV cache of one batch. Logits are (sequences, vocabulary) in the base's precision.
+
+    Sequences are indexed 0, 1, ... in the order in which they were prefilled, or as the last `reorder` put them.
+    """
+
+    @property
+    def supports_continuous_batching(self) -> bool:
+        """Whether prompts may be prefilled while other sequences run."""
+
+    def prefill(self, prompts: Sequence[PromptInput]) -> Iterator[torch.Tensor | None]:
+        """Prefill prompts chunk by chunk: yield None after each chunk, at last the logits of each first new token.
+
+        The prompts become the runner's last sequences with that last yield. With `supports_continuous_batching`,
+        `decode` and `reorder` may be called for the other sequences between two chunks. Closing the iterator, or an
+        exception, leaves the runner as it was.
+        """
+
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append one token per sequence, shape (sequences,), and return the logits of the next ones."""
+
+    def reorder(self, indices: torch.Tensor) -> None:
+        """Keep, reorder, drop or repeat sequences: new sequence i is old sequence `indices[i]`.
+
+        Sequences of one prompt must stay adjacent. Without indices the runner is empty and may `prefill` again.
+        """
+
+    def fork(self) -> None:
+        """Announce that prompts will have several sequences each; a runner may then share their prompts' KV cache."""
+
+
+def pad(prompts: Sequence[Sequence[int]], pad_token: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and mask, both (rows, longest), padded on the left or on the right."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), longest), pad_token, dtype=torch.long)
+    mask = torch.zeros((len(prompts), longest), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        columns = slice(longest - len(prompt), longest) if left else slice(0, len(prompt))
+        ids[row, columns] = torch.tensor(prompt, dtype=torch.long)
+        mask[row, columns] = 1
+    return ids, mask
 
 
 @dataclass(eq=False, kw_only=True)

@@ -14,12 +14,9 @@ from operator import itemgetter
 
 import torch
 
-from serve.backends.local.batch import ContinuousBatch, SequenceGroup, StepOutput
-from serve.backends.local.detokenizer import Detokenizer, GeneratedText
-from serve.backends.local.model_runner import PromptInput
-from serve.backends.local.sampler import ROWS_PER_CHUNK
-from serve.generated_text import dedupe_candidates
-from serve.types import PartialOutput, Row, RowOutput, SamplingParams
+from serve.backends.local.batch import ContinuousBatch, PromptInput, SequenceGroup, StepOutput
+from serve.backends.local.sampler import ROWS_PER_CHUNK, Detokenizer, GeneratedText
+from serve.types import PartialOutput, Row, RowOutput, SamplingParams, dedupe_candidates
 
 
 @dataclass(eq=False, kw_only=True)

@@ -3,7 +3,7 @@
 With a handful of rows per step, transformers' forward spends more time between the matrix products than in them, and
 it has one kind of attention, one mask and one cache for all rows. Here the tokens of all sequences are concatenated,
 (rows, hidden size), without padding. Only attention distinguishes sequences, and callers pass it in as a function
-(prefill.py, decode_groups.py, shared_prefix_attention.py). The arithmetic is that of transformers; tests compare them.
+(prefill.py, fused_runner.py, shared_prefix_attention.py). The arithmetic is that of transformers; tests compare them.
 
 Modules with the same input (query, key and value, or gate and up) are one product: the launch of a product costs more
 than a few rows' computation, so a layer of four products is faster than one of seven. NF4 weights that bitsandbytes

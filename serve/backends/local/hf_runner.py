@@ -1,25 +1,35 @@
-"""Model runners over transformers' own forward: decoder-only bases that cannot be fused, and encoder-decoder bases.
+"""Model runners over transformers' own forward, and the trial of a base before it serves.
 
 Their sequences share one padded KV cache, so all prompts of a batch are prefilled before any of them decodes.
+
+Trial of a base before it serves: one small batch, compared with one of its rows alone. The configuration shows most
+kinds of bases that cannot be served (models/identity.py). The trial finds the others: a forward that takes other
+arguments, a cache of the model's own, positions that do not follow the mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from models.identity import cache_argument
+from errors import BaseModelError
+from models.identity import cache_argument, kind_error
+from models.loader import LoadedBase
+from serve.backends.local.batch import ModelRunner, PromptInput, pad
 from serve.backends.local.kv_cache import concat_caches, has_keys, has_states, new_cache, pad_left, select_rows
+from serve.backends.local.lora.adapter import (
+    AppliedAdapter,
+    KVPrefix,
+    SoftPrompt,
+    init_cache_with_prefixes,
+    to_kv_prefix,
+)
 from serve.backends.local.lora.batch import adapter_hooks
-from serve.backends.local.lora.prompt_learning import KVPrefix, SoftPrompt, init_cache_with_prefixes, to_kv_prefix
-from serve.backends.local.lora.registry import AppliedAdapter
-from serve.backends.local.model_runner import PromptInput, pad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
 
 # Tokens per forward of a long prompt; a cancel takes effect between two chunks. A base with states reads a prompt at
 # once: Mamba and Jamba begin each chunk with an empty state.
@@ -31,6 +41,12 @@ MIN_LENGTH_RATIO = 0.6
 MAX_PREFILL_TOKENS = 512
 
 _PrefillResult = tuple[Any, torch.Tensor, torch.Tensor]
+# Lengths that are prefilled together (hf_runner.py), so that the second prompt is padded.
+_LENGTHS = (5, 3)
+# The largest difference of logits, as a share of their spread. Rounding differs with the shape of a batch: in 16 bits
+# by a few percent.
+_MAX_DIFFERENCE = {torch.float32: 0.01}
+_MAX_DIFFERENCE_16_BIT = 0.2
 
 
 class HFCausalRunner:
@@ -243,3 +259,43 @@ class HFSeq2SeqRunner:
             self._encoder_mask[rows],
             self._decoder_mask[rows],
         )
+
+
+@torch.inference_mode()
+def check_batch(loaded: LoadedBase, make_runner: Callable[[], ModelRunner]) -> None:
+    """Raise BaseModelError unless the base runs in a batch, and answers there as it does alone."""
+    model: Any = loaded.model
+    vocabulary = model.get_input_embeddings().num_embeddings
+    prompts = [tuple((7 * step + 31 * length) % vocabulary for step in range(length)) for length in _LENGTHS]
+    try:
+        difference = _difference(model, make_runner(), prompts)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        detail = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+        raise _trial_error(loaded, f"does not run in a batch here ({detail.rstrip('.:')})") from error
+    if not difference <= _MAX_DIFFERENCE.get(model.dtype, _MAX_DIFFERENCE_16_BIT):  # NaN: no
+        raise _trial_error(loaded, "gives other answers in a batch than alone")
+
+
+def _trial_error(loaded: LoadedBase, reason: str) -> BaseModelError:
+    base = loaded.identity
+    return kind_error(base.id, loaded.model.config.model_type, reason, quantized=base.quantization != "none")
+
+
+def _difference(model: Any, runner: ModelRunner, prompts: list[tuple[int, ...]]) -> float:
+    """Return the difference of the padded prompt's second logits from those of the prompt alone."""
+    first_logits = list(runner.prefill([PromptInput(prompt) for prompt in prompts]))[-1]
+    if first_logits is None:
+        raise ValueError("A prefill ended without logits.")
+    tokens = first_logits.argmax(-1)
+    in_batch = runner.decode(tokens)[1].float()
+    prompt, token = list(prompts[1]), int(tokens[1])
+    if isinstance(runner, HFSeq2SeqRunner):
+        inputs = {"input_ids": prompt, "decoder_input_ids": [runner.decoder_start_token, token]}
+    else:
+        inputs = {"input_ids": [*prompt, token]}
+    ids = {name: torch.tensor([values], device=model.device) for name, values in inputs.items()}
+    alone = model(**ids, attention_mask=torch.ones_like(ids["input_ids"]), use_cache=False).logits[0, -1].float()
+    return float((in_batch - alone).norm() / (alone - alone.mean()).norm())

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 
 import torch
 
+from serve.backends.local.batch import PromptInput
 from serve.backends.local.fused_llama import AttentionFn, FusedLlama
 from serve.backends.local.kv_cache import SuffixLayer
-from serve.backends.local.model_runner import PromptInput
-from serve.backends.local.prefill import PrefillSequence
-from serve.backends.local.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache, common_prefix_length
+from serve.backends.local.prefill import MIN_PREFIX_TOKENS, PrefillSequence, PrefixCache, common_prefix_length
 
 # Prompts without sequences are dropped once at most this share of the prompts is in use: dropping copies the others.
 _MIN_USED_SHARE = 0.5

@@ -1,31 +1,36 @@
 """Streamed completions of a remote server: each row of a batch is one or more HTTP streams of its own.
 
-All streams run as asyncio tasks on one thread (`EventLoopThread`). `RemoteBatch` hands their events to the engine's
-thread, so that rows join and leave the batch independently of each other.
+The streams run as asyncio tasks on the backend's thread for them (backend.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
 import httpx
 
 from errors import BusyError, EngineError, PromptOrTuneError
 from serve.backends.remote.client import MAX_BODY_BYTES, ServerClient, SSEDecoder, decode_json
-from serve.generated_text import dedupe_candidates, find_stop, stable_prefix
-from serve.types import Candidate, PartialOutput, Row, RowOutput, SamplingParams, TokenLogprob
+from serve.types import (
+    Candidate,
+    PartialOutput,
+    Row,
+    RowOutput,
+    SamplingParams,
+    TokenLogprob,
+    dedupe_candidates,
+    find_stop,
+    stable_prefix,
+)
 from tasks.extract import answer_end, extract_code, may_have_ended
 from tasks.prompt import PromptStyle
 
+RowEvent = PartialOutput | RowOutput
 # A chunk has one token or more, seldom none: a stream is cut at this many chunks beyond twice the limit of tokens.
 _EXTRA_CHUNKS = 16
 # Reasons with which vLLM and others end an answer that they have given up.
@@ -383,118 +388,3 @@ async def _require_stream(response: httpx.Response, client: ServerClient, model:
     raise PromptOrTuneError(
         f"The server at {client.host} does not stream (it sent {client.sanitize(content_type) or 'nothing'})."
     )
-
-
-# How long a step waits for an event; it delays a cancel or a new row by at most this.
-_STEP_SECONDS = 0.05
-_log = logging.getLogger(__name__)
-RowEvent = PartialOutput | RowOutput
-
-
-class EventLoopThread:
-    """The thread with the asyncio event loop for all streams of one server; it starts with the first row."""
-
-    def __init__(self, client: ServerClient, timeouts: Timeouts, max_streams: int) -> None:
-        self._client = client
-        self._timeouts = timeouts
-        self._max_streams = max_streams
-        self._lock = threading.Lock()
-        self._running: tuple[asyncio.AbstractEventLoop, Connection] | None = None
-
-    def submit(self, row: RemoteRow, emit: Callable[[RowEvent], None]) -> Future[None]:
-        """Start the row's streams; cancelling the future closes them."""
-        with self._lock:
-            if self._running is None:
-                loop = asyncio.new_event_loop()
-                stream_slots = asyncio.Semaphore(self._max_streams)
-                http_client = self._client.streaming_client()
-                self._running = loop, Connection(self._client, http_client, self._timeouts, stream_slots)
-                threading.Thread(target=_run_loop, args=(loop,), name="remote-rows", daemon=True).start()
-            loop, connection = self._running
-        return asyncio.run_coroutine_threadsafe(self._run_row(row, connection, emit), loop)
-
-    async def _run_row(self, row: RemoteRow, connection: Connection, emit: Callable[[RowEvent], None]) -> None:
-        try:
-            await row.run(connection, emit)
-        except Exception as error:  # noqa: BLE001 - a defect must fail this row only; it is logged
-            _log.exception("A row at %s failed.", self._client.host)
-            message = f"The answer of {self._client.host} could not be read ({type(error).__name__}): see the log."
-            emit(row.row_output(error=EngineError(message)))
-
-    def close(self) -> None:
-        """Close all streams and end the thread."""
-        with self._lock:
-            running, self._running = self._running, None
-        if running is None:
-            return
-        loop, connection = running
-
-        async def end() -> None:
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-            await connection.http_client.aclose()
-            await loop.shutdown_asyncgens()
-            loop.stop()
-
-        asyncio.run_coroutine_threadsafe(end(), loop)
-
-
-def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
-    loop.run_forever()
-    loop.close()
-
-
-class RemoteBatch:
-    """Implements Batch (serve/types.py) for one server. `make_row` may refuse a row with a PromptOrTuneError."""
-
-    supports_continuous_batching = True
-
-    def __init__(self, loop_thread: EventLoopThread, make_row: Callable[[int, Row, SamplingParams], RemoteRow]) -> None:
-        self._loop_thread = loop_thread
-        self._make_row = make_row
-        self._events: SimpleQueue[tuple[RemoteRow, RowEvent]] = SimpleQueue()
-        self._running: dict[int, tuple[RemoteRow, Future[None]]] = {}
-
-    def __len__(self) -> int:
-        return sum(remote_row.num_seqs for remote_row, _ in self._running.values())
-
-    def add(self, key: int, row: Row, sampling_params: SamplingParams) -> None:
-        """Start the row; raises PromptOrTuneError if this engine cannot answer it."""
-        if sampling_params.mode == "beam":
-            raise PromptOrTuneError("This engine has no beam search: choose sampling for several answers.")
-        remote_row = self._make_row(key, row, sampling_params)
-        future = self._loop_thread.submit(remote_row, lambda event: self._events.put((remote_row, event)))
-        self._running[key] = remote_row, future
-
-    def step(self) -> list[RowEvent]:
-        """Wait shortly for events and return those since the last step; of a running candidate only the latest."""
-        if not self._running:
-            return []
-        outputs: list[RowEvent] = []
-        latest_partials: dict[tuple[int, int], PartialOutput] = {}
-        for remote_row, event in self._drain_events():
-            if self._running.get(event.index, (None,))[0] is not remote_row:
-                continue  # an event of a cancelled row, whose key may belong to another row by now
-            if isinstance(event, PartialOutput):
-                latest_partials[event.index, event.candidate] = event
-            else:
-                del self._running[event.index]
-                outputs.append(event)
-        finished_keys = {event.index for event in outputs}
-        return [*(event for event in latest_partials.values() if event.index not in finished_keys), *outputs]
-
-    def cancel(self, key: int) -> RowOutput:
-        """Close the row's streams; the text received so far is its answer."""
-        remote_row, future = self._running.pop(key)
-        future.cancel()
-        return remote_row.row_output(cancelled=True)
-
-    def _drain_events(self) -> Iterable[tuple[RemoteRow, RowEvent]]:
-        try:
-            yield self._events.get(timeout=_STEP_SECONDS)
-            while True:
-                yield self._events.get_nowait()
-        except Empty:
-            return

@@ -12,8 +12,8 @@ from tests.hub.machines import run_here
 from tests.hub_standin import Hub
 from tests.jobs.hf_jobs.remote_run import RemoteRun
 from tests.serve.tiny import make_base
-from train.callbacks import read_log
 from train.publish import adapter_answer_fn
+from train.trainer import read_log
 
 pytestmark = pytest.mark.slow
 

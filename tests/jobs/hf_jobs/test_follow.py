@@ -10,7 +10,7 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from jobs.hf_jobs.follow import LossCurveFile, parse_log_line
-from train.callbacks import ProgressReporter
+from train.trainer import ProgressReporter
 
 
 def printed(step: int, logs: dict[str, float], seconds: float = 0.0) -> str:

@@ -16,7 +16,7 @@ import httpx
 import openai
 import pytest
 
-from serve.api import connections
+from serve.api import server
 from serve.api.app import ApiSettings
 from serve.api.auth import ApiKeys, read_keys
 from serve.api.server import listen
@@ -183,7 +183,7 @@ def test_reading_the_body_has_a_timeout(tmp_path: Path) -> None:
 
 
 def test_reading_the_head_has_a_timeout(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEADER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(server, "HEADER_TIMEOUT_S", 0.3)
     for partial_head in (b"", b"POST /v1/chat", b"GET /health HTTP/1.1\r\nHost: localhost\r\nA: b\r\n"):
         with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=5) as client:
             client.sendall(partial_head)
@@ -197,7 +197,7 @@ def test_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPat
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         return listener
 
-    monkeypatch.setattr(connections, "WRITE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(server, "WRITE_TIMEOUT_S", 0.2)
     monkeypatch.setattr(conftest, "listen", listen_with_small_buffer)
     request = {"model": "zero-shot", "prompt": ["count 200"] * 10, "max_tokens": 200, "logprobs": 20}
     with serving(tmp_path, ScriptedBackend(delay=0)) as served, socket.socket() as client:

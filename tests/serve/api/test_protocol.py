@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serve.api.app import parse_body
 from serve.api.errors import ApiError
-from serve.api.http import parse_body
 from serve.api.protocol import ChatCompletionRequest, CompletionRequest, OpenAIRequest, parse_request
 
 pytestmark = pytest.mark.slow

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from serve.api.protocol import ChatCompletionRequest, CompletionRequest, OpenAIRequest, parse_request
 from serve.api.responses import ResponseBuilder, SSEStream
-from serve.generated_text import stable_prefix
-from serve.types import Candidate, PartialOutput, Request, RequestOutput
+from serve.types import Candidate, PartialOutput, Request, RequestOutput, stable_prefix
 from tasks.extract import answer_end
 from tasks.methods import parse_method
 from tasks.problem import Problem

@@ -18,18 +18,18 @@ from adapters.store import Store
 from errors import BusyError, PromptOrTuneError
 from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
-from serve.backends.zero_gpu import (
+from serve.engine import zero_gpu as zero
+from serve.engine.llm_engine import LLMEngine
+from serve.engine.zero_gpu import (
     MAX_GPU_SECONDS,
     GpuTask,
     GpuTaskFailure,
+    ZeroGpuEngine,
     gpu_function,
     gpu_seconds,
     import_spaces,
     load_base_for_gpu,
 )
-from serve.engine import zero_gpu as zero
-from serve.engine.llm_engine import LLMEngine
-from serve.engine.zero_gpu import ZeroGpuEngine
 from serve.types import PartialOutput, Request, RequestOutput, Row, RowOutput, SamplingParams
 from tasks.methods import ExamplePools, parse_method
 from tasks.problem import Example, Problem

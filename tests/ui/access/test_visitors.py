@@ -13,7 +13,7 @@ import pytest
 from starlette.requests import Request
 
 from errors import BusyError, PromptOrTuneError
-from serve.api.origins import add_web_options, read_web_access
+from serve.api.auth import add_web_options, read_web_access
 from space.settings import SpaceSettings
 from tests import messages
 from ui.access.options import AUTH_VARIABLE, AccessOptions, add_access_options, parse_access_options

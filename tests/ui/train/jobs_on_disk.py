@@ -13,8 +13,7 @@ from common.format import utc_timestamp
 from jobs.api import JobService
 from jobs.job import ComputeTarget, Job, ScoreComparison, ServingOptions, Verdict, job_config
 from jobs.store import JobFolder, JobState, exclusive
-from train.checkpoints import RunDirectory, run_directory
-from train.config import TrainConfig
+from train.config import RunDirectory, TrainConfig, run_directory
 
 CSV = "intent,snippet\n" + "".join(f"add {n} to x,x + {n}\n" for n in range(24))
 STEPS = 120
@@ -77,7 +76,7 @@ def run_directory_of(service: JobService, id: str) -> RunDirectory:
 
 
 def write_training(service: JobService, id: str, step: int, *, since: int = 0) -> None:
-    """Write the training log after `since` up to `step`, as train.callbacks does, with an evaluation every 12 steps."""
+    """Write the training log after `since` up to `step`, as train.trainer does, with an evaluation every 12 steps."""
     run = run_directory_of(service, id)
     if not run.settings.is_file():
         run.create(job_config(service.get_job(id), service.home), "0")

@@ -36,7 +36,7 @@ from serve.api.auth import WebAccess, read_web_access
 from serve.api.server import ApiOptions, add_api_options, read_api_options
 from serve.options import ModelOptions, add_model_options, parse_model_options
 from space.settings import SpaceSettings, space_settings
-from ui.access.options import AccessOptions, add_access_options, parse_access_options
+from ui.access.policy import AccessOptions, add_access_options, parse_access_options
 
 if TYPE_CHECKING:
     from jobs.api import JobService
@@ -90,7 +90,7 @@ def parse_options(arguments: Sequence[str]) -> AppOptions:
 def serve(options: AppOptions) -> NoReturn:
     """Serve the pages until Ctrl-C; raise PromptOrTuneError if the model cannot be loaded."""
     from jobs.api import JobService
-    from ui.access.visitors import VisitorRegistry
+    from ui.access.guard import VisitorRegistry
     from ui.app import build_pages, launch, make_run_library
     from ui.context import Context
 

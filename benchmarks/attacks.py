@@ -36,7 +36,7 @@ from gradio_client import Client
 from benchmarks.load_test_app import PROJECT_ROOT, running_app
 from common.files import atomic_write
 from common.format import text_table
-from ui.access.visitors import COOKIE_NAME
+from ui.access.guard import COOKIE_NAME
 
 ATTACKERS, RUNS, LIMIT_SECONDS = 4, 3, 60.0
 SETTLE_SECONDS = 3.0  # before the first wait under attack is measured

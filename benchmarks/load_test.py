@@ -37,7 +37,7 @@ from benchmarks.load_test_app import MemorySampler, running_app
 from benchmarks.report import render_load_test_page
 from common.files import atomic_write
 from tasks.datasets.registry import load_problems
-from ui.access.visitors import COOKIE_NAME
+from ui.access.guard import COOKIE_NAME
 
 _QUEUE_POSITION = re.compile(r"Waiting: (\d+) run")
 SETTLE_SECONDS = 10.0

@@ -1,4 +1,4 @@
-"""Gradio app: all pages as tabs, the header with the state of the model, and the launch.
+"""Gradio app: theme, all pages as tabs, the header with the state of the model, and the launch.
 
 The app serves its pages before the model is loaded; the header shows the progress of the loading.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.themes.utils import colors, sizes
 from markupsafe import Markup
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
@@ -21,10 +22,9 @@ from serve.api.auth import WebAccess
 from serve.api.server import connection_limits
 from serve.engine.llm_engine import EngineLoader
 from ui import components
-from ui.access.bodies import StoredUploads
-from ui.access.guard import action, protect
-from ui.access.login import build_login, is_login_available
-from ui.access.logins import LoginGuard
+from ui.access.bodies import CheckedBlocks, EventErrorMiddleware, StoredUploads
+from ui.access.guard import action, own_allowed, protect
+from ui.access.logins import LoginGuard, build_login, is_login_available
 from ui.access.middleware import AccessSettings, access_lifespan
 from ui.access.policy import Visitor
 from ui.access.quota import VisitorLimits
@@ -34,17 +34,95 @@ from ui.arena import page as arena
 from ui.compare import page
 from ui.context import CancelRegistry, Context
 from ui.data import page as data
-from ui.event_values import CheckedBlocks, EventErrorMiddleware
-from ui.html import render
-from ui.labels import base_label
-from ui.method_form import METHODS_WITHOUT_ADAPTER, MethodForm, default_methods, list_adapter_choices
-from ui.own_data import own_allowed
+from ui.form_fields import METHODS_WITHOUT_ADAPTER, MethodForm, default_methods, list_adapter_choices
+from ui.html import base_label, render
 from ui.results import page as results
 from ui.results.runs import BUNDLED_RUNS_DIR, RunLibrary, default_runs_dir
-from ui.theme import CSS_PATHS, make_theme
 from ui.train import page as train
 
+_HERE = Path(__file__).parent
+CSS_PATHS = (
+    _HERE / "style.css",
+    *(_HERE / page / f"{page}.css" for page in ("advise", "arena", "train", "data", "results", "adapters")),
+    _HERE.parent / "advise" / "report.css",
+    _HERE / "train" / "jobs.css",
+    _HERE / "train" / "publish.css",
+)
+SANS_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "Arial", "sans-serif")
+MONO_FONTS = ("ui-monospace", "SFMono-Regular", "Cascadia Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
+
+_NEUTRAL_HUE = colors.Color(
+    name="ink",
+    c50="#f7f8f8", c100="#eef0f1", c200="#dfe3e5", c300="#c6ccd0", c400="#939ca3", c500="#69737b",
+    c600="#505a62", c700="#39424a", c800="#242b32", c900="#171c21", c950="#0f1317",
+)  # fmt: skip
 LOADING_POLL_SECONDS = 0.7
+
+
+def make_theme() -> gr.themes.Base:
+    """Return the theme: teal on white, a brighter teal on near-black; text has AA contrast on every background."""
+    theme = gr.themes.Base(
+        primary_hue=colors.teal,
+        secondary_hue=colors.teal,
+        neutral_hue=_NEUTRAL_HUE,
+        text_size=sizes.text_md,
+        radius_size=sizes.radius_md,
+        font=SANS_FONTS,
+        font_mono=MONO_FONTS,
+    )
+    return theme.set(
+        body_background_fill="white",
+        body_background_fill_dark="*neutral_950",
+        body_text_color="*neutral_900",
+        body_text_color_dark="*neutral_100",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        block_background_fill="transparent",
+        block_background_fill_dark="transparent",
+        block_border_width="0px",
+        block_border_width_dark="0px",
+        block_shadow="none",
+        block_padding="0px",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_300",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_300",
+        block_title_text_weight="500",
+        block_title_text_size="14px",
+        block_info_text_size="14px",
+        input_background_fill="white",
+        input_background_fill_dark="*neutral_900",
+        input_border_color="*neutral_400",
+        input_border_color_dark="*neutral_600",
+        input_border_width="1px",
+        input_border_color_focus="*primary_700",
+        input_border_color_focus_dark="*primary_400",
+        input_shadow="none",
+        input_shadow_focus="0 0 0 2px *primary_200",
+        input_shadow_focus_dark="0 0 0 2px *primary_800",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_400",
+        button_primary_background_fill_hover_dark="*primary_300",
+        button_primary_text_color="white",
+        button_primary_text_color_dark="*neutral_950",
+        button_primary_text_color_hover_dark="*neutral_950",
+        button_secondary_background_fill="white",
+        button_secondary_background_fill_dark="*neutral_900",
+        button_secondary_background_fill_hover="*neutral_100",
+        button_secondary_background_fill_hover_dark="*neutral_800",
+        button_secondary_border_color="*neutral_300",
+        button_secondary_border_color_dark="*neutral_700",
+        button_border_width="1px",
+        button_medium_text_weight="500",
+        button_small_text_weight="400",
+        button_small_text_size="14px",
+        button_large_text_size="16px",
+        slider_color="*primary_700",
+        slider_color_dark="*primary_400",
+    )
 
 
 def header_html(context: Context) -> str:

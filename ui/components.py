@@ -16,8 +16,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from ui.access.guard import action
-from ui.html import diff_html
-from ui.labels import method_hint, method_label
+from ui.html import diff_html, method_hint, method_label
 
 if TYPE_CHECKING:
     from ui.compare.view import ComparisonView
@@ -50,7 +49,7 @@ def difference(pair: Any) -> str:
     """Compare two codes, {"mine", "theirs"}, as HTML; js/comparison.js calls it when a difference is opened.
 
     Any program can call it with any value: anything but texts counts as empty. One difference is computed at a time,
-    so that many calls do not take more than one core, and ui/access/request_quota.py counts the calls of each visitor.
+    so that many calls do not take more than one core, and ui/access/quota.py counts the calls of each visitor.
     """
     mine, theirs = (
         text if isinstance(text, str) else ""

@@ -15,9 +15,9 @@ from common.hub import HubAccess, visitor_hub_access
 from evaluate.scoring import score_code
 from jobs.job import ServingOptions
 from serve.engine.llm_engine import EngineLoader
+from ui.access.guard import VisitorRegistry
 from ui.access.policy import Visitor
-from ui.access.visitors import VisitorRegistry
-from ui.admission_queue import AdmissionQueue
+from ui.access.quota import AdmissionQueue
 from ui.compare.comparison import Scorer
 from ui.test_bench import TestBench
 

@@ -1,28 +1,176 @@
-"""Tests of the answers of a comparison, in a sandbox and in a thread beside that of the engine."""
+"""Tests of the answers of a comparison, beside the engine, and records of finished columns (JSON, CSV)."""
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from queue import Empty, SimpleQueue
 from threading import Event
+from typing import Any, NotRequired
 
+from typing_extensions import TypedDict
+
+from common.format import records_csv
 from errors import PromptOrTuneError, SandboxError
 from evaluate.failures import Retries, RetryPolicy
+from evaluate.journal import to_json_types
 from evaluate.sandbox.sandbox import Sandbox, open_sandbox
 from evaluate.sandbox.spec import Limits
 from evaluate.scoring import sandbox_errors
 from evaluate.test_runner.result import TestResult, comparison_rules
 from evaluate.test_runner.runner import run_tests_many
-from tasks.problem import Problem, complete_program
-from ui.admission_queue import AdmissionQueue
-from ui.records import Record, add_test_results
+from models.identity import BaseIdentity
+from tasks.methods import FixedExamples, Method, NearestExamples
+from tasks.problem import Problem, complete_program, parse_test
+from ui.access.quota import AdmissionQueue
+from ui.compare.comparison import Column, Comparison
 
+_PROBLEM_FIELDS = ("entry_point", "comparison", "prompt")
 # Shorter than the limits of `python -m evaluate`, because a visitor waits; still a thousand times what most tests need.
 SANDBOX_LIMITS = Limits(wall_seconds=4, cpu_seconds=4)
 _WAIT_SECONDS = 0.25
 STOPPED_NOTE = "The tests were stopped before they had run on every answer."
+
+
+class Record(TypedDict):
+    """One method's answer to one problem, with everything needed to reproduce it.
+
+    `asked_tests` are the tests of the problem, `problem_fields` what else they need of it (entry_point, comparison and
+    prompt), and `tests_text` the text of their field. `tests` are their results
+    (evaluate.test_runner.result.TestResult) in the same order, [] if none ran; `tests_note` is the reason why tests did
+    not run, `sandbox` the layer in which they ran.
+    """
+
+    method: str
+    text: str
+    code: str
+    prompt: str
+    examples: list[dict[str, str]]
+    tokens: int
+    seconds: float
+    tokens_per_second: float | None
+    scores: dict[str, float | None]
+    score_reasons: dict[str, str]
+    error: str | None
+    cancelled: bool
+    notes: list[str]
+    candidates: list[dict[str, Any]]
+    prompt_tokens: int
+    adapter: str | None
+    examples_kind: str
+    examples_k: int
+    pool: str
+    prompt_style: str | None
+    prompt_fingerprint: str | None
+    decoding: dict[str, Any]
+    problem_id: str
+    intent: str
+    reference: str | None
+    asked_tests: list[dict[str, Any]]
+    problem_fields: NotRequired[dict[str, str | None]]
+    tests_text: str
+    tests: list[dict[str, Any]]
+    tests_note: str
+    sandbox: str | None
+    base_id: str
+    base_revision: str
+    architecture: str
+    quantization: str
+    device: str
+    created: str
+
+
+def make_record(column: Column, comparison: Comparison, base: BaseIdentity, created: str) -> Record:
+    """Return the record of a finished column; `created` is the ISO time of the start of the comparison."""
+    answer = column.answer
+    method = answer.request.method if answer else None
+    seconds = answer.seconds if answer else 0.0
+    style = answer.style if answer else None
+    kind, k = _example_selection(method)
+    return Record(
+        method=column.method,
+        text=answer.text if answer else "",
+        code=answer.code if answer else "",
+        prompt=answer.prompt if answer else "",
+        examples=[asdict(example) for example in answer.examples] if answer else [],
+        tokens=answer.tokens if answer else 0,
+        seconds=round(seconds, 4),
+        tokens_per_second=round(answer.tokens / seconds, 2) if answer and seconds > 0 and answer.tokens else None,
+        scores={score.metric: score.value for score in column.scores},
+        score_reasons={score.metric: score.reason for score in column.scores if score.reason},
+        error=column.error,
+        cancelled=column.state == "stopped",
+        notes=list(answer.notes) if answer else [],
+        candidates=[to_json_types(candidate.to_json()) for candidate in answer.candidates] if answer else [],
+        prompt_tokens=answer.prompt_tokens if answer else 0,
+        adapter=method.adapter if method else None,
+        examples_kind=kind,
+        examples_k=k,
+        pool=comparison.pool,
+        prompt_style=style.name if style else None,
+        prompt_fingerprint=style.fingerprint if style else None,
+        decoding=to_json_types(asdict(comparison.decoding)),
+        problem_id=comparison.problem.id,
+        intent=comparison.problem.intent,
+        reference=comparison.problem.reference,
+        asked_tests=[asdict(test) for test in comparison.problem.tests],
+        problem_fields={name: getattr(comparison.problem, name) for name in _PROBLEM_FIELDS},
+        tests_text=comparison.tests_text,
+        tests=[],
+        tests_note="",
+        sandbox=None,
+        base_id=base.id,
+        base_revision=base.revision,
+        architecture=base.architecture,
+        quantization=base.quantization,
+        device=base.device,
+        created=created,
+    )
+
+
+def add_test_results(record: Record, results: Sequence[Mapping[str, Any]], sandbox: str) -> Record:
+    """Return the record with test results; its score `tests` is the share of passed tests."""
+    tests = [dict(result) for result in results]
+    share = sum(bool(test["passed"]) for test in tests) / len(tests)
+    scores = {"tests": share, **record["scores"]}
+    return {**record, "tests": tests, "tests_note": "", "sandbox": sandbox, "scores": scores}
+
+
+def record_problem(record: Record) -> Problem:
+    """Return the problem of a record, without its difficulty. Raises TypeError or KeyError if it has no valid one."""
+    fields: dict[str, Any] = {name: value for name, value in record.get("problem_fields", {}).items() if value}
+    tests = tuple(parse_test(test) for test in record["asked_tests"])
+    return Problem(record["problem_id"], record["intent"], record["reference"], tests, **fields)
+
+
+def _example_selection(method: Method | None) -> tuple[str, int]:
+    if method is None:
+        return "", 0
+    if isinstance(method.examples, FixedExamples):
+        return "icl", method.examples.k
+    return ("rag", method.examples.k) if isinstance(method.examples, NearestExamples) else ("none", 0)
+
+
+def to_json(records: Sequence[Record]) -> str:
+    """Return all fields of all records as a JSON list."""
+    return json.dumps(list(records), indent=1, ensure_ascii=False) + "\n"
+
+
+def records_to_csv(records: Sequence[Record]) -> str:
+    """Return CSV: a row per record, columns `score.<metric>` and `decoding.<option>`, nested fields as JSON."""
+    return records_csv(map(_flatten, records), "\r\n")
+
+
+def _flatten(record: Record) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name, value in record.items():
+        if name in ("scores", "decoding") and isinstance(value, dict):
+            row.update({f"{name.removesuffix('s')}.{key}": inner for key, inner in value.items()})
+        else:
+            row[name] = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+    return row
 
 
 @dataclass(frozen=True)

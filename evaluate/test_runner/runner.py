@@ -10,7 +10,7 @@ No expected value enters the sandbox, with the one exception named below:
 
 All split asserts of a candidate share one process, in order, as in MBPP's own harness: the code runs once, a test's
 set-up before each test. Values are compared by Python's `==` (1, 1.0, True are equal, a list and a tuple are not) or
-by the rules in comparison.py.
+by the rules in result.py.
 The code runs as `__main__` in a program run, and as a module for calls. LeetCode's `class Solution` finds the names
 that LeetCode imports for it, and code that names house's library finds the library (entry_point.py).
 

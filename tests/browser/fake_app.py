@@ -8,7 +8,7 @@ from typing import Any
 
 from serve.engine.llm_engine import EngineLoader, ProgressFn
 from tests.fakes import FakeEngine
-from ui.admission_queue import AdmissionQueue
+from ui.access.quota import AdmissionQueue
 from ui.app import build_pages, launch
 from ui.context import Context
 from ui.results.runs import RunLibrary

@@ -23,8 +23,8 @@ from tests.browser.page import ComparePage, until
 from tests.hub.client import use_hub
 from tests.hub_standin import hub_standin
 from tests.ui.adapters.sample_home import SMALL, copy_adapter, fill_home, make_engine
+from ui.access.guard import VisitorRegistry
 from ui.access.policy import AccessPolicy
-from ui.access.visitors import VisitorRegistry
 from ui.app import build_pages, launch
 from ui.context import Context
 

@@ -15,9 +15,9 @@ from tests.browser.conftest import browser
 from tests.browser.fake_app import make_engine
 from tests.browser.page import ComparePage, until
 from tests.fakes import FakeEngine
+from ui.access.guard import COOKIE_NAME, VisitorRegistry
 from ui.access.policy import AccessPolicy
 from ui.access.quota import VisitorLimits
-from ui.access.visitors import COOKIE_NAME, VisitorRegistry
 from ui.app import build_pages, launch
 from ui.context import Context
 

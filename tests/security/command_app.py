@@ -27,7 +27,7 @@ import httpx
 
 from tests.browser.page import until
 from tests.conftest import ROOT
-from ui.access.visitors import COOKIE_NAME
+from ui.access.guard import COOKIE_NAME
 
 LOGINS = {"alice": "alices password", "bob": "bobs password"}
 

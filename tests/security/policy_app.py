@@ -18,8 +18,8 @@ import httpx
 from jobs.api import JobService
 from serve.api.auth import add_web_options, read_web_access
 from tests.ui.adapters.sample_home import ready_context
-from ui.access.options import AccessOptions, add_access_options, parse_access_options
-from ui.access.visitors import COOKIE_NAME
+from ui.access.guard import COOKIE_NAME
+from ui.access.policy import AccessOptions, add_access_options, parse_access_options
 from ui.app import build_pages, launch
 from ui.context import Context
 

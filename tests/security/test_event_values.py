@@ -14,9 +14,9 @@ from gradio.state_holder import SessionState
 
 from serve.engine.llm_engine import EngineLoader
 from tests.fakes import FakeEngine
+from ui.access.bodies import INTERNAL_ERROR
 from ui.app import build_pages
 from ui.context import Context
-from ui.event_values import INTERNAL_ERROR
 
 VALUES: list[Any] = [None, "x", 5, [], {}]
 EVENT_DATA: list[Any] = [

@@ -18,10 +18,9 @@ from tests.browser.fake_app import make_engine
 from tests.browser.page import until
 from tests.fakes import FakeEngine
 from ui import context as ui_context
-from ui.access.quota import VisitorLimits, VisitorQuota
-from ui.access.sessions import MAX_UNREAD, UnreadSessions
-from ui.access.visitors import COOKIE_NAME, VisitorRegistry
-from ui.admission_queue import AdmissionQueue
+from ui.access.guard import COOKIE_NAME, VisitorRegistry
+from ui.access.logins import MAX_UNREAD, UnreadSessions
+from ui.access.quota import AdmissionQueue, VisitorLimits, VisitorQuota
 from ui.app import build_pages, launch
 from ui.context import CancelRegistry, Context
 

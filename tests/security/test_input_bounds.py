@@ -17,14 +17,14 @@ from serve.engine.llm_engine import EngineLoader
 from tasks.methods import parse_method
 from tests import messages
 from tests.fakes import FakeEngine
+from ui.access.guard import VisitorRegistry
 from ui.access.policy import AccessPolicy
 from ui.access.quota import VisitorLimits
-from ui.access.visitors import VisitorRegistry
 from ui.app import build_pages
-from ui.compare.browser_state import parse_browser_state
 from ui.compare.comparison import check_request
 from ui.compare.decoding_form import read_sampling_params
-from ui.compare.endpoints import compare_endpoint
+from ui.compare.events import parse_browser_state
+from ui.compare.steps import compare_endpoint
 from ui.context import Context
 
 WRONG_VALUES: list[Any] = [
@@ -105,7 +105,7 @@ def test_the_quota_counts_before_tests_are_read(context: Context, monkeypatch: p
         raise PromptOrTuneError("read")
 
     read: list[int] = []
-    monkeypatch.setattr("ui.compare.endpoints.build_problem", count)
+    monkeypatch.setattr("ui.compare.steps.build_problem", count)
     endpoint = compare_endpoint(context)
     for _ in range(5):
         with pytest.raises(PromptOrTuneError):

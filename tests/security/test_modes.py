@@ -17,8 +17,8 @@ from tests.tasks.dataset_hub import DatasetHub, dataset_hub
 from tests.ui.adapters.sample_home import SMALL, copy_adapter
 from tests.ui.train import jobs_on_disk
 from tests.ui.train.jobs_on_disk import WorkerlessJobService
+from ui.access.guard import VisitorRegistry
 from ui.access.logins import FREE_FAILURES
-from ui.access.visitors import VisitorRegistry
 
 pytestmark = pytest.mark.slow
 

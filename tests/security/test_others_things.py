@@ -16,8 +16,8 @@ from tests.ui.adapters.sample_home import SMALL, copy_adapter
 from tests.ui.advise import advice_on_disk
 from tests.ui.train import jobs_on_disk
 from tests.ui.train.jobs_on_disk import WorkerlessJobService
+from ui.access.guard import VisitorRegistry
 from ui.access.policy import Visitor
-from ui.access.visitors import VisitorRegistry
 from ui.train.publish import Publisher
 
 pytestmark = pytest.mark.slow

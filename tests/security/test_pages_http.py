@@ -20,11 +20,11 @@ from serve.api.auth import ApiKeys, WebAccess
 from serve.engine.llm_engine import EngineLoader
 from tests.browser.fake_app import make_engine
 from tests.browser.page import until
-from ui.access import request_quota
+from ui.access import quota
 from ui.access.bodies import MAX_FILES, MAX_JSON_BYTES
+from ui.access.guard import COOKIE_NAME
+from ui.access.middleware import Rule, find_rule
 from ui.access.quota import VisitorLimits
-from ui.access.routes import Rule, find_rule
-from ui.access.visitors import COOKIE_NAME
 from ui.app import build_pages, launch
 from ui.context import Context
 
@@ -323,7 +323,7 @@ def test_a_body_is_refused_while_it_arrives(site: Site) -> None:
 
 
 def test_differences_of_one_address_are_counted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_quota, "MAX_PER_MINUTE", 3)
+    monkeypatch.setattr(quota, "MAX_PER_MINUTE", 3)
     components = httpx.get(f"{site.url}config").json()["components"]
     component = next(each["id"] for each in components if each["props"].get("server_fns"))
     statuses = []
@@ -336,7 +336,7 @@ def test_differences_of_one_address_are_counted(site: Site, monkeypatch: pytest.
 
 def test_a_flood_of_requests_is_slowed_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The requests of another address are answered meanwhile; a network of IPv6 is one address."""
-    monkeypatch.setattr(request_quota, "MAX_DELAY_SECONDS", 2.0)
+    monkeypatch.setattr(quota, "MAX_DELAY_SECONDS", 2.0)
     with running(tmp_path, limits=VisitorLimits(requests_per_second=5), trust_proxy=True) as site:
         crowd, other = (site.client(**{"x-forwarded-for": address}) for address in ("2001:db8::1", "2001:db8:0:1::1"))
 

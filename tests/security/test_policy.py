@@ -21,9 +21,8 @@ from serve.engine.llm_engine import EngineLoader
 from tests.conftest import ROOT
 from tests.fakes import FakeEngine
 from tests.security.policy_app import HERE, LOGINS, NETWORK, access
-from ui.access.guard import action, declare, declared_action, guard, is_of_gradio, protect
+from ui.access.guard import COOKIE_NAME, VisitorRegistry, action, declare, declared_action, guard, is_of_gradio, protect
 from ui.access.policy import API_ACTIONS, RULES, AccessPolicy, Visitor, access_table
-from ui.access.visitors import COOKIE_NAME, VisitorRegistry
 from ui.app import build_pages
 from ui.context import Context
 

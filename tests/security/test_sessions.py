@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ui.access import sessions
+from ui.access import logins
 from ui.access.bodies import StoredUploads
-from ui.access.sessions import SessionOwners
+from ui.access.logins import SessionOwners
 
 
 def test_a_session_is_its_first_visitors() -> None:
@@ -36,8 +36,8 @@ def test_sessions_expire_a_day_after_their_last_use() -> None:
 
 
 def test_one_visitor_cannot_push_out_the_sessions_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "MAX_SESSIONS_OF_ONE", 5)
-    monkeypatch.setattr(sessions, "MAX_SESSIONS", 20)
+    monkeypatch.setattr(logins, "MAX_SESSIONS_OF_ONE", 5)
+    monkeypatch.setattr(logins, "MAX_SESSIONS", 20)
     owners = SessionOwners()
     owners.may_use("adas", "ada", claim=True)
     for number in range(100):

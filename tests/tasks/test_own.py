@@ -29,8 +29,8 @@ from tasks.methods import ExamplePools, IndexRetriever, parse_method
 from tasks.problem import Problem, ScriptTest
 from train.data import load_training_data
 from train.settings import make_config
+from ui.access.guard import load_split_problems
 from ui.compare.comparison import make_comparison
-from ui.own_data import load_split_problems
 
 ROWS = [{"intent": f"return the number {n}", "code": f"def f():\n    return {n}", "tests": f"assert f() == {n}"}
         for n in range(40)]  # fmt: skip

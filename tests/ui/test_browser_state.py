@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tasks.problem import AssertTest, Problem, ReferenceTest, ScriptTest, StdioTest, Step, Test
-from ui.compare.browser_state import BrowserState, parse_browser_state
+from ui.compare.events import BrowserState, parse_browser_state
 from ui.compare.verdict import HISTORY_LENGTH, History
 from ui.compare.view import FIRST_EXAMPLE_PATH
-from ui.records import record_problem
+from ui.test_bench import record_problem
 
 FIELDS: dict[str, Any] = {
     "intent": "reverse `s`", "reference": "s[::-1]", "tests": "", "chips": [{"name": "zero-shot"}, {"name": "rag-8"}],

@@ -14,7 +14,7 @@ from tests import messages
 from tests.fakes import FakeEngine
 from ui.compare.comparison import QuestionFields, build_problem, compare, format_tests, make_comparison
 from ui.compare.view import finished_column
-from ui.records import make_record
+from ui.test_bench import make_record
 
 REFERENCE = "dict(zip(keys, values))"
 PROBLEM = Problem("typed", "map two lists into a dictionary", REFERENCE)

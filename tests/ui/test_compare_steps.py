@@ -15,7 +15,7 @@ from serve.types import PartialOutput, RequestOutput
 from tasks.problem import Problem
 from tests import messages
 from tests.fakes import FakeEngine
-from ui.admission_queue import AdmissionQueue
+from ui.access.quota import AdmissionQueue
 from ui.compare.comparison import make_comparison
 from ui.compare.steps import STOPPED_EARLY, collect_records, run_comparison
 from ui.context import CancelRegistry, Context

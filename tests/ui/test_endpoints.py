@@ -15,9 +15,9 @@ from gradio_client.exceptions import AppError
 from serve.engine.llm_engine import EngineLoader
 from tests import messages
 from tests.fakes import FakeEngine
+from ui.access.guard import COOKIE_NAME, VisitorRegistry
 from ui.access.policy import AccessPolicy
 from ui.access.quota import VisitorLimits
-from ui.access.visitors import COOKIE_NAME, VisitorRegistry
 from ui.app import build_pages, launch
 from ui.context import Context
 

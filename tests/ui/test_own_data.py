@@ -21,12 +21,12 @@ from tests.ui.arena.runners import ANNA, THREE, make_runner
 from tests.ui.own_rows import NAME, add_rows
 from tests.ui.runs import write_run
 from tests.ui.train.test_events import form_fields, make, request
+from ui.access.guard import check_dataset, data_choices, load_split_problems, own_names, pool_choices
 from ui.access.policy import AccessPolicy, Visitor
 from ui.arena.matches import MatchRequest, MatchRunner
-from ui.compare.browser_state import parse_browser_state
 from ui.compare.comparison import make_comparison
-from ui.own_data import check_dataset, data_choices, load_split_problems, own_names, pool_choices
-from ui.problem_picker import _field_values, _problem_choices
+from ui.compare.events import parse_browser_state
+from ui.form_fields import _field_values, _problem_choices
 from ui.results.runs import RunLibrary
 from ui.train.events import TrainFormHandlers
 

@@ -9,11 +9,11 @@ import pytest
 from errors import PromptOrTuneError
 from serve.types import SamplingParams
 from tests.tasks.sets import HUMANEVALPLUS_ROW, LEETCODE_ROW, write_rows
+from ui.access.guard import data_choices, load_split_problems, pool_choices
 from ui.compare.comparison import QuestionFields, build_problem
 from ui.compare.decoding_form import read_sampling_params
 from ui.compare.view import load_first_example
-from ui.own_data import data_choices, load_split_problems, pool_choices
-from ui.problem_picker import _field_values, suggested_problems
+from ui.form_fields import _field_values, suggested_problems
 
 
 def test_three_validation_rows_of_house_are_suggested() -> None:

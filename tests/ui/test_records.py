@@ -13,7 +13,7 @@ from tasks.problem import Problem
 from tests.fakes import BASE, FakeEngine
 from ui.compare.comparison import compare, make_comparison
 from ui.compare.verdict import HISTORY_LENGTH, History, export_file
-from ui.records import make_record, records_to_csv, to_json
+from ui.test_bench import make_record, records_to_csv, to_json
 
 CREATED = "2025-11-22T05:48:00.123+00:00"
 WILD = 'say "hi",\n<b>bold</b>; ünïcode \N{SNAKE} =1+1'

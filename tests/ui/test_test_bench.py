@@ -17,7 +17,7 @@ from serve.engine.llm_engine import EngineLoader
 from tasks.problem import AssertTest, Problem, ReferenceTest
 from tests.fakes import FakeEngine
 from tests.ui.test_compare_view import Reader
-from ui.admission_queue import AdmissionQueue
+from ui.access.quota import AdmissionQueue
 from ui.compare.comparison import make_comparison
 from ui.compare.steps import collect_records, run_comparison
 from ui.compare.view import finished_view

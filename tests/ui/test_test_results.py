@@ -8,8 +8,7 @@ import pytest
 
 from tests.ui.test_compare_view import Reader, assert_harmless
 from tests.ui.test_records import records
-from ui.compare.test_results import agreement_notes, pass_count_text, results_panel_html
-from ui.compare.view import finished_view
+from ui.compare.view import agreement_notes, finished_view, pass_count_text, results_panel_html
 
 
 def records_with_code(*codes: str | None, **changes: Any) -> list[Any]:

@@ -1,24 +1,139 @@
-"""Guards of event handlers: each function that Gradio calls on the server has an action of ui/access/policy.py.
+"""Guards of event handlers: who the visitor is, whether the policy lets them, and which data sets they may use.
+
+Identity of visitors. A visitor is identified by the name of the login, else by a random cookie of the browser, else (a
+program without cookies) by the address. A cookie can be deleted to get a new identity, so training on a public Space
+needs a login.
 
 Gradio fills the parameters of a handler by their annotations, so a guard keeps them, and adds a parameter for the
 request where the handler has none.
+
+Data sets that a visitor may use on the pages: those that everybody has, and to the owner of the app the own ones. A
+name of the owner's is to everybody else a name that does not exist: it is neither listed nor confirmed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial, wraps
-from typing import Any
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from gradio.utils import get_type_hints
 
-from ui.access.policy import RULES
-from ui.access.visitors import VisitorRegistry
+from errors import unknown_name_error
+from serve.api.auth import client_network
+from tasks.datasets.own import list_own_datasets
+from tasks.datasets.registry import (
+    DATASETS,
+    TRAINING_DATASETS,
+    available_datasets,
+    dataset_version,
+    is_dataset,
+    load_problems,
+)
+from tasks.problem import Problem
+from ui.access.policy import RULES, AccessPolicy, Visitor
+from ui.access.quota import VisitorQuota
 
+if TYPE_CHECKING:
+    from ui.access.policy import Visitor
+    from ui.context import Context
+
+COOKIE_NAME = "prompt_or_tune_visitor"
+# The cookie of earlier versions, with the same kind of value.
+OLD_COOKIE_NAME = "peft_arena_visitor"
+TOKEN_PATTERN = re.compile(r"[A-Za-z0-9_-]{22,64}")
 # Makes the updates that tell a visitor why an event was refused, from the reason and the values of the inputs.
 RefuseFn = Callable[[str, Sequence[Any]], Any]
+# Of these only the ones on this machine are listed: their files are large, and mostly for `evaluate`.
+_LOCAL_DATASETS = ("humaneval", "humanevalplus", "mbppplus", "leetcode")
+Choices = list[tuple[str, str]]
+
+
+class VisitorRegistry:
+    """Identifies visitors and holds their quota. Thread-safe."""
+
+    def __init__(self, policy: AccessPolicy | None = None) -> None:
+        self.policy = policy or AccessPolicy()
+        self.quota = VisitorQuota(self.policy.limits)
+
+    def identify(self, request: Any) -> Visitor:
+        """Return the visitor of a `gr.Request` or of a request of the web framework: by login, cookie or address."""
+        name = _login_name(request)
+        owner = self.policy.is_owner(name)
+        if name:
+            return Visitor(_hashed_id("user", name.casefold()), name, owner)
+        address = _hashed_id("network", client_network(_client_address(request)))
+        token = read_visitor_token(_cookies(request))
+        if token:
+            return Visitor(_hashed_id("browser", token), "", owner, address=address)
+        return Visitor(_hashed_id("address", _client_address(request)), "", owner, identified=False, address=address)
+
+
+def login_token(request: Any) -> str | None:
+    """Return the Hub token of the visitor's login with the Hub; None without a login."""
+    return str(_hub_login(request).get("access_token") or "") or None
+
+
+def read_visitor_token(cookies: Mapping[str, str]) -> str:
+    """Return the value of the visitor cookie, or of the one of earlier versions; '' if neither is valid."""
+    tokens = (str(cookies.get(name) or "") for name in (COOKIE_NAME, OLD_COOKIE_NAME))
+    return next((token for token in tokens if TOKEN_PATTERN.fullmatch(token)), "")
+
+
+def _login_name(request: Any) -> str:
+    """Return the name of the login (of --auth, or of the Hub on a Space); '' without one."""
+    username = getattr(request, "username", None) or _name_of_gradio_login(request)
+    if username:
+        return str(username)
+    return str((_hub_login(request).get("userinfo") or {}).get("preferred_username") or "")
+
+
+def _hub_login(request: Any) -> Mapping[str, Any]:
+    """Return what Gradio stores of a login with the Hub that is still valid; {} without one."""
+    info = _scope(request).get("session", {}).get("oauth_info")
+    is_valid = isinstance(info, Mapping) and float(info.get("expires_at") or math.inf) > time.time()
+    return info if is_valid else {}
+
+
+def _name_of_gradio_login(request: Any) -> str:
+    """Return the name of the login behind a request of the web framework, which components' server functions get."""
+    app = _scope(request).get("app")
+    cookie_id, tokens, cookies = getattr(app, "cookie_id", None), getattr(app, "tokens", None) or {}, _cookies(request)
+    names = (f"access-token-{cookie_id}", f"access-token-unsecure-{cookie_id}")
+    return str(next((tokens[cookies[name]] for name in names if cookies.get(name) in tokens), "") or "")
+
+
+def _cookies(request: Any) -> Mapping[str, str]:
+    # gr.Request wraps the mappings of the web framework in objects of its own.
+    return getattr(_inner(request), "cookies", None) or {}
+
+
+def _client_address(request: Any) -> str:
+    headers = dict(_scope(request).get("headers") or ())
+    forwarded = headers.get(b"x-forwarded-for", b"").decode("latin-1") if os.environ.get("SPACE_ID") else ""
+    # On a Space requests come from the proxy of the Hub, which appends the address of its client.
+    return forwarded.rpartition(",")[2].strip() or str((_scope(request).get("client") or ("",))[0])
+
+
+def _scope(request: Any) -> Mapping[str, Any]:
+    return getattr(_inner(request), "scope", None) or {}
+
+
+def _inner(request: Any) -> Any:
+    """Return the request of the web framework in a `gr.Request`, or the request itself."""
+    return getattr(request, "request", None) or request
+
+
+def _hashed_id(kind: str, value: str) -> str:
+    return f"{kind}-{hashlib.sha256(f'{kind}:{value}'.encode()).hexdigest()[:16]}"
 
 
 def guard(visitors: VisitorRegistry, name: str, fn: Callable[..., Any], refuse: RefuseFn | None = None) -> Any:
@@ -102,3 +217,64 @@ def protect(pages: gr.Blocks, visitors: VisitorRegistry) -> None:
 def is_of_gradio(fn: Any) -> bool:
     """Return whether the function is one of Gradio's own, such as the state of its login button."""
     return str(getattr(fn, "__module__", "")).split(".")[0] == "gradio"
+
+
+def may_use_own(context: Context, visitor: Visitor) -> bool:
+    """Return whether the visitor may use the data sets of the owner of the app."""
+    return context.visitors.policy.may(visitor, "use own data sets")
+
+
+def own_allowed(context: Context, request: Any) -> bool:
+    """Return the same for the visitor of a request."""
+    return may_use_own(context, context.visitors.identify(request))
+
+
+def own_names(*, own: bool) -> list[str]:
+    """Return the names of the owner's data sets, if `own` says that the visitor may use them."""
+    return [info.name for info in list_own_datasets() if info.name not in DATASETS] if own else []
+
+
+def check_dataset(name: object, *, own: bool, examples: bool = False) -> str:
+    """Return the name of a data set that the visitor may use, with `examples` one that examples come from.
+
+    Raises UnknownNameError for any other, also for those of the owner unless `own`.
+    """
+    known = TRAINING_DATASETS if examples else DATASETS
+    name = str(name)
+    if name in known or (own and name not in DATASETS and is_dataset(name)):
+        return name
+    raise unknown_name_error("data set for examples" if examples else "data set", name, [*known, *own_names(own=own)])
+
+
+def load_split_problems(name: str, data_dir: Path | None, *, own: bool = False) -> tuple[Problem, ...]:
+    """Return the test split of a data set, read once for each version of its rows.
+
+    Raises UnknownNameError as `check_dataset` does, and DataError if it cannot be read.
+    """
+    return _load_version(check_dataset(name, own=own), data_dir, dataset_version(name))
+
+
+@lru_cache(maxsize=16)
+def _load_version(name: str, data_dir: Path | None, version: str) -> tuple[Problem, ...]:
+    del version  # of the rows: replaced ones are read again
+    return tuple(load_problems(name, "test", data_dir=data_dir))
+
+
+def data_choices(data_dir: Path | None, *, own: bool = False) -> Choices:
+    """Return the data sets as dropdown choices, own ones first; those that are not on this machine name the Hub."""
+    available = available_datasets(data_dir)
+    listed = [name for name in DATASETS if name in available or name not in _LOCAL_DATASETS]
+    return [
+        *((name, name) for name in own_names(own=own)),
+        *((name if name in available else f"{name} (from the Hub)", name) for name in listed),
+    ]
+
+
+def pool_choices(data_dir: Path | None, *, own: bool = False) -> Choices:
+    """Return the data sets that examples can come from, as dropdown choices."""
+    return [choice for choice in data_choices(data_dir, own=own) if has_examples(choice[1])]
+
+
+def has_examples(name: str) -> bool:
+    """Return whether examples can come from the data set."""
+    return name in TRAINING_DATASETS or name not in DATASETS

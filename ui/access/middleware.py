@@ -1,4 +1,8 @@
-"""The outermost layer of the pages: names, origins, logins, sessions, sizes and headers of every request.
+"""The outermost layer of the pages: the rule of each route, names, origins, logins, sessions, sizes and headers.
+
+The rule of each route of the pages: who may use it, and which web pages may ask for it. A path without a rule is
+answered with 404, so a route that a new version of Gradio brings is closed until it is listed here; a test compares the
+table with the running app.
 
 Gradio's own layer for other origins answers all of them with credentials, and is always placed outside of the layers
 that an application gives it. `AccessMiddleware` is placed around everything instead, when the server starts (see
@@ -10,9 +14,10 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
+from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs
@@ -21,9 +26,11 @@ from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.requests import Request, cookie_parser
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.format import format_bytes
+from serve.api.app import PATHS as API_PATHS
 from serve.api.auth import WebAccess, client_address, client_network, is_https
 from ui.access.bodies import (
     MAX_JSON_BYTES,
@@ -36,14 +43,18 @@ from ui.access.bodies import (
     read_body,
     replay,
 )
-from ui.access.logins import login_address
+from ui.access.guard import COOKIE_NAME, TOKEN_PATTERN, VisitorRegistry, read_visitor_token
+from ui.access.logins import SessionOwners, UnreadSessions, login_address
 from ui.access.policy import Visitor
-from ui.access.request_quota import RequestPace, RequestQuota
-from ui.access.responses import encoded, protected_headers, visitor_cookie
-from ui.access.routes import Rule, find_rule
-from ui.access.sessions import SessionOwners, UnreadSessions
-from ui.access.visitors import COOKIE_NAME, TOKEN_PATTERN, VisitorRegistry, read_visitor_token
+from ui.access.quota import RequestPace, RequestQuota
 
+HeaderList = list[tuple[bytes, bytes]]
+_SPACE_FRAMES = "'self' https://huggingface.co https://*.huggingface.co"
+# Gradio's page has inline scripts, and components that are made from text.
+_POLICY = "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors {frames}"
+_SCRIPTS = "; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; connect-src 'self' data: blob:"
+_FILE_POLICY = "sandbox; default-src 'none'; frame-ancestors 'none'"
+_SAFE_ATTRIBUTES = ("path", "max-age", "expires")
 _log = logging.getLogger(__name__)
 _YEAR_SECONDS = 365 * 24 * 3600
 _API = "/gradio_api/"
@@ -61,6 +72,114 @@ _UNREAD = "Too many runs were begun and nobody reads their events: read those fi
 _NO_LOGIN = "Not authenticated"
 # Headers by which a client could choose the address that Gradio writes into the page.
 _PROXY_HEADERS = (b"x-forwarded-host", b"x-gradio-server")
+
+
+def protected_headers(headers: Iterable[tuple[bytes, bytes]], *, space: bool, https: bool, file: bool) -> HeaderList:
+    """Return the headers of a response with safe cookies, without CORS, and with those that protect the page added.
+
+    `space`: shown in a frame of the Hub. `https`: the browser certainly uses TLS. `file`: the response is a file of a
+    visitor, which is saved, never shown.
+    """
+    changed: HeaderList = []
+    for name, value in headers:
+        if name == b"set-cookie" and not space:
+            changed.append((name, _safe_cookie(value, https)))
+        elif file and name == b"content-disposition" and value.startswith(b"inline"):
+            changed.append((name, b"attachment" + value.removeprefix(b"inline")))
+        elif name.startswith(b"access-control-"):
+            continue  # Gradio allows every origin
+        else:
+            changed.append((name, value))
+    policy = _POLICY.format(frames=_SPACE_FRAMES if space else "'self'") + ("" if space else _SCRIPTS)
+    added = {
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "same-origin",
+        "content-security-policy": _FILE_POLICY if file else policy,
+    }
+    if not space:
+        added |= {"x-frame-options": "SAMEORIGIN", "cross-origin-resource-policy": "same-origin"}
+    names = {name.encode() for name in added}
+    return [(name, value) for name, value in changed if name not in names] + encoded(added.items())
+
+
+def encoded(headers: Iterable[tuple[str, str]]) -> HeaderList:
+    """Return headers in the form of ASGI."""
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+
+
+def visitor_cookie(name: str, value: str, max_age: int, *, space: bool, https: bool) -> str:
+    """Return the Set-Cookie header of the visitor cookie.
+
+    A Space is shown in a frame of another site: there browsers send only SameSite=None cookies, and only over HTTPS.
+    """
+    site = "None; Secure; Partitioned" if space and https else "Lax; Secure" if https else "Lax"
+    return f"{name}={value}; Path=/; Max-Age={max_age}; HttpOnly; SameSite={site}"
+
+
+def _safe_cookie(header: bytes, https: bool) -> bytes:
+    """Return a Set-Cookie header with SameSite=Lax and HttpOnly, and with Secure behind TLS alone.
+
+    Gradio marks its login cookie SameSite=None, so that pages of other sites would send it.
+    """
+    cookie, *attributes = (part.strip() for part in header.decode("latin-1").split(";"))
+    safe = [part for part in attributes if part.partition("=")[0].lower() in _SAFE_ATTRIBUTES]
+    if not any(part.lower().startswith("path=") for part in safe):
+        safe.append("Path=/")
+    return "; ".join([cookie, *safe, "HttpOnly", "SameSite=Lax", *(["Secure"] if https else [])]).encode("latin-1")
+
+
+class Rule(IntEnum):
+    """What a route requires. Where several routes match a path, the highest value counts."""
+
+    ASSET = 1  # a file of the program itself: nothing
+    PAGE = 2  # a page that a link of another site may open
+    OPEN = 3  # no login, but no page of another site
+    API = 4  # checks its own keys, hosts and origins (serve/api/app.py)
+    MEMBER = 5  # a login, where there are logins
+    OFF = 6  # answered by nobody
+
+
+_LISTS = {
+    Rule.ASSET: """
+        /svelte/{path:path} /static/{path:path} /assets/{path:path} /favicon.ico /theme.css /gradio_api/theme.css
+        /robots.txt /manifest.json /pwa_icon /pwa_icon/{size}
+    """,
+    # The Hub sends a person back to the callback by a link.
+    Rule.PAGE: "/ /login/callback",
+    Rule.OPEN: """
+        /login /login/huggingface /logout /gradio_api/user /gradio_api/login_check /gradio_api/app_id
+        /gradio_api/startup-events
+    """,
+    Rule.API: " ".join(API_PATHS),
+    Rule.MEMBER: """
+        /config /gradio_api/info /gradio_api/file={path_or_url:path} /gradio_api/heartbeat/{session_hash}
+        /gradio_api/queue/join /gradio_api/queue/data /gradio_api/cancel /gradio_api/reset /gradio_api/run/{api_name}
+        /gradio_api/api/{api_name} /gradio_api/call/{api_name} /gradio_api/call/v2/{api_name}
+        /gradio_api/call/{api_name}/{event_id} /gradio_api/call/v2/{api_name}/{event_id} /gradio_api/component_server
+        /gradio_api/upload /gradio_api/upload_progress
+    """,
+    # Parts of Gradio that the pages do not use: sharing, monitoring, recording, an editor of the program's code.
+    Rule.OFF: """
+        /monitoring /monitoring/summary /monitoring/{key} /gradio_api/openapi.json /gradio_api/deep_link
+        /gradio_api/token /gradio_api/dev/reload /gradio_api/runs /gradio_api/proxy={url_path:path}
+        /gradio_api/custom_component/{id}/{environment}/{type}/{file_name} /gradio_api/file/{path:path}
+        /gradio_api/queue/status /gradio_api/stream/{event_id} /gradio_api/stream/{event_id}/close
+        /gradio_api/stream/{session_hash}/{run}/{component_id}/playlist.m3u8
+        /gradio_api/stream/{session_hash}/{run}/{component_id}/{segment_id}.{ext}
+        /gradio_api/stream/{session_hash}/{run}/{component_id}/playlist-file /gradio_api/process_recording
+        /gradio_api/vibe-edit /gradio_api/undo-vibe-edit /gradio_api/vibe-code /gradio_api/vibe-starter-queries
+    """,
+}
+RULES: dict[str, Rule] = {path: rule for rule, paths in _LISTS.items() for path in paths.split()}
+_PATTERNS = [(compile_path(path)[0], path, rule) for path, rule in RULES.items()]
+
+
+def find_rule(path: str) -> tuple[str, Rule, dict[str, str]]:
+    """Return the route of a path, its rule and the parameters in the path; ('', Rule.OFF, {}) for an unknown one."""
+    path = path.rstrip("/") or "/"
+    found = [(rule, route, match.groupdict()) for pattern, route, rule in _PATTERNS if (match := pattern.match(path))]
+    rule, route, parameters = max(found, key=lambda entry: entry[0], default=(Rule.OFF, "", {}))
+    return route, rule, parameters
 
 
 @dataclass(frozen=True)

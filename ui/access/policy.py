@@ -1,4 +1,4 @@
-"""Who may do what: the table of all actions, and the policy that decides for a visitor and a thing.
+"""Access policy: who may do what on the pages, and the command-line options of the pages that decide it.
 
 Every event of the pages, every function that a component calls on the server, and every route of the API has an action
 of this table (ui/access/guard.py). docs/security.md has the table as `access_table` prints it.
@@ -9,16 +9,46 @@ that was copied into the folder by hand, belongs to the owner of the app.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
-from errors import PromptOrTuneError
+from common.command import read_secrets
+from errors import PromptOrTuneError, unknown_name_error
+from serve.api.auth import WebAccess
+from space.settings import SpaceSettings
 from ui.access.quota import VisitorLimits
 
 TrainingAccess = Literal["everyone", "owner", "nobody"]
 # anyone: also without a login. visitor: with a login where there are logins. known: a visitor with a login or a cookie.
 # maker: a known visitor, for what they made. owner: the owner of the app. key, admin key: a program with a key.
 Audience = Literal["anyone", "visitor", "known", "maker", "owner", "key", "admin key"]
+AUTH_VARIABLE = "PROMPT_OR_TUNE_AUTH"
+MIN_PASSWORD_LENGTH = 8
+TRAINING_CHOICES: tuple[TrainingAccess, ...] = ("everyone", "owner", "nobody")
+NOBODY_OWNS_NOTE = (
+    "Anybody who can reach {} may train, and nobody owns this app: give logins with --auth FILE, and the first one "
+    "owns it."
+)
+# Field of Limits: (option, unit by which its value is multiplied, description).
+_LIMIT_OPTIONS = {
+    "rows_at_once": ("--rows-at-once", 1, "answers running for one person"),
+    "rows_per_hour": ("--rows-per-hour", 1, "answers an hour for one person"),
+    "rows_per_address": (
+        "--rows-per-address",
+        1,
+        "answers running for all without a login at one address, as in a class room; an hour in proportion",
+    ),
+    "requests_per_second": ("--requests-per-second", 1, "requests of one address in a second; more wait"),
+    "jobs_at_once": ("--jobs-at-once", 1, "training jobs that wait or run for one person"),
+    "upload_bytes": ("--max-upload", 1 << 20, "megabytes of a file with rows"),
+    "archive_bytes": ("--max-archive", 1 << 20, "megabytes of an adapter's zip"),
+    "stored_bytes": ("--max-stored", 1 << 20, "megabytes of uploads that one person may leave within a day"),
+    "total_stored_bytes": ("--max-stored-total", 1 << 20, "megabytes of uploads that all may leave within a day"),
+    "drafts_bytes": ("--max-drafts", 1 << 20, "megabytes of all rows that wait on the Train page, of all visitors"),
+}
 
 
 @dataclass(frozen=True)
@@ -193,3 +223,114 @@ def _cell(rule: Rule, role: Literal["stranger", "visitor", "maker", "owner"]) ->
     if ("stranger", "visitor", "maker", "owner").index(role) < roles[rule.audience]:
         return "no"
     return "as `--train` says" if rule.training else "yes"
+
+
+@dataclass(frozen=True)
+class AccessOptions:
+    """The parsed options. `accounts` are (name, password); `note` is printed at the start, '' for none."""
+
+    policy: AccessPolicy = field(default_factory=AccessPolicy)
+    accounts: tuple[tuple[str, str], ...] = ()
+    note: str = ""
+
+    def upload_limits(self) -> VisitorLimits:
+        """Return the limits for the pages: where nobody adds adapters, an upload is at most a file with rows."""
+        limits = self.policy.limits
+        return replace(limits, archive_bytes=limits.upload_bytes) if self.policy.training == "nobody" else limits
+
+
+def add_access_options(parser: argparse.ArgumentParser) -> None:
+    """Add the access options to `parser`; `parse_access_options` reads them."""
+    group = parser.add_argument_group("access")
+    group.add_argument(
+        "--auth",
+        type=Path,
+        metavar="FILE",
+        help=f"a login for the pages: name:password, one a line (or {AUTH_VARIABLE})",
+    )
+    group.add_argument("--owner", action="append", metavar="NAME", help="a login that owns this app (repeatable)")
+    group.add_argument(
+        "--train",
+        metavar="VISITORS",
+        help="who may train and change adapters: everyone, owner or nobody (default: everyone on this machine or "
+        "with --auth; the owner on a Space; nobody where other machines can connect)",
+    )
+    for name, (option, unit, description) in _LIMIT_OPTIONS.items():
+        default = getattr(VisitorLimits(), name) // unit
+        group.add_argument(option, dest=name, metavar="N", help=f"{description}; 0: no limit ({default})")
+
+
+def parse_access_options(args: argparse.Namespace, web: WebAccess, space: SpaceSettings | None = None) -> AccessOptions:
+    """Return the checked options for an app that is reached as `web` says, and that runs on `space` if on one.
+
+    Raises PromptOrTuneError for a bad one.
+    """
+    space = space or SpaceSettings()
+    accounts = _read_accounts(args.auth)
+    names = [name.casefold() for name, _ in accounts]
+    owners = frozenset(args.owner or space.owners or [name for name, _ in accounts[:1]])
+    for owner in owners:
+        if accounts and owner.casefold() not in names:
+            raise PromptOrTuneError(f"--owner '{owner}' has no login: add a line for it to the file of --auth.")
+    training, note = _resolve_training(args.train, web.public_name, owners, bool(accounts), space)
+    local = not (web.public_name or space.is_space)
+    policy = AccessPolicy(training, owners, _parse_limits(args), local=local, logins=bool(accounts))
+    return AccessOptions(policy, accounts, note)
+
+
+def _resolve_training(
+    requested: str | None, public_name: str, owners: frozenset[str], login: bool, space: SpaceSettings
+) -> tuple[TrainingAccess, str]:
+    """Return the visitors that may train, and a note for the log where that is not obvious ('' otherwise)."""
+    choices: Mapping[str, TrainingAccess] = {name: name for name in TRAINING_CHOICES}
+    if space.zero_gpu:
+        return "nobody", "ZeroGPU gives its GPU for seconds only, so nobody can train here."
+    if requested is not None:
+        if requested not in choices:
+            raise unknown_name_error("choice for --train", requested, TRAINING_CHOICES)
+        if requested == "owner" and not owners:
+            raise PromptOrTuneError("--train owner needs an owner: name one with --owner and give logins with --auth.")
+        is_open = requested == "everyone" and public_name and not (login or space.is_space)
+        return choices[requested], NOBODY_OWNS_NOTE.format(public_name) if is_open else ""
+    if space.is_space:
+        return space.training_access, ""
+    if login or not public_name:
+        return "everyone", ""
+    return "nobody", (
+        f"Others can reach {public_name}, so nobody may train or change adapters: give logins with --auth FILE; the "
+        "first login then owns this app."
+    )
+
+
+def _parse_limits(args: argparse.Namespace) -> VisitorLimits:
+    limits = VisitorLimits()
+    for name, (option, unit, _) in _LIMIT_OPTIONS.items():
+        text = getattr(args, name)
+        if text is None:
+            continue
+        if not (text.isascii() and text.isdigit() and len(text) < 10):
+            raise PromptOrTuneError(f"{option} '{text}' is no whole number: give one, or 0 for no limit.")
+        limits = replace(limits, **{name: int(text) * unit})
+    return limits
+
+
+def _read_accounts(file: Path | None) -> tuple[tuple[str, str], ...]:
+    """Return the logins of the file and of the environment. No error message contains a password."""
+    lines = read_secrets(file, AUTH_VARIABLE, "logins", "--auth")
+    accounts: dict[str, tuple[str, str]] = {}
+    for location, line in lines:
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, colon, password = line.strip().partition(":")
+        if not name or not colon or len(password) < MIN_PASSWORD_LENGTH:
+            raise PromptOrTuneError(
+                f"{location[:1].upper()}{location[1:]} is no login: write name:password, the password with at least "
+                f"{MIN_PASSWORD_LENGTH} characters."
+            )
+        if accounts.setdefault(name.casefold(), (name, password)) != (name, password):
+            raise PromptOrTuneError(
+                f"{location[:1].upper()}{location[1:]} gives '{name}' a second time: keep one line a name."
+            )
+    if file is not None and not accounts:
+        raise PromptOrTuneError(f"There is no login in {file}: write name:password, one a line.")
+    return tuple(accounts.values())

@@ -14,13 +14,19 @@ from markupsafe import Markup
 from errors import PromptOrTuneError
 from ui import components
 from ui.access.guard import guard
-from ui.access.login import resolve_token
+from ui.access.logins import resolve_token
 from ui.access.policy import Visitor
-from ui.adapters.actions import AdapterActions, InstallProgress, checks_html, install_from_hub, install_from_zip
-from ui.adapters.catalog import AdapterCatalog
+from ui.adapters.catalog import (
+    AdapterActions,
+    AdapterCatalog,
+    InstallProgress,
+    checks_html,
+    install_from_hub,
+    install_from_zip,
+)
 from ui.adapters.view import FILTERS, adapter_list_component, adapter_list_value, page_start
 from ui.context import Context, hub_access
-from ui.method_form import MethodForm, add_adapter_updates
+from ui.form_fields import MethodForm, add_adapter_updates
 
 TITLE = "Adapters"
 INTERNAL_ERROR = "Something went wrong on our side; the log has the details."

@@ -27,7 +27,7 @@ from ui.access.guard import guard
 from ui.access.policy import AccessPolicy, Visitor
 from ui.adapters.catalog import AdapterCatalog, CatalogEntry
 from ui.context import Context
-from ui.labels import format_date
+from ui.html import format_date
 
 PAGE_SIZE = 24
 FILTERS = {

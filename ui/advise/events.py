@@ -1,27 +1,33 @@
-"""Actions of visitors on advice with their permission checks, and the state of the page for a poll of the browser.
+"""Actions of visitors on advice, the state of the page for a poll of the browser, and the page's API endpoints.
 
-The page and programs (ui/advise/endpoints.py) use the same actions. All state comes from the disk.
+The page and programs (ui/advise/events.py) use the same actions. All state comes from the disk.
+
+API endpoints of the Advise page: `/advise` starts an advice, `/advice` returns its state and its result. Both have the
+rights and the limits of the page.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 from markupsafe import Markup
 
 from adapters.manifest import Owner
-from advise.folder import AdviceFolder, AdviceProgress, AdviseOptions
-from errors import DataError, PromptOrTuneError
+from advise.folder import DEFAULT_MINUTES, AdviceFolder, AdviceProgress, AdviseOptions
+from errors import DataError, PromptOrTuneError, unknown_name_error
 from jobs.job import Job, JobKind
+from tasks.datasets.registry import TRAINING_DATASETS, available_datasets
+from ui.access.guard import action, may_use_own, own_names
 from ui.access.policy import Visitor
-from ui.advise.data import check_data, free_adapter_name
 from ui.advise.view import (
     NO_ADVICE_HTML,
     curves_html,
@@ -32,6 +38,7 @@ from ui.advise.view import (
     resume_label,
     state_html,
 )
+from ui.context import Context
 from ui.train.form import NO_LOCAL_BASE
 from ui.train.jobs_events import (
     BUSY_SECONDS,
@@ -44,7 +51,10 @@ from ui.train.jobs_events import (
     make_update,
 )
 from ui.train.jobs_view import denied_html, log_tail_html
+from ui.train.settings import find_unused_name
 
+DEFAULT_DATA = "house"
+_MAX_NAME_LENGTH = 40  # of the data set's part of an adapter's name
 MAX_SEED = 2**31 - 1
 ADVICE_NOT_FOUND = "The advice of this address no longer exists: another one is selected."
 UNREADABLE_RESULT = "This result cannot be shown: download it as JSON, or delete this advice and ask again."
@@ -59,6 +69,32 @@ BUTTONS = {
 }
 
 _log = logging.getLogger(__name__)
+
+
+def data_names(context: Context, visitor: Visitor) -> list[str]:
+    """Return the data sets that the visitor may ask about; own ones come first, then DEFAULT_DATA."""
+    here = [name for name in available_datasets(context.data_dir) if name in TRAINING_DATASETS]
+    here.sort(key=lambda name: name != DEFAULT_DATA)
+    return [*own_names(own=may_use_own(context, visitor)), *here]
+
+
+def check_data(context: Context, visitor: Visitor, name: object) -> str:
+    """Return the name of a data set that the visitor may ask about.
+
+    Raises UnknownNameError for any other: to others the names of the owner's data sets do not exist.
+    """
+    names = data_names(context, visitor)
+    if not isinstance(name, str) or not name:
+        raise DataError("Choose a data set, or upload a file with your rows.")
+    if name not in names:
+        raise unknown_name_error("data set", name[:100], names)
+    return name
+
+
+def free_adapter_name(data: str, home: Path, jobs: Iterable[Job]) -> str:
+    """Return a name for the adapter of an advice about this data set that no adapter and no job has."""
+    slug = re.sub(r"[^a-z0-9]+", "-", data).strip("-")[:_MAX_NAME_LENGTH].strip("-")
+    return find_unused_name(f"{slug}-advised", home, jobs)
 
 
 @dataclass
@@ -225,3 +261,41 @@ def _render_report(folder: Path, changed: int) -> Markup:
     except Exception:  # noqa: BLE001 - a result of another version must not take the page with it; it is logged
         _log.exception("The result in %s cannot be shown.", folder)
         return Markup('<p class="error-message">{}</p>').format(UNREADABLE_RESULT)
+
+
+def build_endpoints(actions: AdviceActions) -> None:
+    """Add both endpoints to the current Blocks."""
+    gr.api(advise_endpoint(actions), api_name="advise", concurrency_id="advice-programs")
+    gr.api(advice_endpoint(actions), api_name="advice", concurrency_id="advice-programs")
+
+
+def advise_endpoint(actions: AdviceActions) -> Any:
+    """Return the function behind `/advise`."""
+
+    @action("train")
+    def advise(
+        request: gr.Request, data: str, minutes: float = DEFAULT_MINUTES, seed: int = 42, memory_gb: float = 0.0
+    ) -> str:
+        """Queues an advice about a data set, and returns its id for /advice.
+
+        `data` is the name of a data set: house, starter, or one of your own. `minutes` is the budget for everything,
+        `memory_gb` the most memory of a training, 0 for all that is free.
+        """
+        return actions.start(request, data, minutes, seed, memory_gb).id
+
+    return advise
+
+
+def advice_endpoint(actions: AdviceActions) -> Any:
+    """Return the function behind `/advice`."""
+
+    @action("see a job")
+    def advice(request: gr.Request, id: str) -> dict[str, Any]:
+        """Returns an advice of yours as {"state", "message", "progress", "result"}.
+
+        `state` is queued, running, stopping, stopped, failed or done. `result` is None before the first one, and
+        complete where its `finished` is true.
+        """
+        return actions.status(request, str(id))
+
+    return advice

@@ -17,13 +17,21 @@ from advise.folder import DEFAULT_MINUTES, MAX_MINUTES, MIN_MINUTES
 from errors import PromptOrTuneError
 from jobs.api import JobService
 from jobs.job import Job
-from ui.access.guard import action, guard
-from ui.advise.data import DEFAULT_DATA, data_names
-from ui.advise.endpoints import build_endpoints
-from ui.advise.events import BUTTONS, MAX_SEED, AdviceActions, panel_update, winner
+from ui.access.guard import action, guard, may_use_own
+from ui.advise.events import (
+    BUTTONS,
+    DEFAULT_DATA,
+    MAX_SEED,
+    AdviceActions,
+    build_endpoints,
+    data_names,
+    panel_update,
+    winner,
+)
 from ui.components import error_html, file_download, live_region
 from ui.context import Context
 from ui.data.add import add_rows, added_html
+from ui.form_fields import MethodForm, add_adapter_updates
 from ui.job_panel import (
     EVENT_OPTIONS,
     OPEN_COMPARE_JS,
@@ -38,8 +46,6 @@ from ui.job_panel import (
     wire_buttons,
     wire_poll,
 )
-from ui.method_form import MethodForm, add_adapter_updates
-from ui.own_data import may_use_own
 
 TITLE = "Advise"
 HEADER_HTML = Markup(

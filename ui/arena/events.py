@@ -21,15 +21,11 @@ from evaluate.arena.ratings import compute_ratings, point_ratings
 from evaluate.arena.votes import AlreadyVotedError, PairwiseComparison, Side, Vote, VoteStore, Winner, count_wins
 from evaluate.generate import package_versions
 from tasks.prompt import PROMPT_VERSION
-from ui.access.guard import action
-from ui.arena.form import form_updates, make_match_request
+from ui.access.guard import action, data_choices, own_allowed
 from ui.arena.matches import LOCKED_BY_OTHER_WINDOW, Match, MatchRunner, MatchUpdate
-from ui.arena.view import empty_match_view, match_view
-from ui.html import render
-from ui.labels import method_label
-from ui.own_data import data_choices, own_allowed
-from ui.records import Record
-from ui.test_bench import add_tests_note, test_answers
+from ui.arena.view import empty_match_view, form_updates, make_match_request, match_view
+from ui.html import method_label, render
+from ui.test_bench import Record, add_tests_note, test_answers
 
 if TYPE_CHECKING:
     from ui.arena.page import ArenaPage

@@ -31,13 +31,12 @@ from evaluate.arena.votes import Base, Player, VoteStore, problem_digest, unorde
 from tasks.datasets.registry import dataset_version
 from tasks.methods import parse_method
 from tasks.problem import Problem, parse_test
+from ui.access.guard import check_dataset, has_examples, load_split_problems, may_use_own
 from ui.access.policy import Visitor
 from ui.compare.comparison import CUSTOM_PROBLEM_ID, Column, Comparison, compare
 from ui.context import Context
-from ui.method_form import METHODS_WITHOUT_ADAPTER, list_adapter_choices
-from ui.own_data import check_dataset, has_examples, load_split_problems, may_use_own
-from ui.problem_picker import DEFAULT_DATA
-from ui.records import Record, make_record
+from ui.form_fields import DEFAULT_DATA, METHODS_WITHOUT_ADAPTER, list_adapter_choices
+from ui.test_bench import Record, make_record
 
 if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine

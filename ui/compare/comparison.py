@@ -14,7 +14,7 @@ from serve.types import PartialOutput, Request, RequestOutput, SamplingParams
 from tasks.methods import MAX_INTENT_CHARS, MAX_NAME_CHARS, MAX_REFERENCE_CHARS, check_text, parse_method
 from tasks.pasted_tests import parse_pasted_tests
 from tasks.problem import Problem, Test, format_test
-from ui.own_data import check_dataset
+from ui.access.guard import check_dataset
 
 if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine

@@ -11,11 +11,10 @@ import gradio as gr
 
 from errors import PromptOrTuneError
 from serve.types import MAX_CANDIDATES, SamplingParams
-from ui.access.guard import action
+from ui.access.guard import action, pool_choices
 from ui.components import EVENT_OPTIONS
-from ui.labels import decoding_label
-from ui.own_data import pool_choices
-from ui.problem_picker import SUGGESTED_DATA
+from ui.form_fields import SUGGESTED_DATA
+from ui.html import decoding_label
 
 DECODING_MODES = [("Greedy", "greedy"), ("Sampling", "sample"), ("Beam search", "beam")]
 DEFAULT_CANDIDATES = 5

@@ -1,47 +1,128 @@
-"""Events of the Compare page: a run from the click to its end, the history, and the restored browser state."""
+"""Events of the Compare page: a run from the click to its end, the history, and the state in the browser's storage.
+
+State of the Compare page in the storage of the browser, validated when it is read back. js/page.js stores it, so that
+no other visitor sees it and the server stores nothing. Its values are untrusted.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import gradio as gr
+from pydantic import TypeAdapter, ValidationError
 
 from errors import PromptOrTuneError
+from tasks.datasets.registry import DATASETS, TRAINING_DATASETS
+from tasks.methods import MAX_INTENT_CHARS
 from tasks.problem import Problem
 from ui import components
-from ui.access.guard import action
-from ui.compare.browser_state import DECODING_FIELDS, STORED_FIELDS, TEXT_FIELDS, parse_browser_state
+from ui.access.guard import action, data_choices, may_use_own, own_allowed, own_names, pool_choices
 from ui.compare.comparison import (
     CUSTOM_PROBLEM_ID,
+    MAX_COLUMNS,
     Comparison,
     QuestionFields,
     build_problem,
     check_request,
     make_comparison,
 )
-from ui.compare.decoding_form import DecodingForm, decoding_values, read_sampling_params
-from ui.compare.endpoints import MAX_WAITING
-from ui.compare.steps import ComparisonUpdate, run_comparison
-from ui.compare.verdict import History, verdict_text
+from ui.compare.decoding_form import DECODING_MODES, DecodingForm, decoding_values, read_sampling_params
+from ui.compare.steps import MAX_WAITING, ComparisonUpdate, run_comparison
+from ui.compare.verdict import HISTORY_LENGTH, History, verdict_text
 from ui.compare.view import finished_view
+from ui.components import chip_names
 from ui.context import Context
-from ui.method_form import MethodForm
-from ui.own_data import data_choices, may_use_own, own_allowed, own_names, pool_choices
-from ui.problem_picker import DEFAULT_DATA, ProblemPicker
-from ui.records import Record, record_problem
+from ui.form_fields import DEFAULT_DATA, MethodForm, ProblemPicker
+from ui.test_bench import Record, record_problem, records_to_csv
 
+TEXT_FIELDS = ("intent", "reference", "tests")
+DECODING_FIELDS = ("mode", "candidates", "max_new_tokens", "temperature", "top_p", "seed")
+# In the order of the components in ComparePage.stored_fields.
+STORED_FIELDS = (*TEXT_FIELDS, "chips", "data", "problem", "pool", *DECODING_FIELDS)
+_MAX_NAME_LENGTH = 200
+_RUN_ADAPTER: TypeAdapter[list[Record]] = TypeAdapter(list[Record])
+_PROBLEM_ADAPTER = TypeAdapter(Problem)
+_log = logging.getLogger(__name__)
 INTERNAL_ERROR = "Something went wrong on our side; the log has the details. Nothing you typed is lost."
 QUESTION_CHANGED = (
     "You changed the words of the test problem, so its reference and its tests are no longer used. "
     "To score the answers, give your own under 'Reference, tests and options'."
 )
-_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BrowserState:
+    """The valid fields by name, the selected test problem, and the runs."""
+
+    fields: Mapping[str, Any]
+    selected_problem: Problem | None
+    history: History
+
+
+def parse_browser_state(value: Any, own_names: Sequence[str] = ()) -> BrowserState:
+    """Parse {"fields", "chosen", "runs", "shown"} of the browser; invalid parts are left out.
+
+    `own_names` are the data sets that this visitor may use beside those that everybody has.
+    """
+    state = value if isinstance(value, dict) else {}
+    return BrowserState(
+        _parse_fields(state.get("fields"), own_names),
+        _parse_problem(state.get("chosen")),
+        _parse_history(state.get("runs"), state.get("shown")),
+    )
+
+
+def _parse_fields(value: Any, own_names: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {}
+    fields: dict[str, Any] = {name: value[name] for name in TEXT_FIELDS if isinstance(value.get(name), str)}
+    chips = value.get("chips")
+    if isinstance(chips, list) and all(isinstance(chip, dict) and isinstance(chip.get("name"), str) for chip in chips):
+        fields["chips"] = [name for name in chip_names(chips) if len(name) <= _MAX_NAME_LENGTH][:MAX_COLUMNS]
+    known = {"data": (*DATASETS, *own_names), "pool": (*TRAINING_DATASETS, *own_names)}
+    fields |= {name: value[name] for name, names in known.items() if value.get(name) in names}
+    if isinstance(value.get("problem"), str):
+        fields["problem"] = value["problem"]
+    decoding = [value.get(name) for name in DECODING_FIELDS]
+    if decoding[0] not in {name for _, name in DECODING_MODES}:
+        return fields
+    try:
+        read_sampling_params(*decoding)  # type: ignore[arg-type]  # this is the check of their types
+    except (PromptOrTuneError, TypeError, ValueError):
+        return fields
+    return fields | dict(zip(DECODING_FIELDS, decoding, strict=True))
+
+
+def _parse_problem(value: Any) -> Problem | None:
+    try:
+        problem = _PROBLEM_ADAPTER.validate_python(value) if value is not None else None
+    except ValidationError:
+        return None
+    texts = (problem.id, problem.intent, problem.reference or "", problem.prompt) if problem else ()
+    return problem if all(len(text) <= MAX_INTENT_CHARS for text in texts) else None
+
+
+def _parse_history(value: Any, selected: Any) -> History:
+    stored = value[:HISTORY_LENGTH] if isinstance(value, list) else []
+    runs = tuple(run for run in map(_parse_run, stored) if run)
+    return History(runs, next((run for run in runs if run[0]["created"] == selected), runs[0] if runs else ()))
+
+
+def _parse_run(value: Any) -> tuple[Record, ...]:
+    """Return the records of a run; () if the page cannot show or export them, as after an update of the program."""
+    try:
+        run = tuple(_RUN_ADAPTER.validate_python(value, strict=True))
+        History((run,)).items(), verdict_text(run), records_to_csv(run), finished_view(run), record_problem(run[0])
+    except (ValidationError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+        _log.info("A run in the storage of a browser cannot be shown (%s).", type(error).__name__)
+        return ()
+    return run
 
 
 @dataclass(frozen=True)
@@ -77,7 +158,7 @@ class ComparePage:
 
     @property
     def stored_fields(self) -> dict[str, gr.components.Component]:
-        """The fields that are restored after a refresh, by the names of ui/compare/browser_state.py."""
+        """The fields that are restored after a refresh, by the names of ui/compare/events.py."""
         options = self.options
         fields = (
             self.intent, options.reference, options.tests, self.form.chips, self.picker.data, self.picker.problem,

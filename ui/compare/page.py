@@ -10,15 +10,15 @@ import gradio as gr
 from ui import components
 from ui.access.guard import action
 from ui.compare.decoding_form import build_options
-from ui.compare.endpoints import build_endpoints
 from ui.compare.events import ComparePage, wire_browser_state, wire_history, wire_run
+from ui.compare.steps import build_endpoints
 from ui.compare.verdict import History, export_file, verdict_text
 from ui.compare.view import empty_view, example_view, load_first_example
 from ui.context import Context
-from ui.html import render
-from ui.method_form import MethodForm, build_method_form
-from ui.problem_picker import (
+from ui.form_fields import (
+    MethodForm,
     ProblemPicker,
+    build_method_form,
     build_picker,
     build_suggestions,
     fill_handler,
@@ -26,6 +26,7 @@ from ui.problem_picker import (
     wire_own_data,
     wire_picker,
 )
+from ui.html import render
 
 INTRODUCTION = (
     "A small language model writes Python from one sentence, in several ways at once. The one that comes along is a "

@@ -28,8 +28,8 @@ from ui.compare.steps import collect_records
 from ui.compare.verdict import verdict_text
 from ui.compare.view import FIRST_EXAMPLE_PATH
 from ui.context import Context
-from ui.method_form import default_methods, list_adapter_choices
-from ui.records import Record
+from ui.form_fields import default_methods, list_adapter_choices
+from ui.test_bench import Record
 
 if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine

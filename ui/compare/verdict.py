@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ui.labels import format_time, method_label
-from ui.records import Record, records_to_csv, to_json
+from ui.html import format_time, method_label
+from ui.test_bench import Record, records_to_csv, to_json
 
 
 def best_indices(records: Sequence[Record]) -> frozenset[int]:

@@ -38,11 +38,11 @@ from models.identity import BaseIdentity
 from serve.types import Request, RequestOutput, SamplingParams
 from tasks.datasets.registry import dataset_digest, dataset_version, load_examples, load_problems
 from tasks.methods import Method
+from ui.access.guard import check_dataset, may_use_own
 from ui.access.policy import Visitor
 from ui.compare.comparison import MAX_COLUMNS
 from ui.compare.decoding_form import MAX_NEW_TOKENS
 from ui.context import Context
-from ui.own_data import check_dataset, may_use_own
 
 if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine

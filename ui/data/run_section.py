@@ -15,14 +15,19 @@ from evaluate.failures import count_unscored, missing_counts
 from evaluate.results import Run
 from evaluate.table import ADVICE
 from ui import components
-from ui.access.guard import action
+from ui.access.guard import action, data_choices
 from ui.compare.decoding_form import MAX_NEW_TOKENS
 from ui.context import Context
 from ui.data.batch import COMMAND, BatchRequest, BatchRunner, BatchStatus
+from ui.form_fields import (
+    DEFAULT_DATA,
+    METHODS_WITHOUT_ADAPTER,
+    MethodForm,
+    build_method_form,
+    default_methods,
+    list_adapter_choices,
+)
 from ui.html import render
-from ui.method_form import METHODS_WITHOUT_ADAPTER, MethodForm, build_method_form, default_methods, list_adapter_choices
-from ui.own_data import data_choices
-from ui.problem_picker import DEFAULT_DATA
 from ui.results.runs import (
     ProblemTable,
     RunFile,

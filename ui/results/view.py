@@ -15,13 +15,11 @@ from evaluate.failures import count_unscored, engine_failures_note, missing_note
 from evaluate.results import Result, Run
 from evaluate.stats import Interval, metric_title
 from evaluate.table import MethodRow, render_comparisons, table_footnote, table_metrics
-from ui.compare.test_results import format_count_of_tests
 from ui.compare.verdict import best_indices, verdict_text
-from ui.compare.view import ComparisonView, finished_column, header_html
-from ui.html import render
-from ui.labels import decoding_label, format_date, method_label, model_label
-from ui.records import Record
+from ui.compare.view import ComparisonView, finished_column, format_count_of_tests, header_html
+from ui.html import decoding_label, format_date, method_label, model_label, render
 from ui.results.runs import MethodColumn, ProblemRow, ProblemTable, cached_pairs, cached_pairs_across, cached_rows
+from ui.test_bench import Record
 
 # The ends that an axis may have, as shares.
 _AXIS_ENDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)

@@ -25,16 +25,14 @@ from errors import PromptOrTuneError
 from jobs.api import JobService
 from jobs.job import ServingOptions, resolve_settings
 from tasks.datasets.registry import STARTER, is_dataset, load_examples
-from ui.access.guard import action
+from ui.access.guard import action, login_token, may_use_own, own_names
 from ui.access.policy import Visitor
-from ui.access.visitors import login_token
 from ui.components import error_html
 from ui.context import Context, hub_access
-from ui.own_data import may_use_own, own_names
-from ui.train.drafts import Draft, DraftStore, check_dataset_name
-from ui.train.form import NO_LOCAL_BASE, TrainForm, command_updates, denied_reason
-from ui.train.preview import Event, PreviewClient, PreviewRequest
-from ui.train.preview_view import (
+from ui.train.drafts import (
+    Draft,
+    DraftStore,
+    check_dataset_name,
     column_label,
     cost_html,
     examples_html,
@@ -43,6 +41,8 @@ from ui.train.preview_view import (
     report_html,
     title_html,
 )
+from ui.train.form import NO_LOCAL_BASE, TrainForm, command_updates, denied_reason
+from ui.train.preview import Event, PreviewClient, PreviewRequest
 from ui.train.settings import (
     ALL_SETTINGS,
     apply_technique,

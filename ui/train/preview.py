@@ -1,7 +1,7 @@
 """Client of the preview process: one request at a time, only the newest of each session, with a cache of answers.
 
 `python -m ui.train.preview_process` is started with the first request and stopped when it is idle. Requests take turns,
-shared between addresses and visitors as in ui/admission_queue.py; only the thread that holds PreviewClient's lock talks
+shared between addresses and visitors as in ui/access/quota.py; only the thread that holds PreviewClient's lock talks
 to the process. A request that is cancelled gets CANCEL_GRACE_SECONDS to end by itself; then the process is killed, as
 nothing else can interrupt it. While somebody else waits a request has CONTENDED_SECONDS.
 """
@@ -25,7 +25,7 @@ from typing import IO, Any, cast
 from common.hub import HubAccess, visitor_hub_access
 from tasks.datasets.own import is_own_dataset
 from tasks.datasets.registry import dataset_version
-from ui.admission_queue import AdmissionQueue, Ticket
+from ui.access.quota import AdmissionQueue, Ticket
 
 _ROOT = Path(__file__).resolve().parents[2]
 Event = dict[str, Any]

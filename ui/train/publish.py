@@ -16,7 +16,7 @@ from jobs.publish import PublishProgress, PublishRequest, PublishService, full_r
 from train.hub_access import find_token
 from ui import components
 from ui.access.guard import guard
-from ui.access.login import build_login, is_login_available, resolve_token
+from ui.access.logins import build_login, is_login_available, resolve_token
 from ui.access.policy import Visitor
 from ui.context import Context
 from ui.html import render

@@ -7,16 +7,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from ui.access import request_quota
+from ui.access import quota as quota_module
 from ui.access.bodies import BodyError
-from ui.access.request_quota import (
-    BURST_SECONDS,
-    MAX_AT_ONCE,
-    MAX_DELAY_SECONDS,
-    MAX_PER_MINUTE,
-    RequestPace,
-    RequestQuota,
-)
+from ui.access.quota import BURST_SECONDS, MAX_AT_ONCE, MAX_DELAY_SECONDS, MAX_PER_MINUTE, RequestPace, RequestQuota
 
 
 def use(quota: RequestQuota, who: str, count: int = 1) -> None:
@@ -49,7 +42,7 @@ def test_requests_within_a_minute_are_limited() -> None:
 
 
 def test_visitors_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_quota, "_MAX_TRACKED", 10)
+    monkeypatch.setattr(quota_module, "_MAX_TRACKED", 10)
     quota = RequestQuota()
     for number in range(50):
         use(quota, f"cookie {number}")
@@ -97,7 +90,7 @@ def test_rate_of_zero_is_no_limit() -> None:
 
 
 def test_addresses_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_quota, "_MAX_TRACKED", 10)
+    monkeypatch.setattr(quota_module, "_MAX_TRACKED", 10)
     pace = RequestPace(1.0)
     for number in range(50):
         delays(pace, [], str(number), [1.0])

@@ -16,10 +16,9 @@ from errors import BusyError, PromptOrTuneError
 from serve.api.auth import add_web_options, read_web_access
 from space.settings import SpaceSettings
 from tests import messages
-from ui.access.options import AUTH_VARIABLE, AccessOptions, add_access_options, parse_access_options
-from ui.access.policy import AccessPolicy
+from ui.access.guard import COOKIE_NAME, OLD_COOKIE_NAME, VisitorRegistry
+from ui.access.policy import AUTH_VARIABLE, AccessOptions, AccessPolicy, add_access_options, parse_access_options
 from ui.access.quota import VisitorLimits, VisitorQuota, check_upload_size
-from ui.access.visitors import COOKIE_NAME, OLD_COOKIE_NAME, VisitorRegistry
 
 TOKEN = "a" * 32
 

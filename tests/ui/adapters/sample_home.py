@@ -19,8 +19,8 @@ from tasks.problem import Example
 from tasks.prompt import STYLES
 from tests.adapters.folders import write_adapter
 from tests.serve.api.scripted_backend import ScriptedBackend
+from ui.access.guard import VisitorRegistry
 from ui.access.policy import AccessPolicy
-from ui.access.visitors import VisitorRegistry
 from ui.context import Context
 
 _LINEAR = {

@@ -20,8 +20,14 @@ from tests import messages
 from tests.ui.adapters.sample_home import SMALL, copy_adapter, fill_home, loading_context, ready_context
 from ui.access.policy import AccessPolicy, Visitor
 from ui.access.quota import VisitorLimits
-from ui.adapters.actions import MAX_CACHED_ZIPS, AdapterActions, InstallProgress, checks_html, install_from_zip
-from ui.adapters.catalog import AdapterCatalog
+from ui.adapters.catalog import (
+    MAX_CACHED_ZIPS,
+    AdapterActions,
+    AdapterCatalog,
+    InstallProgress,
+    checks_html,
+    install_from_zip,
+)
 from ui.adapters.view import PAGE_SIZE, adapter_list_value, page_start
 from ui.context import Context
 

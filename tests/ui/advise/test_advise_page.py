@@ -22,16 +22,17 @@ from tests.ui.advise import advice_on_disk as on_disk
 from tests.ui.train import jobs_on_disk
 from tests.ui.train.jobs_on_disk import WorkerlessJobService
 from tests.ui.train.test_jobs_panel import ADA, BOB, EVIL, request
+from ui.access.guard import VisitorRegistry
 from ui.access.policy import AccessPolicy
 from ui.access.quota import VisitorLimits
-from ui.access.visitors import VisitorRegistry
-from ui.advise import data, page, view
-from ui.advise.endpoints import advice_endpoint, advise_endpoint
+from ui.advise import events, page, view
 from ui.advise.events import (
     ADVICE_NOT_FOUND,
     MAX_SEED,
     UNREADABLE_RESULT,
     AdviceActions,
+    advice_endpoint,
+    advise_endpoint,
     button_labels,
     panel_update,
     winner,
@@ -310,7 +311,7 @@ def test_own_data_sets_are_the_owners(service: WorkerlessJobService, tmp_path: P
     file.write_text(ROWS)
     add_own_dataset(file, "my-rows", embed=lambda texts: np.eye(len(texts), dtype=np.float32))
     owner, visitors = make_actions(service), make_actions(service, NETWORK)
-    names = [data.data_names(each.context, each.context.visitors.identify(request())) for each in (owner, visitors)]
+    names = [events.data_names(each.context, each.context.visitors.identify(request())) for each in (owner, visitors)]
     assert names == [["my-rows", "house", "starter"], ["house", "starter"]]
     assert owner.start(request(), "my-rows", 15, 42).adapter == "my-rows-advised"
     with pytest.raises(UnknownNameError) as error:
@@ -321,9 +322,9 @@ def test_own_data_sets_are_the_owners(service: WorkerlessJobService, tmp_path: P
 def test_data_sets_of_files_with_training_rows_are_listed(
     service: WorkerlessJobService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "available_datasets", lambda _: ["starter", "house", "conala", "humaneval"])
+    monkeypatch.setattr(events, "available_datasets", lambda _: ["starter", "house", "conala", "humaneval"])
     actions = make_actions(service)
-    assert data.data_names(actions.context, actions.context.visitors.identify(request())) == [
+    assert events.data_names(actions.context, actions.context.visitors.identify(request())) == [
         "house", "starter", "conala",
     ]  # fmt: skip
     assert actions.start(request(), "conala", 15, 42).adapter == "conala-advised"

@@ -11,7 +11,7 @@ import pytest
 from evaluate.arena.ratings import RatingTable, compute_ratings
 from evaluate.arena.votes import Player, VoteStore
 from tests.evaluate.arena.votes import BASE, LORA, RAG, ZERO, make_vote, make_votes
-from ui.arena.leaderboard import ALL_QUESTIONS, NO_VOTES, RatingsSection, build_ratings, ratings_html
+from ui.arena.page import ALL_QUESTIONS, NO_VOTES, RatingsSection, build_ratings, ratings_html
 
 REQUEST = gr.Request()
 

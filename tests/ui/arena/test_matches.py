@@ -14,9 +14,9 @@ from errors import BusyError, PromptOrTuneError
 from tests import messages
 from tests.fakes import FakeEngine
 from tests.ui.arena.runners import ANNA, ANSWERS, BERT, ERRORS, THREE, answered_match, make_runner, next_match
+from ui.access.guard import VisitorRegistry
 from ui.access.policy import AccessPolicy
 from ui.access.quota import VisitorLimits
-from ui.access.visitors import VisitorRegistry
 from ui.arena.matches import (
     LOCKED_BY_OTHER_WINDOW,
     MATCH_FOLDER,

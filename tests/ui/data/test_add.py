@@ -13,15 +13,15 @@ from serve.engine.llm_engine import EngineLoader
 from tasks.datasets.own import RowOptions, read_own_dataset
 from tests.fakes import FakeEngine
 from tests.ui.own_rows import NAME, add_rows, write_rows
+from ui.access.guard import VisitorRegistry
 from ui.access.policy import AccessPolicy, Visitor
 from ui.access.quota import VisitorLimits
-from ui.access.visitors import VisitorRegistry
 from ui.context import Context
 from ui.data import add as add_module
 from ui.data.add import AddRequest, added_html, form_values
 from ui.data.add import add_rows as add_on_page
 from ui.data.add_process import add
-from ui.data.sets import action_of, download_value, rows_html, sets_html
+from ui.data.page import action_of, download_value, rows_html, sets_html
 
 OWNER, OTHER = Visitor("user-0123456789abcdef", owner=True), Visitor("user-00000000000000bb")
 EVIL = "<img src=x onerror=alert(1)>"

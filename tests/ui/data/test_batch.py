@@ -15,9 +15,9 @@ from evaluate.sandbox.sandbox import SandboxUnavailableError
 from serve.engine.llm_engine import EngineLoader
 from tests.fakes import FakeEngine
 from tests.ui.own_rows import NAME, add_rows
+from ui.access.guard import VisitorRegistry
 from ui.access.policy import AccessPolicy, Visitor
 from ui.access.quota import VisitorLimits
-from ui.access.visitors import VisitorRegistry
 from ui.context import Context
 from ui.data.batch import ALREADY_RUNNING, BATCH_SIZE, BatchRequest, BatchRunner
 from ui.results.runs import RunLibrary

@@ -15,9 +15,9 @@ from jobs.job import ServingOptions
 from serve.engine.llm_engine import EngineLoader
 from tests.fakes import FakeEngine
 from tests.ui.train.jobs_on_disk import WorkerlessJobService, set_state
+from ui.access.guard import COOKIE_NAME, VisitorRegistry
 from ui.access.policy import AccessPolicy
 from ui.access.quota import VisitorLimits
-from ui.access.visitors import COOKIE_NAME, VisitorRegistry
 from ui.context import Context
 from ui.train.events import NO_ROWS, TrainFormHandlers, Updates
 from ui.train.form import NO_LOCAL_BASE, build_form

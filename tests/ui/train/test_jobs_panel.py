@@ -22,9 +22,9 @@ from tests import messages
 from tests.fakes import FakeEngine
 from tests.ui.train import jobs_on_disk as on_disk
 from tests.ui.train.jobs_on_disk import WorkerlessJobService
+from ui.access.guard import COOKIE_NAME, VisitorRegistry
 from ui.access.policy import AccessPolicy
 from ui.access.quota import VisitorLimits
-from ui.access.visitors import COOKIE_NAME, VisitorRegistry
 from ui.context import Context
 from ui.train import jobs_view
 from ui.train.jobs_events import (

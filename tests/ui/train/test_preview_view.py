@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ui.train import preview_view
+from ui.train import drafts
 from ui.train.drafts import Draft
 
 EVIL = "<script>alert(1)</script>${alert(1)}"
@@ -47,7 +47,7 @@ PREFLIGHT: dict[str, Any] = {
 
 def test_report_has_counts_and_collapsed_messages() -> None:
     errors = issue(*(f"line {n}: column 'x' is empty." for n in range(2, 9)), count=9)
-    html = preview_view.report_html(Draft("mine.csv", "d"), {"row_errors": errors}, PREFLIGHT)
+    html = drafts.report_html(Draft("mine.csv", "d"), {"row_errors": errors}, PREFLIGHT)
     assert '<h3 class="mapped">mine.csv: 415 rows, 370 to learn, 41 held out</h3>' in html
     assert "<strong>9 rows left out</strong>" in html
     assert "<summary>6 more</summary>" in html
@@ -63,32 +63,32 @@ def test_texts_are_escaped() -> None:
     facts = {"rows": 1, "usable": 0, "row_errors": errors}
     draft = Draft(EVIL, "d")
     for html in (
-        preview_view.report_html(draft, None, preflight),
-        preview_view.facts_html(draft, facts),
-        preview_view.examples_html(preflight),
-        preview_view.title_html(draft),
-        preview_view.progress_html(EVIL),
-        preview_view.cost_html({"estimate": {"reason": EVIL}}),
+        drafts.report_html(draft, None, preflight),
+        drafts.facts_html(draft, facts),
+        drafts.examples_html(preflight),
+        drafts.title_html(draft),
+        drafts.progress_html(EVIL),
+        drafts.cost_html({"estimate": {"reason": EVIL}}),
     ):
         assert "<script" not in html
         assert "&lt;script&gt;" in html
 
 
 def test_labels_are_marked_and_invisible_characters_displayed() -> None:
-    html = preview_view.examples_html(PREFLIGHT)
+    html = drafts.examples_html(PREFLIGHT)
     assert html.count("<mark>") == 2  # one in the legend and one in the example
     assert '<mark><span class="visually-hidden">learned: </span>' in html
     assert '<span class="unseen">⇥\t</span>x<span class="unseen">·</span>' in html
-    assert preview_view.escape_visible("a\u202eb\x1b") == (
+    assert drafts.escape_visible("a\u202eb\x1b") == (
         'a<span class="unseen">\\u202e</span>b<span class="unseen">\\u001b</span>'
     )
 
 
 def test_cost_warns_about_memory() -> None:
-    html = preview_view.cost_html(PREFLIGHT)
+    html = drafts.cost_html(PREFLIGHT)
     assert "about 14 min" in html
     assert "3.6 GB" in html
     assert "3.7 MB" in html
     assert "sentence" not in html
     short = {**PREFLIGHT, "estimate": {**PREFLIGHT["estimate"], "free_bytes": 1_000_000_000}}
-    assert "more memory than is free now" in preview_view.cost_html(short)
+    assert "more memory than is free now" in drafts.cost_html(short)

@@ -31,9 +31,9 @@ from tests.hub.state import Account
 from tests.hub_standin import Hub, hub_standin
 from tests.ui.train import jobs_on_disk as on_disk
 from tests.ui.train.jobs_on_disk import WorkerlessJobService
-from ui.access.login import build_login, is_login_available, resolve_token
+from ui.access.guard import VisitorRegistry
+from ui.access.logins import build_login, is_login_available, resolve_token
 from ui.access.policy import AccessPolicy, Visitor
-from ui.access.visitors import VisitorRegistry
 from ui.context import Context
 from ui.train.publish import Publisher, build_publish, status_html
 

@@ -13,8 +13,8 @@ from serve.engine.llm_engine import EngineLoader
 from tests.fakes import FakeEngine
 from tests.hub.client import log_in, use_hub
 from tests.hub_standin import Hub, hub_standin
+from ui.access.guard import VisitorRegistry
 from ui.access.policy import AccessPolicy, Visitor
-from ui.access.visitors import VisitorRegistry
 from ui.context import Context
 from ui.train.form import HardwarePrices, build_training_target, command_updates, denied_reason, hardware_html
 

@@ -112,11 +112,6 @@ class AssertPlan:
     unprotected_reason: str = ""
 
     @property
-    def whole_statement(self) -> str:
-        """The statement if it runs as a whole in the child; '' if it is split."""
-        return self.statement if self.unprotected_reason else ""
-
-    @property
     def child_expressions(self) -> tuple[str, ...]:
         """What the child evaluates first, in order."""
         return tuple(each.source for each in self.expressions)

@@ -94,8 +94,7 @@ def test_child_receives_calls_but_no_expected_value(statement: str, calls: list[
 )
 def test_asserts_that_cannot_be_split_run_as_a_whole_with_a_reason(statement: str) -> None:
     plan = plan_assert(AssertTest(statement))
-    assert plan.whole_statement == statement
-    assert plan.unprotected_reason
+    assert plan.statement == statement
     assert plan.unprotected_reason
     assert not plan.child_expressions
 

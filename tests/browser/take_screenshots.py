@@ -499,7 +499,7 @@ def take_data(session: Session) -> None:
     until(lambda: page.all("#data-problems li button"), 60)
     click(page, "#data-problems li button")
     until(lambda: page.all("#data-answers .card"), 30)
-    session.camera.save(page, "data-answers", "#data-run-status", height=2000)
+    session.camera.save(page, "data-answers", "#data-run-title", height=1500)
 
 
 # The program

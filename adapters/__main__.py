@@ -1,15 +1,16 @@
-"""Command line of the adapter store: list, show, verify, merge, delete, pull, pack and unpack adapters.
+"""Command line of the adapter store: list, show, verify, export, merge, delete, pull, pack and unpack adapters.
 
     python -m adapters list
     python -m adapters show lora-starter
     python -m adapters verify lora-starter --base embedded
+    python -m adapters export lora-starter ~/vllm-adapters --for vllm --base-name ~/models/base
     python -m adapters merge lora-starter ~/models/merged
     python -m adapters delete lora-mine
     python -m adapters pull user/name@revision
     python -m adapters pack lora-mine lora-mine.zip
     python -m adapters unpack lora-mine.zip
 
-Only `merge`, and `verify` with --base, load a base.
+Only `merge`, `export --for merged` and `verify --base` load a base.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adapters.export import EXPORT_TARGETS, export_adapter, vllm_command
 from adapters.install import Step
 from adapters.store import LIBRARY, Store, user_root
 from common.command import run_command
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m adapters",
-        description="List, show, verify, merge, delete, pull, pack and unpack adapters.",
+        description="List, show, verify, export, merge, delete, pull, pack and unpack adapters.",
     )
     parser.add_argument(
         "--root",
@@ -58,6 +60,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_base(verify, "also decode two prompts with the adapter on this base")
     verify.add_argument("--quantization", help="of that base: nf4, int8 or none (default: as in training)")
     verify.set_defaults(run=_verify)
+    export = commands.add_parser("export", help="write an adapter for another program: vLLM, PEFT, or merged for any")
+    export.add_argument("target", metavar="NAME|FOLDER")
+    export.add_argument("out", type=Path, metavar="DIR", help="the adapter's folder is made in this one")
+    export.add_argument("--for", dest="program", required=True, choices=(*EXPORT_TARGETS, "merged"))
+    export.add_argument(
+        "--base-name", metavar="BASE", help="the base as that program is given it, folder or Hub id (default: its id)"
+    )
+    _add_base(export, "for merged, the adapter's base, if its manifest does not name one that can be loaded")
+    export.set_defaults(run=_export, device="cpu")
     merge = commands.add_parser("merge", help="write the base with the adapter merged into its weights")
     merge.add_argument("target", metavar="NAME|FOLDER")
     merge.add_argument("out", type=Path, metavar="OUT", help="the folder to create")
@@ -118,6 +129,22 @@ def _verify(options: argparse.Namespace, roots: Sequence[Path]) -> int:
 
         test_target = SmokeTestTarget(options.base, options.quantization, options.device, options.trust_remote_code)
         print(smoke_test_adapter(folder, test_target, _print_progress))
+    return 0
+
+
+def _export(options: argparse.Namespace, roots: Sequence[Path]) -> int:
+    from adapters.verify import find_adapter
+
+    folder = find_adapter(options.target, Store(roots))
+    if options.program == "merged":
+        options.out = options.out.expanduser() / folder.name
+        return _merge(options, roots)
+    path = export_adapter(folder, options.out, options.program, options.base_name)
+    print(f"The adapter is in {path}.")
+    base_name = options.base_name or folder.manifest.base_id
+    if options.program == "vllm":
+        print(f"  {vllm_command(path, folder.config, base_name)}")
+    print(f"Ask it in the prompt style {folder.manifest.prompt_style}, in which it was trained.")
     return 0
 
 

@@ -32,10 +32,10 @@ from ui.adapters import page as adapters
 from ui.advise import page as advise
 from ui.arena import page as arena
 from ui.compare import page
+from ui.components import base_label, render
 from ui.context import CancelRegistry, Context
 from ui.data import page as data
 from ui.form_fields import METHODS_WITHOUT_ADAPTER, MethodForm, default_methods, list_adapter_choices
-from ui.html import base_label, render
 from ui.results import page as results
 from ui.results.runs import BUNDLED_RUNS_DIR, RunLibrary, default_runs_dir
 from ui.train import page as train

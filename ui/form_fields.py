@@ -32,8 +32,8 @@ from ui.access.guard import (
     pool_choices,
 )
 from ui.compare.comparison import MAX_COLUMNS, format_tests
+from ui.components import method_label
 from ui.context import Context
-from ui.html import method_label
 
 if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine

@@ -46,7 +46,7 @@ from tests.browser.test_train_real import end_workers
 from tests.conftest import ROOT
 from tests.hub.state import Account
 from tests.hub_standin import hub_standin
-from ui.html import method_label
+from ui.components import method_label
 
 DESKTOP, PHONE = 1440, 390
 MARGIN = 12  # less than the gap between two cards

@@ -10,8 +10,7 @@ import pytest
 
 from evaluate.scoring import score_code
 from tests.security.measure import count_calls
-from ui.components import difference
-from ui.html import MAX_DIFFED_CHARS
+from ui.components import MAX_DIFFED_CHARS, difference
 
 _RANDOM = random.Random(1)
 

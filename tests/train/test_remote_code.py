@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import dynamic_module_utils
 
+from adapters.export import vllm_checks
 from adapters.store import Store
-from adapters.verify import vllm_checks
 from errors import BaseModelError
 from tests import messages
 from tests.serve.own_code import make_own_code_base

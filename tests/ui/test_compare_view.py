@@ -19,7 +19,7 @@ from ui.compare.view import (
     load_first_example,
     streaming_column,
 )
-from ui.html import code_html, diff_html, plain_html, streaming_html
+from ui.components import code_html, diff_html, plain_html, streaming_html
 
 ATTACKS = [
     "<script>alert(1)</script>",

@@ -9,9 +9,8 @@ import pytest
 from errors import PromptOrTuneError
 from tests import messages
 from tests.fakes import FakeEngine
-from ui.components import chip_names, chip_values
+from ui.components import chip_names, chip_values, method_hint, method_label, model_label
 from ui.form_fields import _unavailable_message, add_method, default_methods, list_adapter_choices, method_name
-from ui.html import method_hint, method_label, model_label
 
 
 @pytest.mark.parametrize(

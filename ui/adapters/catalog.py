@@ -33,8 +33,8 @@ from tasks.methods import Method, NoExamples
 from tasks.prompt import STYLES
 from ui.access.policy import Visitor
 from ui.access.quota import check_upload_size
+from ui.components import render
 from ui.context import Context
-from ui.html import render
 
 if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine

@@ -26,8 +26,8 @@ from ui import components
 from ui.access.guard import guard
 from ui.access.policy import AccessPolicy, Visitor
 from ui.adapters.catalog import AdapterCatalog, CatalogEntry
+from ui.components import format_date
 from ui.context import Context
-from ui.html import format_date
 
 PAGE_SIZE = 24
 FILTERS = {

@@ -15,7 +15,7 @@ from advise.folder import AdviceProgress, AdviseOptions, Curve, StepProgress
 from common.format import format_duration
 from errors import PromptOrTuneError
 from jobs.job import Job
-from ui.html import render
+from ui.components import render
 from ui.train.jobs_view import job_base_label
 
 NO_ADVICE_HTML = Markup(

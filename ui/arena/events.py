@@ -24,7 +24,7 @@ from tasks.prompt import PROMPT_VERSION
 from ui.access.guard import action, data_choices, own_allowed
 from ui.arena.matches import LOCKED_BY_OTHER_WINDOW, Match, MatchRunner, MatchUpdate
 from ui.arena.view import empty_match_view, form_updates, make_match_request, match_view
-from ui.html import method_label, render
+from ui.components import method_label, render
 from ui.test_bench import Record, add_tests_note, test_answers
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from ui.access.guard import action, own_allowed
 from ui.arena.events import ArenaEvents
 from ui.arena.matches import MATCH_FOLDER, MatchRunner, MatchStore, arena_base
 from ui.arena.view import ArenaForm, build_form, empty_match_view
+from ui.components import method_label, model_label, render
 from ui.context import Context
-from ui.html import method_label, model_label, render
 
 ALL_QUESTIONS = "*"
 CUSTOM_QUESTIONS = "people's own questions"

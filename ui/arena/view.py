@@ -23,9 +23,9 @@ from ui.compare.view import (
     results_panel_html,
     running_tests_html,
 )
+from ui.components import code_html, decoding_label, method_label, model_label, render
 from ui.context import Context
 from ui.form_fields import DEFAULT_DATA, METHODS_WITHOUT_ADAPTER
-from ui.html import code_html, decoding_label, method_label, model_label, render
 from ui.test_bench import Record
 
 if TYPE_CHECKING:

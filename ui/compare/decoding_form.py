@@ -12,9 +12,8 @@ import gradio as gr
 from errors import PromptOrTuneError
 from serve.types import MAX_CANDIDATES, SamplingParams
 from ui.access.guard import action, pool_choices
-from ui.components import EVENT_OPTIONS
+from ui.components import EVENT_OPTIONS, decoding_label
 from ui.form_fields import SUGGESTED_DATA
-from ui.html import decoding_label
 
 DECODING_MODES = [("Greedy", "greedy"), ("Sampling", "sample"), ("Beam search", "beam")]
 DEFAULT_CANDIDATES = 5

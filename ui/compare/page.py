@@ -14,6 +14,7 @@ from ui.compare.events import ComparePage, wire_browser_state, wire_history, wir
 from ui.compare.steps import build_endpoints
 from ui.compare.verdict import History, export_file, verdict_text
 from ui.compare.view import empty_view, example_view, load_first_example
+from ui.components import render
 from ui.context import Context
 from ui.form_fields import (
     MethodForm,
@@ -26,7 +27,6 @@ from ui.form_fields import (
     wire_own_data,
     wire_picker,
 )
-from ui.html import render
 
 INTRODUCTION = (
     "A small language model writes Python from one sentence, in several ways at once. The one that comes along is a "

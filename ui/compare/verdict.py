@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ui.html import format_time, method_label
+from ui.components import format_time, method_label
 from ui.test_bench import Record, records_to_csv, to_json
 
 

@@ -22,7 +22,7 @@ from evaluate.metrics.basic import exact_match, syntax_tree_match
 from models.identity import BaseIdentity
 from ui.compare.comparison import Column, Comparison
 from ui.compare.verdict import best_indices
-from ui.html import (
+from ui.components import (
     base_label,
     code_html,
     decoding_label,

@@ -26,8 +26,8 @@ from tasks.datasets.registry import DATASETS
 from ui import components
 from ui.access.policy import Visitor
 from ui.access.quota import check_upload_size
+from ui.components import render
 from ui.context import Context, hub_access
-from ui.html import render
 from ui.train.drafts import check_dataset_name
 
 _ROOT = Path(__file__).resolve().parents[2]

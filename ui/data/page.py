@@ -28,10 +28,10 @@ from tasks.datasets.own import (
 from tasks.datasets.registry import DATASETS
 from ui import components
 from ui.access.guard import action, data_choices, guard, login_token, may_use_own
+from ui.components import code_html, format_date, render
 from ui.context import Context
 from ui.data.add import AddForm, add_rows, added_html, build_add_form, form_values
 from ui.data.run_section import RunEvents, RunSection, build_run_section, wire_run_section
-from ui.html import code_html, format_date, render
 from ui.results.runs import RunLibrary
 
 PAGE_SIZE = 10

@@ -17,6 +17,7 @@ from evaluate.table import ADVICE
 from ui import components
 from ui.access.guard import action, data_choices
 from ui.compare.decoding_form import MAX_NEW_TOKENS
+from ui.components import render
 from ui.context import Context
 from ui.data.batch import COMMAND, BatchRequest, BatchRunner, BatchStatus
 from ui.form_fields import (
@@ -27,7 +28,6 @@ from ui.form_fields import (
     default_methods,
     list_adapter_choices,
 )
-from ui.html import render
 from ui.results.runs import (
     ProblemTable,
     RunFile,

@@ -32,7 +32,7 @@ from evaluate.table import (
 )
 from tasks.datasets.registry import DATASETS
 from ui import components
-from ui.html import method_label
+from ui.components import method_label
 
 BUNDLED_RUNS_DIR = Path(__file__).resolve().parents[2] / "docs" / "results"
 RUN_SUFFIXES = (".jsonl", ".jsonl.gz")

@@ -17,7 +17,7 @@ from evaluate.stats import Interval, metric_title
 from evaluate.table import MethodRow, render_comparisons, table_footnote, table_metrics
 from ui.compare.verdict import best_indices, verdict_text
 from ui.compare.view import ComparisonView, finished_column, format_count_of_tests, header_html
-from ui.html import decoding_label, format_date, method_label, model_label, render
+from ui.components import decoding_label, format_date, method_label, model_label, render
 from ui.results.runs import MethodColumn, ProblemRow, ProblemTable, cached_pairs, cached_pairs_across, cached_rows
 from ui.test_bench import Record
 

@@ -33,8 +33,7 @@ from tasks.datasets.registry import DATASETS, TRAINING_DATASETS, require_trainin
 from tasks.datasets.tables import FORMATS
 from ui.access.bodies import ADDRESS_SHARE
 from ui.access.quota import check_upload_size
-from ui.components import error_html
-from ui.html import render
+from ui.components import error_html, render
 
 _DRAFT_FILE = "draft.json"
 _BLOCK_BYTES = 1 << 20

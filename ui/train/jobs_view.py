@@ -16,7 +16,7 @@ from adapters.manifest import UNKNOWN
 from common.format import format_bytes, format_duration
 from jobs.job import Job, Progress, ScoreComparison, Verdict
 from train.techniques import TECHNIQUES
-from ui.html import model_label, render
+from ui.components import model_label, render
 
 MAX_POINTS = 240
 OTHERS_JOB, OTHERS_ROWS = "Another visitor's job", "rows of their own"

@@ -18,8 +18,8 @@ from ui import components
 from ui.access.guard import guard
 from ui.access.logins import build_login, is_login_available, resolve_token
 from ui.access.policy import Visitor
+from ui.components import render
 from ui.context import Context
-from ui.html import render
 
 POLL_SECONDS = 1.0
 _EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}

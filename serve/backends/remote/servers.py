@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapters.export import vllm_checks
 from adapters.store import AdapterFolder
-from adapters.verify import vllm_checks
 from common.format import quote_untrusted
 from errors import AdapterError, PromptOrTuneError, unknown_name_error
 from serve.backends.remote.client import ServerClient, error_message

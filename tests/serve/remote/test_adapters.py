@@ -118,8 +118,9 @@ def test_vllm_refuses_ia3(serve: Any, connect: Any, tmp_path: Path) -> None:
 
 
 def test_lora_unsupported_by_vllm_is_refused_before_loading(serve: Any, connect: Any, tmp_path: Path) -> None:
-    reason = connect(serve(loading(StandIn(saying("x")))).url).unsupported_reason(lora(tmp_path, rank=6))
-    assert "cannot use 'lora-mine': rank r is 6 and vLLM's ranks are 8, 16" in reason
+    folder = replace(lora(tmp_path), config={**CONFIG, "use_dora": True})
+    reason = connect(serve(loading(StandIn(saying("x")))).url).unsupported_reason(folder)
+    assert "cannot use 'lora-mine': it is a DoRA (use_dora), which vLLM refuses" in reason
 
 
 def test_server_without_runtime_loading_names_the_option(serve: Any, connect: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A whole advice with the real base, trainer and sandbox, on few rows: interrupted, then continued."""
+"""A whole advice with the real trainer and sandbox, on few rows and layers of the base: interrupted, then continued."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from advise.advisor import run_advice
 from advise.answering import Answerer
 from advise.folder import AdviceFolder, AdviseOptions, Fold, Folds
 from errors import DataError
+from models.source import resolve
 from serve.options import ModelOptions
 from tasks.datasets.registry import load_problems
 from tasks.problem import Problem
+from tests.serve.tiny import first_layers
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 OPTIONS = AdviseOptions("house", "house-advised", 30)
@@ -34,7 +36,11 @@ def other_rows(*_: object) -> Folds:
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set few rows and methods, short trainings, and a home whose embedded base has only its first layers."""
+    base = resolve("embedded", lambda _: None).folder
+    first_layers(base, 3, tmp_path / "home" / "bases" / base.name)
+    monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
     settings = {"technique": "qlora-4bit", "lora_r": 8, "learning_rate": 1e-3, "num_train_epochs": 1}
     monkeypatch.setattr(advisor_module, "make_folds", few_rows)
     monkeypatch.setattr(advisor_module, "MAX_TRIALS", 1)
@@ -43,6 +49,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(advisor_module, "RAG_METHODS", ("rag-2",))
     monkeypatch.setattr(training, "default_settings", lambda *_: [settings])
     monkeypatch.setattr(advisor_module, "with_examples", lambda given: {**given, "train_examples": "nearest:0,2"})
+    # All answers of the cut base are wrong, so none is better; the learning curve of an adapter is also trained.
+    monkeypatch.setattr(advisor_module, "chosen_family", lambda *given: given[-1][-1])
     monkeypatch.setattr(training, "RETENTION_ROWS", 2)
 
 

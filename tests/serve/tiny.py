@@ -1,13 +1,15 @@
-"""Tiny bases with random weights in the architectures of the study, and adapter folders for them."""
+"""Tiny bases with random weights in the architectures of the study, adapter folders for them, and a base cut short."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
     CodeGenConfig,
     CodeGenForCausalLM,
     LlamaConfig,
@@ -90,6 +92,14 @@ def make_base(kind: str, folder: Path, seed: int = 0) -> Path:
                 parameter.mul_(8)
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
+    return folder
+
+
+def first_layers(base: Path, count: int, folder: Path) -> Path:
+    """Save the first `count` layers of the base in a folder, with all else it has, to `folder`."""
+    shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    model = AutoModelForCausalLM.from_pretrained(base, num_hidden_layers=count, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
     return folder
 
 

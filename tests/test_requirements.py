@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from packaging.utils import canonicalize_name
+from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from tests.conftest import ROOT
 
@@ -94,8 +95,8 @@ def report(
     assert all(each["download_info"]["url"].endswith(".whl") for each in installed)
     found: dict[str, dict[str, Any]] = {}
     for each in installed:
-        fits_anywhere = each["download_info"]["url"].endswith("-py3-none-any.whl")
-        found[canonicalize_name(each["metadata"]["name"])] = {**each["metadata"], "fits_anywhere": fits_anywhere}
+        wheel = unquote(each["download_info"]["url"].rpartition("/")[2])
+        found[canonicalize_name(each["metadata"]["name"])] = {**each["metadata"], "wheel": wheel}
     return {**known, **found}
 
 
@@ -104,17 +105,27 @@ def _is_known(requirement: Requirement, known: Mapping[str, dict[str, Any]]) -> 
     return found is not None and requirement.specifier.contains(found["version"], prereleases=True)
 
 
+def fits_too(wheel: str, system: tuple[str, str]) -> bool:
+    """Return whether a wheel that fits the oldest Python fits all newer ones on that system, too."""
+    return any(
+        tag.platform in ("any", *tags(system))
+        and ((tag.interpreter, tag.abi) == ("py3", "none") or (tag.interpreter.startswith("cp3") and tag.abi == "abi3"))
+        for tag in parse_wheel_filename(wheel)[3]
+    )
+
+
 @pytest.fixture(scope="module")
 def reports(pip: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Target, dict[str, dict[str, Any]]]:
-    """Return the metadata of all targets' wheels. pip is asked once about a wheel that fits every Python and system."""
+    """Return the metadata of all targets' wheels. pip is asked once about a wheel that also fits other targets."""
     found = {TARGETS[0]: report(pip, *TARGETS[0], tmp_path_factory.mktemp("report"))}
-    anywhere = {name: each for name, each in found[TARGETS[0]].items() if each["fits_anywhere"]}
     folders = [tmp_path_factory.mktemp("report") for _ in TARGETS[1:]]
+
+    def report_others(target: Target, folder: Path) -> dict[str, dict[str, Any]]:
+        known = {name: each for name, each in found[TARGETS[0]].items() if fits_too(each["wheel"], target[1])}
+        return report(pip, *target, folder, known)
+
     with ThreadPoolExecutor() as pool:
-        others = pool.map(
-            lambda target, folder: report(pip, target[0], target[1], folder, anywhere), TARGETS[1:], folders
-        )
-        return found | dict(zip(TARGETS[1:], others, strict=True))
+        return found | dict(zip(TARGETS[1:], pool.map(report_others, TARGETS[1:], folders), strict=True))
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def test_manifest_describes_the_run(folder: Path, trained: tuple[Path, list[str]
     eval_losses = [entry["eval_loss"] for entry in manifest["log"]]
     assert len(eval_losses) == 6
     assert min(eval_losses) < eval_losses[0], "nothing was learned"
-    best = {"metric": "validation loss", "value": min(eval_losses), "n": 16, "dataset": "starter"}
+    best = {"metric": "validation loss", "value": min(eval_losses), "n": 6, "dataset": "starter"}
     assert manifest["scores"] == [pytest.approx(best)]
 
 

@@ -17,6 +17,7 @@ from jobs.hf_jobs.submit import SETTINGS_NAME, build_archive
 from jobs.job import Job, ServingOptions
 from tasks.datasets.own import remove_own_dataset
 from tasks.problem import Problem
+from tests.serve.tiny import make_base
 from tests.ui.arena.runners import ANNA, THREE, make_runner
 from tests.ui.own_rows import NAME, add_rows
 from tests.ui.runs import write_run
@@ -128,7 +129,9 @@ def test_results_hide_runs_over_own_rows(tmp_path: Path) -> None:
 
 @pytest.fixture
 def handlers(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[TrainFormHandlers]:
-    made = make(tmp_path / "home", AccessPolicy(local=getattr(request, "param", True)))
+    """Return the handlers of an app that serves a tiny base."""
+    serving = ServingOptions(base=str(make_base("llama", tmp_path / "base")), quantization="none", device="cpu")
+    made = make(tmp_path / "home", AccessPolicy(local=getattr(request, "param", True)), serving)
     yield made
     made.reporter.preview_client.close()
 

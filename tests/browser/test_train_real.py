@@ -83,11 +83,11 @@ def points(page: ComparePage) -> int:
 
 
 def upload(page: ComparePage, file: Path) -> None:
-    """Upload the rows and choose LoRA, six epochs and a name."""
+    """Upload the rows and choose LoRA, four epochs and a name."""
     until(lambda: page.all("#train-file input[type=file]"))[0].send_keys(str(file))
     until(lambda: "24" in page.text("#train-report"), 60, "the rows were not reported")
     page.find("#train-technique input[value=lora]").click()
-    for field, text in (("adapter-name", "lora-adder"), ("num-train-epochs", "6")):
+    for field, text in (("adapter-name", "lora-adder"), ("num-train-epochs", "4")):
         until(lambda field=field, text=text: write_setting(page, field, text), 30, f"{field} was overwritten")  # type: ignore[misc]
 
 

@@ -100,7 +100,7 @@ def running(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
     for shared in ("bases", "indexes"):  # to avoid a second conversion
         (home / shared).mkdir(exist_ok=True)
         (own / shared).symlink_to(home / shared)
-    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
     link_requirements(space / "requirements.txt", folder / "venv")
     port = free_port()

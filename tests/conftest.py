@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Files that take a minute or more begin first, so that the processes of pytest-xdist end at about the same time.
 LONGEST_FILES = (
     "tests/browser/test_train_real.py",
+    "tests/advise/test_advisor.py",
     "tests/space/test_fresh.py",
     "tests/browser/test_train_form.py",
     "tests/jobs/test_worker.py",

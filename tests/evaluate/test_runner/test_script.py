@@ -267,14 +267,14 @@ def test_a_child_that_ends_early_is_continued_with_the_state_before(sandbox: San
 
 
 def test_slow_tests_have_their_own_time(sandbox: Sandbox) -> None:
-    code = "import time\nn = 0\ndef f():\n    global n\n    n += 1\n    time.sleep(0.6)\n    return n\n"
+    code = "import time\nn = 0\ndef f():\n    global n\n    n += 1\n    time.sleep(0.35)\n    return n\n"
     text = "\n".join(f"assert f() == {number}" for number in range(1, 6))
-    assert all(result.passed for result in run(sandbox, code, text))
+    assert all(result.passed for result in run(sandbox, code, text, Limits(wall_seconds=1, cpu_seconds=3)))
 
 
 def test_endless_repetition_is_limited(sandbox: Sandbox) -> None:
-    code = "import time\ndef f():\n    time.sleep(0.8)\n    return 1\n"
-    results = run(sandbox, code, "assert f() == 1\n" * 20, Limits(wall_seconds=1, cpu_seconds=1))
+    code = "import time\ndef f():\n    time.sleep(0.35)\n    return 1\n"
+    results = run(sandbox, code, "assert f() == 1\n" * 20, Limits(wall_seconds=0.5, cpu_seconds=1))
     assert results[0].passed
     assert results[-1].status == "timeout"
     assert "took too long" in results[-1].reason

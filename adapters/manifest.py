@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from adapters.weights import WEIGHTS_NAME, parse_untrusted_json, read_limited
 from common.format import format_bytes, quote_untrusted
 from errors import AdapterError
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1

@@ -12,7 +12,7 @@ from typing import Any
 
 from common.format import quote_untrusted
 from errors import AdapterError
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 
 MAX_RANK = 256
 MAX_ALPHA = 65_536

@@ -35,7 +35,7 @@ from adapters.weights import MIN_STAT_AGE_NS, WEIGHTS_NAME
 from common.files import cache_dir
 from common.format import quote_untrusted
 from errors import AdapterError, PromptOrTuneError, unknown_name_error
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 
 # A folder that stops being an adapter is dropped from the names within this time; opening it fails at once.
 _RECHECK_SECONDS = 1.0

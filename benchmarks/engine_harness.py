@@ -29,8 +29,7 @@ from adapters.store import AdapterFolder
 from adapters.weights import WEIGHTS_NAME, digest
 from common.files import ProgressFn, atomic_dir, cache_dir, check_disk_space, make_dir
 from errors import AdapterError, BaseModelError, PromptOrTuneError
-from models.identity import BaseIdentity
-from models.source import EMBEDDED, resolve
+from models.source import EMBEDDED, BaseIdentity, resolve
 from serve.engine.build import build_engine
 from serve.engine.config import EngineConfig
 from serve.engine.llm_engine import LLMEngine

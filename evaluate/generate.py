@@ -21,8 +21,8 @@ from common.format import format_duration
 from errors import EngineError, PromptOrTuneError, unknown_name_error
 from evaluate.failures import DEFAULT_RETRIES, Retries, RetryPolicy, call_with_retries
 from evaluate.results import Result, Run
-from models.identity import BaseIdentity
 from models.resources import PeakMemory
+from models.source import BaseIdentity
 from serve.types import Request, RequestOutput, SamplingParams
 from tasks.extract import EXTRACTION_VERSION
 from tasks.methods import Method, parse_method

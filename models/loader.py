@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from common.files import ProgressFn
 from common.format import quantization_label
 from errors import BaseModelError, unknown_name_error
-from models.identity import BaseIdentity, check_kind, layer_size
-from models.source import Source, is_commit, resolve
+from models.source import BaseIdentity, Source, check_kind, is_commit, layer_size, resolve
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from adapters.store import AdapterFolder
 from errors import EngineError, PromptError, PromptOrTuneError, is_prompt_error
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 from tasks.extract import END_MARKS, find_mark
 from tasks.methods import Method
 from tasks.problem import Example, Problem

@@ -12,7 +12,7 @@ from typing import cast
 
 from adapters.store import AdapterStatus, Store
 from errors import AdapterError
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 from serve.engine.adapter_cache import AdapterCache
 from serve.engine.llm_engine import LLMEngine
 from serve.types import Backend, Candidate, PartialOutput, Request, RequestOutput, SamplingParams

@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
-from models.identity import BaseIdentity
 from models.loader import LoadedBase, linear_shapes
+from models.source import BaseIdentity
 from train.config import TrainConfig
 from train.model import build_peft_model
 from train.tokenize import IGNORE_INDEX

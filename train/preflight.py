@@ -14,9 +14,8 @@ from typing import Any
 
 from common.files import ProgressFn
 from errors import BaseModelError
-from models.identity import check_kind
 from models.loader import auto_map_entries, broken_error, check_remote_code, context_length, untrusted_error
-from models.source import Source, resolve
+from models.source import Source, check_kind, resolve
 from train.config import TrainConfig
 from train.data import (
     DataIssue,

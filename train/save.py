@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from adapters.manifest import MANIFEST_NAME, Manifest
 from adapters.weights import WEIGHTS_NAME, digest
 from common.files import atomic_dir
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 from tasks.prompt import get_style
 from train.config import TrainConfig
 from train.model_card import write_model_card

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from errors import TrainingError, unknown_name_error
-from models.identity import BaseIdentity, keeps_all_tokens
+from models.source import BaseIdentity, keeps_all_tokens
 from train.config import TrainConfig
 
 if TYPE_CHECKING:

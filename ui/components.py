@@ -25,7 +25,7 @@ from pygments.lexers import PythonLexer
 
 from adapters.manifest import UNKNOWN
 from common.format import quantization_label
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 from ui.access.guard import action
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from evaluate.sandbox.spec import Limits
 from evaluate.scoring import sandbox_errors
 from evaluate.test_runner.result import TestResult, comparison_rules
 from evaluate.test_runner.runner import run_tests_many
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 from tasks.methods import FixedExamples, Method, NearestExamples
 from tasks.problem import Problem, complete_program, parse_test
 from ui.access.quota import AdmissionQueue

@@ -13,7 +13,7 @@ from typing import Literal
 
 from adapters.store import Store
 from errors import AdapterError, PromptOrTuneError
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 from serve.engine.adapter_cache import AdapterCache
 from serve.engine.config import EngineConfig, EngineStatus, Metrics
 from serve.engine.engine_core import EngineCoreClient

@@ -34,9 +34,9 @@ from adapters.weights import WEIGHTS_NAME
 from common.files import ProgressFn
 from common.format import quote_untrusted
 from errors import BusyError, PromptOrTuneError
-from models.identity import BaseIdentity
 from models.loader import LoadedBase, load_base
 from models.resources import single_thread
+from models.source import BaseIdentity
 from serve.backends.local.backend import LocalBackend
 from serve.engine.config import EngineConfig, EngineStatus, Metrics, Outcome
 from serve.engine.input_processor import PreparedRequest

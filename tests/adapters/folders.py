@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from adapters.manifest import Manifest
 from adapters.store import Store
 from errors import AdapterError
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 
 FINGERPRINTS = {"plain": "0123456789abcdef", "chat": "fedcba9876543210"}
 LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj")

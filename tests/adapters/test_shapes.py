@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 from tests.adapters.folders import BASE, CONFIG, IN, LAYERS, OUT, Tensors, refused, store, tensors, write_adapter
 
 COMMON = {key: CONFIG[key] for key in ("task_type", "base_model_name_or_path", "inference_mode", "peft_version")}

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event
 
 from errors import AdapterError, PromptTooLongError
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 from serve.types import Candidate, Request, RequestOutput, SamplingParams
 from tasks.methods import Method
 from tasks.problem import Example, Problem

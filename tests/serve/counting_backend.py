@@ -12,7 +12,7 @@ from typing import Any, Literal
 from adapters.manifest import Manifest
 from adapters.store import AdapterFolder
 from errors import AdapterError, PromptOrTuneError, unknown_name_error
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 from serve.types import Candidate, PartialOutput, Row, RowOutput, SamplingParams
 from tasks.problem import Example
 from tasks.prompt import STYLES, Message

@@ -16,9 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from adapters.store import Store
 from errors import BaseModelError, TrainingError
 from evaluate.__main__ import main as evaluate_main
-from models.identity import BaseIdentity, check_kind
 from models.loader import LoadedBase, linear_shapes, load_base
-from models.source import Source
+from models.source import BaseIdentity, Source, check_kind
 from serve.backends.local import hf_runner
 from serve.backends.local.backend import LocalBackend, check_base
 from serve.engine.build import build_engine

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from adapters.manifest import Manifest
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 from tasks.prompt import STYLES
 
 if TYPE_CHECKING:

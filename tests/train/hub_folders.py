@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from adapters.manifest import Manifest
 from adapters.weights import digest
-from models.identity import BaseIdentity
 from models.loader import load_base
+from models.source import BaseIdentity
 from tasks.prompt import STYLES
 from tests.hub.state import Hub
 from tests.serve.tiny import make_adapter as save_adapter

@@ -26,8 +26,8 @@ from transformers import (
 
 from adapters.store import Store
 from errors import TrainingError
-from models.identity import BaseIdentity
 from models.loader import linear_shapes, load_base
+from models.source import BaseIdentity
 from serve.backends.local.backend import LocalBackend
 from serve.types import Row, RowOutput, SamplingParams
 from tasks.datasets.registry import load_problems

@@ -21,7 +21,7 @@ from adapters.store import AdapterStatus, Store
 from adapters.weights import read_limited
 from common.format import format_bytes, quantization_label, quote_untrusted
 from errors import PromptOrTuneError
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 from ui import components
 from ui.access.guard import guard
 from ui.access.policy import AccessPolicy, Visitor

@@ -19,7 +19,7 @@ from typing import Any, TypedDict
 from markupsafe import Markup, escape
 
 from evaluate.metrics.basic import exact_match, syntax_tree_match
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 from ui.compare.comparison import Column, Comparison
 from ui.compare.verdict import best_indices
 from ui.components import (

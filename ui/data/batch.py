@@ -34,7 +34,7 @@ from evaluate.generate import (
 from evaluate.results import Run, open_run, problem_record, read_run
 from evaluate.sandbox.sandbox import Sandbox, SandboxUnavailableError
 from evaluate.scoring import has_tests, score_run
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 from serve.types import Request, RequestOutput, SamplingParams
 from tasks.datasets.registry import dataset_digest, dataset_version, load_examples, load_problems
 from tasks.methods import Method

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adapters.store import AdapterFolder
 from errors import BaseModelError, PromptOrTuneError
-from models.identity import BaseIdentity
 from models.loader import LoadedBase
 from models.resources import single_thread, trim_malloc
+from models.source import BaseIdentity
 from serve.backends.local.fused_llama import FusedLlama, can_fuse
 from serve.backends.local.fused_runner import FusedModelRunner, share_model
 from serve.backends.local.hf_runner import HFCausalRunner, HFSeq2SeqRunner, check_batch

@@ -3,7 +3,7 @@
 Their sequences share one padded KV cache, so all prompts of a batch are prefilled before any of them decodes.
 
 Trial of a base before it serves: one small batch, compared with one of its rows alone. The configuration shows most
-kinds of bases that cannot be served (models/identity.py). The trial finds the others: a forward that takes other
+kinds of bases that cannot be served (models/source.py). The trial finds the others: a forward that takes other
 arguments, a cache of the model's own, positions that do not follow the mask.
 """
 
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from errors import BaseModelError
-from models.identity import cache_argument, kind_error
 from models.loader import LoadedBase
+from models.source import cache_argument, kind_error
 from serve.backends.local.batch import ModelRunner, PromptInput, pad
 from serve.backends.local.kv_cache import concat_caches, has_keys, has_states, new_cache, pad_left, select_rows
 from serve.backends.local.lora.adapter import (

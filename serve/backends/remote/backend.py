@@ -22,7 +22,7 @@ from typing import Any, Literal
 from adapters.store import AdapterFolder
 from common.files import ProgressFn
 from errors import BusyError, EngineError, PromptOrTuneError, unknown_name_error
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 from serve.backends.remote.client import ServerClient
 from serve.backends.remote.servers import RemoteAdapters, ServerInfo, discover, supports_logprobs
 from serve.backends.remote.stream import CompletionCall, Connection, RemoteRow, RowEvent, Timeouts

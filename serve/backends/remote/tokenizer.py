@@ -17,8 +17,7 @@ from adapters.manifest import UNKNOWN
 from common.files import ProgressFn
 from common.format import quote_untrusted
 from errors import BaseModelError, EngineError, PromptOrTuneError
-from models.identity import BaseIdentity
-from models.source import EMBEDDED, EMBEDDED_ID, is_commit, resolve
+from models.source import EMBEDDED, EMBEDDED_ID, BaseIdentity, is_commit, resolve
 from serve.backends.remote.client import ServerClient, ServerResponse
 from serve.backends.remote.servers import OURS, ServerInfo
 from tasks.prompt import Message

@@ -18,7 +18,7 @@ from evaluate.study.generate import EngineOpener, check_base_revisions, generate
 from evaluate.study.jobs import StudyJob, collect_jobs, limit_problems, read_runs, run_path, study_jobs
 from evaluate.study.read_config import read_study_config, resolve_config_path
 from evaluate.study.report import write_report
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 from serve.types import RequestOutput
 from tests import messages
 from tests.evaluate.fakes import BASE, FakeEngine

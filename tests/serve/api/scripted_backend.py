@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from adapters.store import AdapterFolder
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 from serve.types import Candidate, PartialOutput, Row, RowOutput, SamplingParams, TokenLogprob
 from tasks.prompt import Message
 from tests.adapters.folders import BASE as SMALL_BASE

@@ -11,7 +11,7 @@ from typing import Any
 
 from adapters.manifest import Manifest
 from adapters.store import LIBRARY, Store
-from models.identity import BaseIdentity
+from models.source import BaseIdentity
 from serve.engine.llm_engine import EngineLoader, LLMEngine
 from tasks.datasets.registry import load_examples
 from tasks.methods import ExamplePools

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from adapters.__main__ import main
-from adapters.store import Store
+from adapters.store import LIBRARY, Store
 from adapters.verify import find_adapter, verify_adapter
 from adapters.weights import digest
 from errors import AdapterError
@@ -42,8 +42,14 @@ def test_report_of_a_valid_folder(good: Path) -> None:
     assert f"{stated}, as the manifest states" in output
     assert "all of 4 tensors are finite" in output
     assert f"tiny/base (revision {'a' * 40}) in the manifest, adapter_config.json and card" in output
-    assert "10 of 11 checks passed" in output
-    assert "vLLM: rank  rank r is 4 and vLLM's ranks are 8" in output
+    assert "10 of 10 checks passed" in output
+
+
+def test_report_lists_the_rules_of_vllm_that_do_not_hold() -> None:
+    output = _verified(LIBRARY / "ia3-conala")
+    assert "8 of 10 checks passed" in output
+    assert "vLLM: peft_type LORA  it is a IA3 adapter and vLLM loads only LoRA" in output
+    assert "vLLM: tensor names" in output
 
 
 def test_folder_without_digest_and_card_is_valid(good: Path) -> None:

@@ -58,9 +58,10 @@ def vllm_checks(folder: AdapterFolder, base_name: str | None = None) -> list[Com
     """
     if base_name is not None:
         folder = replace(folder, manifest=replace(folder.manifest, base_id=base_name))
+    is_lora = folder.config.get("peft_type") == "LORA"
     found = []
     for name, check in _CHECKS.items():
-        reason = check(folder)
+        reason = check(folder) if is_lora or name not in _LORA_CHECKS else ""
         found.append(CompatCheck(name, not reason, reason))
     return found
 
@@ -148,7 +149,7 @@ def _check_type(folder: AdapterFolder) -> str:
     kind = folder.config.get("peft_type")
     if kind == "LORA":
         return ""
-    return f"it is a {quote_untrusted(kind, 40)} adapter and vLLM loads only LoRA: serve it here, or train a LoRA"
+    return f"its type is {quote_untrusted(kind, 40)} and vLLM loads only LoRA: serve it here, or train a LoRA"
 
 
 def _check_base_name(folder: AdapterFolder) -> str:
@@ -228,3 +229,5 @@ _CHECKS: dict[str, Callable[[AdapterFolder], str]] = {
     "no modules_to_save": _check_modules_to_save,
     "tensor names": _check_tensor_names,
 }
+# Another type of adapter has no ranks and other tensors: that its type is refused says enough.
+_LORA_CHECKS = ("ranks", "tensor names")

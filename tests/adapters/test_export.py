@@ -72,7 +72,7 @@ def test_peft_reads_the_exported_folder(root: Path, tmp_path: Path) -> None:
 def test_adapter_that_vllm_refuses_is_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "ia3-conala", str(tmp_path / "out"), "--for", "vllm"]) == 2
     errors = capsys.readouterr().err
-    assert "'ia3-conala' cannot be exported for vLLM: it is a IA3 adapter and vLLM loads only LoRA" in errors
+    assert "'ia3-conala' cannot be exported for vLLM: its type is IA3 and vLLM loads only LoRA" in errors
     assert not (tmp_path / "out").exists()
     assert main(["export", "ia3-conala", str(tmp_path / "out"), "--for", "peft"]) == 0
 

@@ -7,8 +7,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Three processes for two cores: with two, a quarter of the processor time was idle while tests wait for browsers and jobs.
-WORKERS ?= 3
+WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Modules are compiled when they are first imported: most of them never are.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile

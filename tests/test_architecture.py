@@ -81,3 +81,9 @@ def test_importing_the_pages_writes_no_stubs_of_gradio() -> None:
     script = "import ui.app, gradio.component_meta as meta; print(meta.create_or_modify_pyi.__module__)"
     done = run(sys.executable, "-c", script)
     assert (done.returncode, done.stdout.strip()) == (0, "ui"), done.stderr
+
+
+def test_program_configures_its_libraries_before_it_imports_them() -> None:
+    done = run(sys.executable, "-c", "import app, sys; print(*sorted(sys.modules))")
+    assert done.returncode == 0, done.stderr
+    assert not set(done.stdout.split()) & {*HEAVY, "gradio", "huggingface_hub", "tqdm"}

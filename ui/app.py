@@ -22,8 +22,8 @@ from serve.api.auth import WebAccess
 from serve.api.server import connection_limits
 from serve.engine.llm_engine import EngineLoader
 from ui import components
-from ui.access.bodies import CheckedBlocks, EventErrorMiddleware, StoredUploads
-from ui.access.guard import action, own_allowed, protect
+from ui.access.bodies import StoredUploads
+from ui.access.guard import CheckedBlocks, EventErrorMiddleware, action, own_allowed, protect
 from ui.access.logins import LoginGuard, build_login, is_login_available
 from ui.access.middleware import AccessSettings, access_lifespan
 from ui.access.policy import Visitor

@@ -14,7 +14,7 @@ from gradio.state_holder import SessionState
 
 from serve.engine.llm_engine import EngineLoader
 from tests.fakes import FakeEngine
-from ui.access.bodies import INTERNAL_ERROR
+from ui.access.guard import INTERNAL_ERROR
 from ui.app import build_pages
 from ui.context import Context
 

@@ -135,6 +135,10 @@ def _verify(options: argparse.Namespace, roots: Sequence[Path]) -> int:
 def _export(options: argparse.Namespace, roots: Sequence[Path]) -> int:
     from adapters.verify import find_adapter
 
+    if options.base_name and options.program == "merged":
+        raise AdapterError("--base-name is for vllm and peft: say where the base of a merged model is with --base.")
+    if options.base and options.program != "merged":
+        raise AdapterError(f"--for {options.program} loads no base: say how that program names it with --base-name.")
     folder = find_adapter(options.target, Store(roots))
     if options.program == "merged":
         options.out = options.out.expanduser() / folder.name

@@ -88,9 +88,7 @@ def export_adapter(folder: AdapterFolder, out: Path, target: ExportTarget, base_
     config = {**folder.config, "base_model_name_or_path": base}
     config.pop("revision", None)  # a served name has none, and PEFT would ask the Hub for it under that name
     if target == "vllm":
-        # The layout is right once the folder is written.
-        checks = vllm_checks(replace(folder, config=config, path=folder.path), base)
-        reasons = [check.reason for check in checks if not check.passed and check.name != "file layout"]
+        reasons = [check.reason for check in vllm_checks(replace(folder, config=config), base) if not check.passed]
         if reasons:
             raise AdapterError(
                 f"Adapter '{folder.name}' cannot be exported for vLLM: {'; '.join(reasons)}. "

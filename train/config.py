@@ -29,12 +29,12 @@ from tasks.methods import MAX_EXAMPLES, Retriever
 from tasks.problem import Example
 from tasks.prompt import get_style
 
-_PREFIX = "nearest:"
-_PART = re.compile(r"(\d{1,4})-(\d{1,4})|(\d{1,4}(?:,\d{1,4})*)")
+_NEAREST_PREFIX = "nearest:"
+_COUNTS_PATTERN = re.compile(r"(\d{1,4})-(\d{1,4})|(\d{1,4}(?:,\d{1,4})*)")
 # The most prompts of one row.
-_MAX_PARTS = 4
+_MAX_PROMPTS_PER_ROW = 4
 # So many more rows are searched than needed, because the row itself and its twins are left out.
-_MORE = 16
+_EXTRA_SEARCHED = 16
 
 # The examples of each prompt of a row.
 SelectFn = Callable[[Example], Sequence[Sequence[Example]]]
@@ -58,8 +58,8 @@ def parse_train_examples(text: str) -> tuple[Counts, ...]:
     if not text:
         return ()
     compact = text.replace(" ", "")
-    matches = [_PART.fullmatch(part) for part in compact.removeprefix(_PREFIX).split("+")]
-    if not compact.startswith(_PREFIX) or not all(matches) or len(matches) > _MAX_PARTS:
+    matches = [_COUNTS_PATTERN.fullmatch(part) for part in compact.removeprefix(_NEAREST_PREFIX).split("+")]
+    if not compact.startswith(_NEAREST_PREFIX) or not all(matches) or len(matches) > _MAX_PROMPTS_PER_ROW:
         raise TrainingError(
             f"train_examples '{text[:60]}' is not understood: write nearest:0-8 for 0 to 8 examples before each "
             "question, nearest:0,0,4 for one of these numbers, nearest:0+1-8 to train each row without and with them."
@@ -93,7 +93,7 @@ class PromptExamples:
         numbers = [draw.choice(counts) for counts in self._parts]
         if not any(numbers):
             return [[] for _ in numbers]
-        found = self._retriever.nearest(row.intent, max(numbers) + _MORE)
+        found = self._retriever.nearest(row.intent, max(numbers) + _EXTRA_SEARCHED)
         examples = [example for example in found if not _is_twin(example, row)]
         return [examples[:number] for number in numbers]
 

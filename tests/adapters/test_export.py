@@ -84,6 +84,21 @@ def test_export_replaces_nothing(root: Path, tmp_path: Path, capsys: pytest.Capt
     assert list((tmp_path / "out" / "mine").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--for", "merged", "--base-name", "x"), "--base-name is for vllm and peft"),
+        (("--for", "vllm", "--base", "embedded"), "--for vllm loads no base"),
+    ],
+)
+def test_option_of_another_program_is_refused(
+    root: Path, tmp_path: Path, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(root, tmp_path / "out", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.model
 @pytest.mark.slow
 def test_merged_model_is_written_below_the_folder(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ What counts most is the pair of name and address: after a few failures it waits,
 number of failures an hour, whatever the names. A name alone is never locked, which would lock out its owner: while many
 addresses try it, each has one attempt.
 
-Owners of Gradio's sessions and events: whoever names one first is the only one who may name it again. Gradio keeps the
-state of a page (its runs, its selected job) by a `session_hash` that the browser chooses, and asks nobody who knows it
-for more.
+Owners of Gradio's sessions and events: the visitor who names one first owns it, and others may not use its name. Gradio
+keeps the state of a page (its runs, its selected job) by a `session_hash` that the browser chooses, and checks nothing
+else.
 """
 
 from __future__ import annotations
